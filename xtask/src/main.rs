@@ -1,1 +1,49 @@
-fn main() {}
+//! Everything around the agent that is not the agent: `cargo xtask COMMAND`.
+//!
+//! Each command is idempotent, calls by itself what it needs (`run` and `test` call `setup`), keeps what is costly in
+//! one cache folder per user, and leaves nothing behind on the machine.
+
+mod ctx;
+mod image;
+mod run;
+mod vm;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::ctx::Ctx;
+
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", about = "Set up, build, run and test beelet", max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Run the agent on a test node with sample pods, and show a live table
+    Run(run::RunArgs),
+    /// The VM: pure cgroup v2, any kernel
+    #[command(subcommand)]
+    Vm(vm::VmCommand),
+    /// Write the agent's container image as an OCI archive
+    Image(image::ImageArgs),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let done = Ctx::new().and_then(|ctx| match cli.command {
+        Task::Run(args) => args.run(&ctx),
+        Task::Vm(command) => command.run(&ctx),
+        Task::Image(args) => args.run(&ctx),
+    });
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
