@@ -1,1 +1,6 @@
-//! To be filled.
+//! beelet: a kubelet that sees the kernel.
+//!
+//! The rooms, in the order in which facts flow through them: [`kernel`] reads, [`measure`] merges the readings into samples,
+//! [`sources`] tells which pods are wanted, [`runtime`] talks to containerd; `beelet_core` decides; [`act`] executes with
+//! [`cgroup`] and [`volumes`]; [`report`], [`server`] and [`top`] show. [`agent`] ties them together: one task owns the state.
+

@@ -1,1 +1,18 @@
-//! To be filled.
+//! The pure part of beelet: what is measured and what happened goes in, what is to be done comes out.
+//!
+//! Problem: node agents mix decisions with IO, so nobody can test, replay or explain what they decide.
+//! Approach: this crate holds the whole state of a node ([`World`]) and one entry point, [`World::step`]. It has no clock,
+//! no file system, no randomness, no threads; `now` is passed in. The same events give the same actions.
+//!
+//! Terms: see the architecture's "one-way flow": measure -> [`sample`] -> [`model`] -> decide ([`health`], [`allocate`],
+//! [`evict`], [`pod`]) -> [`event::Action`]; reports read a [`snapshot::Snapshot`].
+#![forbid(unsafe_code)]
+
+pub mod event;
+pub mod evict;
+pub mod health;
+pub mod node;
+pub mod sample;
+pub mod snapshot;
+pub mod spec;
+pub mod units;

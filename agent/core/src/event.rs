@@ -1,0 +1,404 @@
+//! What goes into [`crate::World::step`] and what comes out.
+//!
+//! Problem: a decision that talks to the world cannot be tested or replayed. Approach: everything that happens is an [`Event`],
+//! everything that is to be done is an [`Action`]; the edges turn one into the other. Both are plain, serialisable data.
+//!
+//! Terms: *facts* are a full listing of what the runtime has (level-triggered: a lost notification costs time, never truth);
+//! an *operation* is a unit of work for one pod. At most one operation of a pod is under way, so its operations are in order.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::sample::{KernelEvent, Sample};
+use crate::spec::{PodSpec, PodUid, Resources};
+use crate::units::{Bytes, Micros, MilliCpu};
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Event {
+    /// All that the pod source wants now; what is missing is to go.
+    Pods {
+        /// The wanted pods.
+        pods: Vec<Arc<PodSpec>>,
+        /// What was refused, and why.
+        rejected: Vec<Rejected>,
+    },
+    /// All that the runtime has now.
+    Runtime(RuntimeFacts),
+    /// The runtime does not answer.
+    RuntimeDown {
+        /// Why.
+        reason: String,
+    },
+    /// An operation ended.
+    Done {
+        /// Whose.
+        uid: PodUid,
+        /// Which.
+        op: OpId,
+        /// How.
+        result: Result<Done, OpError>,
+    },
+    /// A measurement.
+    Sample(Sample),
+    /// The kernel told something at the moment it happened.
+    Kernel(KernelEvent),
+    /// Time passed. Sent at the moment that [`Action::WakeAt`] asked for, or earlier.
+    Tick,
+}
+
+/// A manifest that cannot be run.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Rejected {
+    /// The file, or another name of the place it came from.
+    pub origin: String,
+    /// `namespace/name`, where it could be read.
+    pub pod: Option<String>,
+    /// What is wrong: field, value, and what would be right.
+    pub error: String,
+}
+
+/// What the runtime has.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuntimeFacts {
+    /// When the listing was asked for (monotonic): what was done later need not be in it.
+    pub asked: Micros,
+    /// The sandboxes.
+    pub sandboxes: Vec<SandboxFact>,
+    /// The containers.
+    pub containers: Vec<ContainerFact>,
+}
+
+/// A pod sandbox.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SandboxFact {
+    /// The runtime's id.
+    pub id: String,
+    /// The pod's UID, from its metadata.
+    pub uid: PodUid,
+    /// The pod's namespace.
+    pub namespace: String,
+    /// The pod's name.
+    pub name: String,
+    /// `metadata.attempt`.
+    pub attempt: u32,
+    /// It is up and has its network.
+    pub ready: bool,
+    /// Its address, "" for none (host network).
+    pub ip: String,
+    /// When it was made (wall clock).
+    pub created: Micros,
+    /// beelet made it (it carries our annotation), so beelet may remove it.
+    pub ours: bool,
+    /// The cgroup parent it was given, "" where the runtime does not tell.
+    pub cgroup_parent: String,
+    /// Labels of the pod.
+    pub labels: std::collections::BTreeMap<String, String>,
+}
+
+/// A container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerFact {
+    /// The runtime's id.
+    pub id: String,
+    /// Its sandbox.
+    pub sandbox_id: String,
+    /// The pod's UID.
+    pub uid: PodUid,
+    /// The container's name in the pod.
+    pub name: String,
+    /// `metadata.attempt`: 0 for the first, so this is also its restart count.
+    pub attempt: u32,
+    /// The image as it was asked for.
+    pub image: String,
+    /// The image's id.
+    pub image_id: String,
+    /// What it does.
+    pub state: ContainerFactState,
+    /// The resources it was created with or last updated to, from our annotation.
+    pub resources: Option<Resources>,
+}
+
+/// The state of a container in the runtime.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ContainerFactState {
+    /// Made, not started.
+    Created,
+    /// Started.
+    Running {
+        /// When (wall clock).
+        started: Micros,
+    },
+    /// Ended.
+    Exited(Exit),
+    /// The runtime does not know.
+    Unknown,
+}
+
+/// How a container ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    /// When it was started (wall clock).
+    pub started: Micros,
+    /// When it ended (wall clock).
+    pub finished: Micros,
+    /// The exit code; 128 + n for signal n.
+    pub code: i32,
+    /// The runtime's word: `Completed`, `Error`, `OOMKilled`, ...
+    pub reason: String,
+    /// The runtime's message.
+    pub message: String,
+}
+
+/// Numbers the operations of the agent's life.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct OpId(pub u64);
+
+/// Something to be done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Action {
+    /// An operation of a pod; ends with [`Event::Done`].
+    Pod {
+        /// Which pod.
+        uid: PodUid,
+        /// Its number.
+        op: OpId,
+        /// What.
+        what: PodOp,
+    },
+    /// Kill every process of a pod now, past all queues: the kernel's OOM killer is near. Nothing is awaited.
+    Kill {
+        /// Which pod.
+        uid: PodUid,
+        /// The pod's cgroup, relative to the hierarchies' roots.
+        cgroup: String,
+    },
+    /// Write a knob of a cgroup.
+    Knob(KnobWrite),
+    /// List what the runtime has.
+    Relist,
+    /// Take samples this far apart from now on, until told otherwise.
+    SampleEvery {
+        /// The distance.
+        interval: Micros,
+        /// Look at every pod, not only at the node and `kubepods`.
+        all_pods: bool,
+    },
+    /// Send [`Event::Tick`] at this moment (monotonic). A later one replaces an earlier one.
+    WakeAt(Micros),
+    /// Tell people.
+    Record(Record),
+}
+
+/// An operation of a pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PodOp {
+    /// Make the pod's cgroup (and its QoS class's) with these values, and its folders and volumes.
+    Prepare {
+        /// The pod.
+        spec: Arc<PodSpec>,
+        /// The cgroup to make.
+        cgroup: PodCgroup,
+    },
+    /// Run the sandbox. Ends with [`Done::Sandbox`].
+    StartSandbox {
+        /// The pod.
+        spec: Arc<PodSpec>,
+        /// The pod's cgroup.
+        cgroup: String,
+        /// Counts the sandboxes of this pod.
+        attempt: u32,
+    },
+    /// See that the image is there, pulling it if the policy says so. Ends with [`Done::Image`].
+    EnsureImage {
+        /// The image.
+        image: String,
+        /// The policy.
+        pull: crate::spec::PullPolicy,
+    },
+    /// Create and start a container. Ends with [`Done::Container`].
+    StartContainer {
+        /// The pod.
+        spec: Arc<PodSpec>,
+        /// The container's name.
+        container: String,
+        /// Counts the runs of this container.
+        attempt: u32,
+        /// The sandbox.
+        sandbox_id: String,
+        /// The sandbox's address, for `status.podIP`.
+        pod_ip: String,
+        /// The pod's cgroup.
+        cgroup: String,
+        /// What the runtime is told.
+        linux: LinuxResources,
+    },
+    /// Stop these containers: SIGTERM, after `grace` SIGKILL.
+    StopContainers {
+        /// The runtime's ids.
+        ids: Vec<String>,
+        /// Zero kills at once.
+        grace: Micros,
+    },
+    /// Remove dead containers.
+    RemoveContainers {
+        /// The runtime's ids.
+        ids: Vec<String>,
+    },
+    /// Stop and remove these sandboxes with everything in them.
+    RemoveSandboxes {
+        /// The runtime's ids.
+        ids: Vec<String>,
+    },
+    /// Remove the pod's cgroup, folders and volumes.
+    Cleanup {
+        /// The pod's cgroup, relative to the hierarchies' roots.
+        cgroup: String,
+        /// `namespace_name_uid`, the name of its log folder.
+        log_dir: String,
+    },
+    /// Apply changed resources in place, in the given order.
+    Resize {
+        /// The pod with its new resources.
+        spec: Arc<PodSpec>,
+        /// What to write to the pod's cgroup.
+        pod: PodCgroup,
+        /// Write the pod's cgroup before its containers (a raise) or after them (a cut).
+        pod_first: bool,
+        /// Running containers: id, name, values.
+        containers: Vec<(String, String, LinuxResources)>,
+    },
+}
+
+impl PodOp {
+    /// A short name for logs and metrics.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Prepare { .. } => "prepare",
+            Self::StartSandbox { .. } => "start_sandbox",
+            Self::EnsureImage { .. } => "ensure_image",
+            Self::StartContainer { .. } => "start_container",
+            Self::StopContainers { .. } => "stop_containers",
+            Self::RemoveContainers { .. } => "remove_containers",
+            Self::RemoveSandboxes { .. } => "remove_sandboxes",
+            Self::Cleanup { .. } => "cleanup",
+            Self::Resize { .. } => "resize",
+        }
+    }
+}
+
+/// How an operation succeeded.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Done {
+    /// Nothing to tell.
+    Ok,
+    /// The image is there.
+    Image {
+        /// It was pulled just now, and this is how long it took.
+        pulled: Option<Micros>,
+    },
+    /// The sandbox runs.
+    Sandbox(SandboxFact),
+    /// The container runs (or ran already to its end: the next facts tell).
+    Container {
+        /// The runtime's id.
+        id: String,
+        /// When it was started (wall clock).
+        started: Micros,
+    },
+}
+
+/// How an operation failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpError {
+    /// The kubelet's reason where it has one (`ErrImagePull`, `CreateContainerError`, `RunContainerError`, ...).
+    pub reason: String,
+    /// What happened, for people.
+    pub message: String,
+}
+
+/// The cgroup of a pod and the values of its knobs. `None` leaves a knob at the kernel's default.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodCgroup {
+    /// Relative to the hierarchies' roots, without a leading slash: `kubepods/burstable/pod<uid>`.
+    pub path: String,
+    /// The knobs.
+    pub knobs: CgroupKnobs,
+}
+
+/// The knobs of a cgroup, in the v1 unit for CPU (shares), from which a v2 weight is made where it is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CgroupKnobs {
+    /// `cpu.shares`, 2..=262144.
+    pub cpu_shares: Option<u64>,
+    /// `cpu.max` quota per period; `None` for no limit.
+    pub cpu_quota: Option<Micros>,
+    /// `cpu.max` period.
+    pub cpu_period: Micros,
+    /// `memory.max`; `None` for no limit.
+    pub memory_max: Option<Bytes>,
+}
+
+/// What the runtime is told of a container (CRI LinuxContainerResources).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinuxResources {
+    /// The same knobs as a pod's.
+    pub knobs: CgroupKnobs,
+    /// `oom_score_adj`, -1000..=1000.
+    pub oom_score_adj: i32,
+    /// What they were made from, for the annotation that a restarted agent reads.
+    pub resources: Resources,
+}
+
+/// A write to a knob outside the life of a pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KnobWrite {
+    /// The cgroup, relative to the hierarchies' roots.
+    pub cgroup: String,
+    /// The pod and container it is for.
+    pub target: (PodUid, String),
+    /// What to write.
+    pub knob: Knob,
+    /// Why, for the journal.
+    pub why: String,
+}
+
+/// Knobs that beelet turns by its own decision, each with its value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Knob {
+    /// `cpu.max.burst`, v1 `cpu.cfs_burst_us`: unused quota that may be spent later.
+    CpuBurst(Micros),
+}
+
+/// Something that people should know: goes to the log, to `/debug/explain` and to counters.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// When.
+    pub at: crate::units::Now,
+    /// About which pod; `None` for the node.
+    pub uid: Option<PodUid>,
+    /// `namespace/name` of the pod, or the node's name.
+    pub name: String,
+    /// The container, where it is about one.
+    pub container: Option<String>,
+    /// It is a warning.
+    pub warning: bool,
+    /// The kubelet's event reason where it has one: `Started`, `BackOff`, `Evicted`, ...
+    pub reason: String,
+    /// What happened, in the kubelet's words where it has them.
+    pub message: String,
+    /// What was seen that led to it: name and value.
+    pub evidence: Vec<(String, String)>,
+}
+
+/// CPU and memory, for reservations and capacity.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResourceList {
+    /// CPU.
+    pub cpu: MilliCpu,
+    /// Memory.
+    pub memory: Bytes,
+}

@@ -1,0 +1,100 @@
+//! The node's settings, as far as decisions depend on them.
+//!
+//! The edge (`beelet::config`) fills this from the KubeletConfiguration, the EnforcementPolicy and the machine.
+
+use serde::{Deserialize, Serialize};
+
+use crate::event::ResourceList;
+use crate::evict::Threshold;
+use crate::units::{Bytes, Micros, MilliCpu};
+
+/// The node's settings.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeConfig {
+    /// The node's name.
+    pub name: String,
+    /// The kubepods cgroup, relative to the hierarchies' roots, without slashes at its ends: `kubepods`, `bed/kubepods`.
+    pub kubepods: String,
+    /// What the machine has.
+    pub capacity: ResourceList,
+    /// `kubeReserved`.
+    pub kube_reserved: ResourceList,
+    /// `systemReserved`.
+    pub system_reserved: ResourceList,
+    /// `evictionHard`.
+    pub eviction_hard: Vec<Threshold>,
+    /// `evictionMinimumReclaim` of memory.available.
+    pub minimum_reclaim: Bytes,
+    /// `evictionPressureTransitionPeriod`.
+    pub pressure_transition: Micros,
+    /// `cpuCFSQuota`.
+    pub cpu_quota: bool,
+    /// `cpuCFSQuotaPeriod`.
+    pub cpu_period: Micros,
+    /// `maxPods`.
+    pub max_pods: u32,
+    /// `crashLoopBackOff.maxContainerRestartPeriod`.
+    pub max_backoff: Micros,
+    /// Pods belong to a kubelet: measure, judge and report, write nothing.
+    pub beside: bool,
+    /// What beelet may do by its own judgement.
+    pub enforce: Enforce,
+    /// Burst is given to throttled containers while the node has idle CPU.
+    pub burst: bool,
+    /// The runtime is told `memory.oom.group`-like behaviour by the kernel only on cgroup v2; here for messages.
+    pub cgroup_v2: bool,
+}
+
+/// `spec.mode` of the EnforcementPolicy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Enforce {
+    /// Evict, burst: act.
+    #[default]
+    Act,
+    /// Record what would have been done, and do nothing.
+    Observe,
+}
+
+impl NodeConfig {
+    /// The memory limit of `kubepods`: capacity less reservations (enforceNodeAllocatable: [pods],
+    /// pkg/kubelet/cm/node_container_manager_linux.go, release 1.37). The eviction threshold is not subtracted here.
+    #[must_use]
+    pub fn kubepods_limit(&self) -> ResourceList {
+        ResourceList {
+            cpu: self.capacity.cpu - self.kube_reserved.cpu - self.system_reserved.cpu,
+            memory: self.capacity.memory - self.kube_reserved.memory - self.system_reserved.memory,
+        }
+    }
+
+    /// What may be given to pods: the limit of `kubepods` less the hard eviction threshold of memory.
+    #[must_use]
+    pub fn allocatable(&self) -> ResourceList {
+        let limit = self.kubepods_limit();
+        let threshold = self.eviction_hard.iter().map(|t| t.quantity(self.capacity.memory)).max().unwrap_or(Bytes::ZERO);
+        ResourceList { cpu: limit.cpu, memory: limit.memory - threshold }
+    }
+}
+
+impl Default for NodeConfig {
+    /// A node of two cores and 4 GiB with the kubelet's defaults; tests start from here.
+    fn default() -> Self {
+        Self {
+            name: "node".to_owned(),
+            kubepods: "kubepods".to_owned(),
+            capacity: ResourceList { cpu: MilliCpu(2_000), memory: Bytes::gib(4) },
+            kube_reserved: ResourceList::default(),
+            system_reserved: ResourceList::default(),
+            eviction_hard: vec![Threshold::default()],
+            minimum_reclaim: Bytes::ZERO,
+            pressure_transition: Micros::secs(300),
+            cpu_quota: true,
+            cpu_period: Micros::millis(100),
+            max_pods: 110,
+            max_backoff: Micros::secs(300),
+            beside: false,
+            enforce: Enforce::Act,
+            burst: true,
+            cgroup_v2: true,
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! What was measured.
+//!
+//! Problem: values come from eBPF maps, cgroup files and /proc, and each of them may be missing on some kernel.
+//! Approach: the edge merges its sources into one [`Sample`], with `None` for what nobody could tell; the core never guesses.
+//! All counters are cumulative since the cgroup was made; rates are the model's business.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+
+use crate::spec::PodUid;
+use crate::units::{Bytes, Micros};
+
+/// One look at the node and its pods.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sample {
+    /// When it was taken (monotonic).
+    pub at: Micros,
+    /// The node as a whole.
+    pub node: NodeReading,
+    /// The cgroup that holds all pods (`kubepods`); `None` where it could not be read.
+    pub kubepods: Option<CgroupReading>,
+    /// Every pod that has a cgroup, or `None` for a quick look that read only the node and `kubepods`.
+    pub pods: Option<Vec<PodReading>>,
+}
+
+/// The node as a whole.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeReading {
+    /// CPU time spent busy by all CPUs together since boot.
+    pub cpu_busy: Micros,
+    /// CPU time idle (idle and iowait) by all CPUs together since boot.
+    pub cpu_idle: Micros,
+    /// `MemTotal`.
+    pub memory_total: Bytes,
+    /// What is in use and not reclaimable file cache. In terms of /proc/meminfo: `MemTotal - MemFree - Active(file) -
+    /// Inactive(file) - SReclaimable`, with shmem counted as used.
+    pub memory_unreclaimable: Bytes,
+    /// The kubelet's working set of the root cgroup: `MemTotal - MemFree - Inactive(file)`.
+    pub memory_working_set: Bytes,
+}
+
+/// A pod's cgroup and what is in it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodReading {
+    /// Which pod.
+    pub uid: PodUid,
+    /// The pod's own cgroup (all its containers together).
+    pub cgroup: CgroupReading,
+    /// Its containers with a live cgroup.
+    pub containers: Vec<ContainerReading>,
+    /// Bytes and packets of all its sockets, living and dead, since the agent first saw the pod.
+    pub network: Option<NetworkReading>,
+    /// TCP ports that something listens on in the pod's network namespace (a host-network pod: `None`).
+    pub listening: Option<BTreeSet<u16>>,
+}
+
+/// A container's cgroup.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerReading {
+    /// The container's name in the pod.
+    pub name: String,
+    /// The runtime's id.
+    pub id: String,
+    /// Its cgroup.
+    pub cgroup: CgroupReading,
+}
+
+/// A cgroup.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CgroupReading {
+    /// The cgroup's id: the inode of its directory in the v2 hierarchy. Another id is another cgroup, whatever its path.
+    pub id: u64,
+    /// CPU time.
+    pub cpu: Option<CpuReading>,
+    /// Memory.
+    pub memory: Option<MemoryReading>,
+    /// Pressure, cumulative.
+    pub pressure: Option<PressureReading>,
+    /// Processes and threads in it and below.
+    pub pids: Option<u64>,
+}
+
+/// CPU time of a cgroup.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CpuReading {
+    /// Run time by `cpu.stat` (v2) or `cpuacct.usage` (v1).
+    pub usage: Option<Micros>,
+    /// Run time by eBPF at sched_switch.
+    pub run: Option<Micros>,
+    /// Scheduling periods in which something ran.
+    pub periods: Option<u64>,
+    /// Of these, the throttled ones.
+    pub throttled_periods: Option<u64>,
+    /// Time throttled, summed over CPUs.
+    pub throttled: Option<Micros>,
+}
+
+impl CpuReading {
+    /// The run time of the best source. `cpu.stat` also counts the slice a task is in the middle of, so it leads.
+    #[must_use]
+    pub fn best(&self) -> Option<Micros> {
+        self.usage.or(self.run)
+    }
+}
+
+/// Memory of a cgroup, all below included.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryReading {
+    /// `memory.current`, `memory.usage_in_bytes`.
+    pub usage: Bytes,
+    /// `inactive_file` of memory.stat.
+    pub inactive_file: Bytes,
+    /// `active_file`.
+    pub active_file: Bytes,
+    /// `anon`, v1 `total_rss`.
+    pub anon: Bytes,
+    /// `shmem`.
+    pub shmem: Bytes,
+    /// `slab_reclaimable`; 0 on v1, which does not tell.
+    pub slab_reclaimable: Bytes,
+    /// `memory.max`, `memory.limit_in_bytes`; `None` for no limit.
+    pub limit: Option<Bytes>,
+    /// Processes killed by the kernel's OOM killer in this cgroup (v2: and below).
+    pub oom_kills: Option<u64>,
+}
+
+impl MemoryReading {
+    /// The kubelet's working set: usage less inactive file cache (pkg/kubelet/stats, cAdvisor's container/libcontainer/handler.go).
+    #[must_use]
+    pub fn working_set(&self) -> Bytes {
+        self.usage - self.inactive_file
+    }
+
+    /// What reclaim cannot free: usage less file cache and reclaimable slab. Without swap this is what leads to an OOM kill.
+    #[must_use]
+    pub fn unreclaimable(&self) -> Bytes {
+        self.usage - self.inactive_file - self.active_file - self.slab_reclaimable
+    }
+}
+
+/// Pressure stall totals of a cgroup, since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PressureReading {
+    /// Some task waited for CPU.
+    pub cpu_some: Micros,
+    /// Some task waited for memory.
+    pub memory_some: Micros,
+    /// All tasks waited for memory.
+    pub memory_full: Micros,
+    /// Some task waited for IO.
+    pub io_some: Micros,
+}
+
+/// Bytes on the wire as the sockets see them: IP headers and up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkReading {
+    /// Received bytes.
+    pub rx_bytes: u64,
+    /// Received packets (a merged GRO packet is one).
+    pub rx_packets: u64,
+    /// Sent bytes.
+    pub tx_bytes: u64,
+    /// Sent packets (a GSO packet is one).
+    pub tx_packets: u64,
+}
+
+/// Something that the kernel told at the moment it happened, already traced to its pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelEvent {
+    /// When (monotonic).
+    pub at: Micros,
+    /// In which pod.
+    pub uid: PodUid,
+    /// In which of its containers; `None` for the sandbox or where it is not known any more.
+    pub container: Option<String>,
+    /// What.
+    pub kind: KernelEventKind,
+}
+
+/// What the kernel told.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum KernelEventKind {
+    /// A process (thread group) ended.
+    Exit {
+        /// Its pid on the node.
+        pid: u32,
+        /// Its name.
+        comm: String,
+        /// Exit code, 0 if a signal ended it.
+        code: u8,
+        /// The signal that ended it, 0 for none.
+        signal: u8,
+        /// It was the container's first process.
+        is_init: bool,
+    },
+    /// The OOM killer chose a process.
+    OomVictim {
+        /// Its pid on the node.
+        pid: u32,
+        /// Its name.
+        comm: String,
+    },
+    /// A listening TCP socket appeared (`open`) or went.
+    Listen {
+        /// The port.
+        port: u16,
+        /// Appeared, or gone.
+        open: bool,
+    },
+}

@@ -1,0 +1,253 @@
+//! What the outside may see: an immutable picture of the world after a step.
+//!
+//! Reports read this and nothing else, so no report can change a decision.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::event::{Record, Rejected, ResourceList};
+use crate::health::Verdict;
+use crate::sample::{CgroupReading, NetworkReading};
+use crate::spec::{PodSpec, PodUid, QosClass};
+use crate::units::{Bytes, Micros, MilliCpu, Now};
+
+/// The world after a step.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// When.
+    pub at: Now,
+    /// The node.
+    pub node: NodeView,
+    /// All pods, by namespace and name.
+    pub pods: Vec<Arc<PodView>>,
+    /// Manifests that cannot be run.
+    pub rejected: Vec<Rejected>,
+    /// The newest records last, bounded.
+    pub records: Vec<Record>,
+    /// Counters that outlive their pods.
+    pub totals: Totals,
+}
+
+/// The node.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct NodeView {
+    /// Its name.
+    pub name: String,
+    /// What it has.
+    pub capacity: ResourceList,
+    /// What pods may use.
+    pub allocatable: ResourceList,
+    /// The runtime answers; else why not.
+    pub runtime_down: Option<String>,
+    /// `MemoryPressure`.
+    pub memory_pressure: bool,
+    /// `memory.available` of the node, by what reclaim cannot free.
+    pub memory_available: Option<Bytes>,
+    /// `allocatableMemory.available`: what is left below the limit of `kubepods`, by what reclaim cannot free.
+    pub allocatable_available: Option<Bytes>,
+    /// Time until `kubepods` or the node runs out at the present growth; `None` for no growth.
+    pub time_to_oom: Option<Micros>,
+    /// The distance of samples at present.
+    pub sample_interval: Micros,
+    /// CPU in use, all of the node.
+    pub cpu: Option<MilliCpu>,
+    /// CPU idle, all of the node.
+    pub cpu_idle: Option<MilliCpu>,
+    /// The reading of `kubepods`.
+    pub kubepods: Option<CgroupReading>,
+}
+
+/// A pod.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PodView {
+    /// What is wanted; of a pod that beelet did not start, what could be found out.
+    pub spec: Arc<PodSpec>,
+    /// Started by somebody else (beside a kubelet).
+    pub foreign: bool,
+    /// `status.phase`.
+    pub phase: Phase,
+    /// `status.reason`: `Evicted`, ...
+    pub reason: String,
+    /// `status.message`.
+    pub message: String,
+    /// `status.qosClass`.
+    pub qos: QosClass,
+    /// The state's name, for people: `Running`, `Terminating`, ...
+    pub state: String,
+    /// `status.podIP`, "" for none.
+    pub ip: String,
+    /// When it was first seen (wall clock).
+    pub since: Micros,
+    /// Its cgroup, relative to the hierarchies' roots.
+    pub cgroup: String,
+    /// Its containers, the initialising ones first.
+    pub containers: Vec<ContainerView>,
+    /// The pod's whole cgroup, last reading.
+    pub reading: Option<CgroupReading>,
+    /// CPU in use, from two readings of the same cgroup.
+    pub cpu: Option<MilliCpu>,
+    /// Cumulative bytes and packets.
+    pub network: Option<NetworkReading>,
+    /// Bytes per second received and sent.
+    pub network_rate: Option<(u64, u64)>,
+    /// Growth of what reclaim cannot free, bytes per second.
+    pub memory_growth: Option<i64>,
+    /// Time until the pod's own limit is hit; `None` for no limit or no growth.
+    pub time_to_oom: Option<Micros>,
+    /// Listening TCP ports.
+    pub listening: Vec<u16>,
+    /// Healthy or not, and why.
+    pub health: Verdict,
+    /// A resize under way: `Deferred: ...`, `InProgress`; "" for none.
+    pub resize: String,
+    /// The last thing done or decided, for people.
+    pub last_action: String,
+    /// OOM kills in this pod by container, cumulative over restarts.
+    pub oom_kills: u64,
+}
+
+/// A container.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ContainerView {
+    /// Its name.
+    pub name: String,
+    /// The runtime's id of the newest run, "" for none.
+    pub id: String,
+    /// It is an init container.
+    pub init: bool,
+    /// The image as asked for.
+    pub image: String,
+    /// The image's id.
+    pub image_id: String,
+    /// `status.state`.
+    pub state: ContainerState,
+    /// `status.lastState`, if it ran before.
+    pub last: Option<crate::event::Exit>,
+    /// `status.restartCount`.
+    pub restarts: u32,
+    /// Ready (without a probe: it runs).
+    pub ready: bool,
+    /// The last reading of its cgroup.
+    pub reading: Option<CgroupReading>,
+    /// CPU in use.
+    pub cpu: Option<MilliCpu>,
+    /// Burst given at present.
+    pub burst: Micros,
+    /// OOM kills, cumulative over restarts.
+    pub oom_kills: u64,
+}
+
+/// `containerStatuses[].state`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ContainerState {
+    /// Not running yet, or not any more.
+    Waiting {
+        /// `ContainerCreating`, `CrashLoopBackOff`, `ErrImagePull`, ...
+        reason: String,
+        /// More.
+        message: String,
+    },
+    /// Running.
+    Running {
+        /// Since (wall clock).
+        started: Micros,
+    },
+    /// Ended.
+    Terminated(crate::event::Exit),
+}
+
+/// `status.phase`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Phase {
+    /// Not all containers have run yet.
+    #[default]
+    Pending,
+    /// At least one runs or will run again.
+    Running,
+    /// All ended well and none will run again.
+    Succeeded,
+    /// All ended, at least one badly, or beelet gave the pod up.
+    Failed,
+}
+
+impl Phase {
+    /// As the API writes it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "Pending",
+            Self::Running => "Running",
+            Self::Succeeded => "Succeeded",
+            Self::Failed => "Failed",
+        }
+    }
+}
+
+/// Counters that only grow and outlive their pods. Lists are sorted by key.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Totals {
+    /// Evictions by signal: `memory.available`, `allocatableMemory.available`, ...
+    pub evictions: Vec<(String, u64)>,
+    /// OOM kills by namespace, pod, container.
+    pub oom_kills: Vec<((String, String, String), u64)>,
+    /// Ends of containers by namespace, pod, container and how: `code` or `signal` with the number.
+    pub exits: Vec<((String, String, String), ExitKind, u64)>,
+    /// Restarts by namespace, pod, container.
+    pub restarts: Vec<((String, String, String), u64)>,
+    /// Actions by name and whether they succeeded.
+    pub actions: Vec<((String, bool), u64)>,
+    /// Steps of the state machine that were not allowed, and changed nothing.
+    pub illegal_transitions: u64,
+    /// OOM kills that no pod of ours can be named for.
+    pub oom_kills_elsewhere: u64,
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum ExitKind {
+    /// By itself with this code.
+    Code(u8),
+    /// By this signal.
+    Signal(u8),
+}
+
+/// Which pod a view is of.
+impl PodView {
+    /// The UID.
+    #[must_use]
+    pub fn uid(&self) -> &PodUid {
+        &self.spec.uid
+    }
+
+    /// Restarts of all containers together, as `kubectl get pods` shows them.
+    #[must_use]
+    pub fn restarts(&self) -> u32 {
+        self.containers.iter().map(|c| c.restarts).fold(0, u32::saturating_add)
+    }
+
+    /// What `kubectl get pods` shows in STATUS: the most telling reason.
+    #[must_use]
+    pub fn status_word(&self) -> String {
+        if self.state == "Terminating" && self.reason.is_empty() {
+            return "Terminating".to_owned();
+        }
+        if !self.reason.is_empty() {
+            return self.reason.clone();
+        }
+        let waiting = self.containers.iter().find_map(|c| match &c.state {
+            ContainerState::Waiting { reason, .. } if !reason.is_empty() => Some(reason.clone()),
+            _ => None,
+        });
+        let ended = || {
+            self.containers.iter().filter(|c| !c.init).find_map(|c| match &c.state {
+                ContainerState::Terminated(exit) => Some(exit.reason.clone()),
+                _ => None,
+            })
+        };
+        match self.phase {
+            Phase::Pending | Phase::Running => waiting.unwrap_or_else(|| self.phase.as_str().to_owned()),
+            Phase::Succeeded | Phase::Failed => ended().unwrap_or_else(|| self.phase.as_str().to_owned()),
+        }
+    }
+}

@@ -1,0 +1,315 @@
+//! What somebody wants: pods and their containers, already checked.
+//!
+//! Problem: a Kubernetes Pod has hundreds of fields, most of them optional, and the core must not parse or doubt.
+//! Approach: the edge (`beelet::sources`) turns a manifest into these plain types, with every default filled in, and refuses
+//! what cannot be honoured. The core and the runtime client read nothing else.
+//!
+//! Property: two manifests that differ only in `resources` give the same [`PodUid`] (the change is applied in place); any
+//! other difference gives another one (the pod is replaced).
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::units::{Bytes, Micros, MilliCpu};
+
+/// A pod's UID: `metadata.uid`, or for a manifest without one a hash of its content, its file and the node's name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct PodUid(pub Arc<str>);
+
+impl PodUid {
+    /// The UID as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<&str> for PodUid {
+    fn from(uid: &str) -> Self {
+        Self(uid.into())
+    }
+}
+
+impl fmt::Display for PodUid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A pod that should run on this node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodSpec {
+    /// Identity; see [`PodUid`].
+    pub uid: PodUid,
+    /// `metadata.namespace`, "default" where a manifest has none.
+    pub namespace: String,
+    /// `metadata.name`; of a static pod with the kubelet's suffix `-<node name>`.
+    pub name: String,
+    /// `metadata.labels`.
+    pub labels: BTreeMap<String, String>,
+    /// `metadata.annotations`.
+    pub annotations: BTreeMap<String, String>,
+    /// Where the wish comes from, for messages: a file's path, or `api`.
+    pub origin: String,
+    /// `spec.priority`, or the value of `priorityClassName: system-{node,cluster}-critical`.
+    pub priority: i32,
+    /// `spec.restartPolicy`.
+    pub restart_policy: RestartPolicy,
+    /// `spec.terminationGracePeriodSeconds`, default 30 s.
+    pub termination_grace: Micros,
+    /// `spec.hostNetwork`.
+    pub host_network: bool,
+    /// `spec.hostPID`.
+    pub host_pid: bool,
+    /// `spec.hostIPC`.
+    pub host_ipc: bool,
+    /// `spec.shareProcessNamespace`.
+    pub share_process_namespace: bool,
+    /// `spec.hostname`, else the pod's name cut to 63 characters.
+    pub hostname: String,
+    /// `spec.securityContext`, the fields that are for the whole pod.
+    pub security: PodSecurity,
+    /// `spec.volumes`.
+    pub volumes: Vec<Volume>,
+    /// `spec.initContainers`: run one after the other, each to success, before the others.
+    pub init_containers: Vec<ContainerSpec>,
+    /// `spec.containers`, at least one.
+    pub containers: Vec<ContainerSpec>,
+}
+
+/// `spec.restartPolicy`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RestartPolicy {
+    /// However it ended.
+    #[default]
+    Always,
+    /// Only after a failure.
+    OnFailure,
+    /// Not at all.
+    Never,
+}
+
+/// `spec.securityContext`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodSecurity {
+    /// `runAsUser`.
+    pub run_as_user: Option<i64>,
+    /// `runAsGroup`.
+    pub run_as_group: Option<i64>,
+    /// `fsGroup`.
+    pub fs_group: Option<i64>,
+    /// `supplementalGroups`.
+    pub supplemental_groups: Vec<i64>,
+    /// `sysctls`.
+    pub sysctls: BTreeMap<String, String>,
+}
+
+/// A volume of the pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Volume {
+    /// `volumes[].name`.
+    pub name: String,
+    /// What it is.
+    pub kind: VolumeKind,
+}
+
+/// The volume kinds of the first slice.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum VolumeKind {
+    /// `emptyDir`.
+    EmptyDir {
+        /// `medium: Memory`.
+        memory: bool,
+        /// `sizeLimit`.
+        size_limit: Option<Bytes>,
+    },
+    /// `hostPath`.
+    HostPath {
+        /// The absolute path on the node.
+        path: String,
+        /// `type`, "" where unset.
+        kind: String,
+    },
+}
+
+/// A container that should run in the pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerSpec {
+    /// `name`, unique in the pod.
+    pub name: String,
+    /// `image`.
+    pub image: String,
+    /// `imagePullPolicy`, with the default by tag filled in.
+    pub pull: PullPolicy,
+    /// `command`: replaces the image's entrypoint.
+    pub command: Vec<String>,
+    /// `args`: replaces the image's arguments.
+    pub args: Vec<String>,
+    /// `workingDir`, "" for the image's.
+    pub working_dir: String,
+    /// `env`, in order. `$(NAME)` is expanded when the container is created.
+    pub env: Vec<EnvVar>,
+    /// `ports`.
+    pub ports: Vec<Port>,
+    /// `volumeMounts`.
+    pub mounts: Vec<Mount>,
+    /// `resources`.
+    pub resources: Resources,
+    /// `securityContext`.
+    pub security: ContainerSecurity,
+    /// `stdin`.
+    pub stdin: bool,
+    /// `tty`.
+    pub tty: bool,
+}
+
+/// `imagePullPolicy`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PullPolicy {
+    /// Ask the registry each time.
+    Always,
+    /// Only if it is not there.
+    IfNotPresent,
+    /// It must be there.
+    Never,
+}
+
+/// One environment variable.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EnvVar {
+    /// Its name.
+    pub name: String,
+    /// Where its value comes from.
+    pub value: EnvValue,
+}
+
+/// The value of an environment variable.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum EnvValue {
+    /// As written, before the expansion of `$(NAME)`.
+    Literal(String),
+    /// `valueFrom.fieldRef.fieldPath`, checked: `metadata.name`, `status.podIP`, ...
+    Field(String),
+}
+
+/// A port of a container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Port {
+    /// `containerPort`.
+    pub container_port: u16,
+    /// `hostPort`; 0 for none.
+    pub host_port: u16,
+    /// `hostIP`.
+    pub host_ip: String,
+    /// `protocol`: TCP, UDP or SCTP.
+    pub protocol: String,
+}
+
+/// A volume in a container's file tree.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mount {
+    /// The volume's name.
+    pub volume: String,
+    /// Where in the container.
+    pub path: String,
+    /// `readOnly`.
+    pub read_only: bool,
+}
+
+/// `securityContext` of a container; fields of the pod's already merged in.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerSecurity {
+    /// `privileged`.
+    pub privileged: bool,
+    /// `readOnlyRootFilesystem`.
+    pub read_only_root: bool,
+    /// `runAsUser`.
+    pub run_as_user: Option<i64>,
+    /// `runAsGroup`.
+    pub run_as_group: Option<i64>,
+    /// `runAsNonRoot`.
+    pub run_as_non_root: bool,
+    /// `allowPrivilegeEscalation`; unset allows it.
+    pub allow_privilege_escalation: Option<bool>,
+    /// `capabilities.add`.
+    pub cap_add: Vec<String>,
+    /// `capabilities.drop`.
+    pub cap_drop: Vec<String>,
+}
+
+/// `resources` of a container. A limit without a request makes the request, as the API server does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resources {
+    /// `requests.cpu`.
+    pub cpu_request: Option<MilliCpu>,
+    /// `limits.cpu`.
+    pub cpu_limit: Option<MilliCpu>,
+    /// `requests.memory`.
+    pub memory_request: Option<Bytes>,
+    /// `limits.memory`.
+    pub memory_limit: Option<Bytes>,
+}
+
+/// `status.qosClass`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum QosClass {
+    /// Every container has limits equal to its requests, for CPU and memory.
+    Guaranteed,
+    /// Something is requested or limited.
+    Burstable,
+    /// Nothing is.
+    BestEffort,
+}
+
+/// From this priority on a pod is critical: `system-cluster-critical` (pkg/apis/scheduling/types.go).
+pub const CRITICAL_PRIORITY: i32 = 2_000_000_000;
+
+impl PodSpec {
+    /// `namespace/name`, as messages and metrics show it.
+    #[must_use]
+    pub fn full_name(&self) -> String {
+        format!("{}/{}", self.namespace, self.name)
+    }
+
+    /// Never evicted. In the standalone way every pod is static, so only the priority makes a pod critical.
+    #[must_use]
+    pub fn is_critical(&self) -> bool {
+        self.priority >= CRITICAL_PRIORITY
+    }
+
+    /// All containers, the initialising ones first.
+    pub fn all_containers(&self) -> impl Iterator<Item = &ContainerSpec> {
+        self.init_containers.iter().chain(&self.containers)
+    }
+
+    /// The container of that name.
+    #[must_use]
+    pub fn container(&self, name: &str) -> Option<&ContainerSpec> {
+        self.all_containers().find(|c| c.name == name)
+    }
+
+    /// The class by the rules of pkg/apis/core/v1/helper/qos/qos.go (release 1.37): init containers count too.
+    #[must_use]
+    pub fn qos(&self) -> QosClass {
+        let nothing = |r: &Resources| {
+            let zero_cpu = |v: Option<MilliCpu>| v.is_none_or(|v| v == MilliCpu::ZERO);
+            let zero_memory = |v: Option<Bytes>| v.is_none_or(|v| v == Bytes::ZERO);
+            zero_cpu(r.cpu_request) && zero_cpu(r.cpu_limit) && zero_memory(r.memory_request) && zero_memory(r.memory_limit)
+        };
+        let equal = |r: &Resources| {
+            r.cpu_limit.is_some_and(|l| l > MilliCpu::ZERO && r.cpu_request.is_none_or(|q| q == l))
+                && r.memory_limit.is_some_and(|l| l > Bytes::ZERO && r.memory_request.is_none_or(|q| q == l))
+        };
+        if self.all_containers().all(|c| nothing(&c.resources)) {
+            QosClass::BestEffort
+        } else if self.all_containers().all(|c| equal(&c.resources)) {
+            QosClass::Guaranteed
+        } else {
+            QosClass::Burstable
+        }
+    }
+}
