@@ -1,0 +1,105 @@
+//! Fields of kernel structs, found by offsets that the agent reads from BTF.
+//!
+//! **Approach.** A [`Global`] per field. The loader freezes them in `.rodata`, so the verifier sees a constant added to a
+//! typed kernel pointer, checks that a field of that size is there, and lets a plain load through; a fault (a null or freed
+//! object) reads 0. A field that this kernel does not have is [`OFFSET_UNKNOWN`], and [`get`] gives `None`.
+
+use aya_ebpf::{Global, helpers::generated::bpf_get_current_ancestor_cgroup_id};
+use beelet_ebpf::OFFSET_UNKNOWN;
+
+macro_rules! globals {
+    ($($name:ident = $default:expr),* $(,)?) => {
+        $(#[unsafe(no_mangle)] pub static $name: Global<u64> = Global::new($default);)*
+    };
+}
+
+globals! {
+    PODS_ROOT_ID = 0,
+    PODS_ROOT_LEVEL = 0,
+    VICTIM_IS_TASK = 0,
+    EXIT_HAS_GROUP_DEAD = 0,
+    TASK_PID = OFFSET_UNKNOWN,
+    TASK_TGID = OFFSET_UNKNOWN,
+    TASK_COMM = OFFSET_UNKNOWN,
+    TASK_EXIT_CODE = OFFSET_UNKNOWN,
+    TASK_START_TIME = OFFSET_UNKNOWN,
+    TASK_GROUP_LEADER = OFFSET_UNKNOWN,
+    TASK_SIGNAL = OFFSET_UNKNOWN,
+    TASK_MM = OFFSET_UNKNOWN,
+    TASK_CGROUPS = OFFSET_UNKNOWN,
+    TASK_THREAD_PID = OFFSET_UNKNOWN,
+    SIGNAL_LIVE = OFFSET_UNKNOWN,
+    SIGNAL_FLAGS = OFFSET_UNKNOWN,
+    SIGNAL_GROUP_EXIT_CODE = OFFSET_UNKNOWN,
+    SIGNAL_OOM_MM = OFFSET_UNKNOWN,
+    SIGNAL_OOM_SCORE_ADJ = OFFSET_UNKNOWN,
+    MM_RSS_FILE = OFFSET_UNKNOWN,
+    MM_RSS_ANON = OFFSET_UNKNOWN,
+    MM_RSS_SHMEM = OFFSET_UNKNOWN,
+    CSS_SET_DFL_CGRP = OFFSET_UNKNOWN,
+    CGROUP_KN = OFFSET_UNKNOWN,
+    KERNFS_NODE_ID = OFFSET_UNKNOWN,
+    PID_LEVEL = OFFSET_UNKNOWN,
+    PID_NUMBERS = OFFSET_UNKNOWN,
+    UPID_SIZE = 16,
+    SOCK_PORT = OFFSET_UNKNOWN,
+    SOCK_FAMILY = OFFSET_UNKNOWN,
+    SOCK_CGROUP = OFFSET_UNKNOWN,
+}
+
+/// A kernel object that the verifier knows the type of.
+pub type Object = *const u8;
+
+/// Reads a field; `None` if this kernel does not have it.
+///
+/// # Safety
+/// `object` must come from the context of the program, or from [`follow`] on such a pointer, and `offset` must be the
+/// global of a field of that struct with the size of `T`. The verifier refuses the program otherwise.
+#[inline(always)]
+pub unsafe fn get<T: Copy>(object: Object, offset: &Global<u64>) -> Option<T> {
+    let offset = offset.load();
+    if offset == OFFSET_UNKNOWN {
+        return None;
+    }
+    // SAFETY: by the caller's word the load is one that the verifier checks; the kernel makes a faulting one read 0.
+    Some(unsafe { object.add(offset as usize).cast::<T>().read_volatile() })
+}
+
+/// Follows a pointer field; `None` if the kernel does not have it or it is null.
+///
+/// # Safety
+/// As for [`get`].
+#[inline(always)]
+pub unsafe fn follow(object: Object, offset: &Global<u64>) -> Option<Object> {
+    // SAFETY: the caller's word, and pointers have one size.
+    let pointer: Object = unsafe { get(object, offset)? };
+    if pointer.is_null() { None } else { Some(pointer) }
+}
+
+/// The id of a `struct cgroup`.
+///
+/// # Safety
+/// `cgroup` is a pointer to a `struct cgroup`, from [`follow`].
+#[inline(always)]
+pub unsafe fn cgroup_id(cgroup: Object) -> Option<u64> {
+    // SAFETY: cgroup.kn is a kernfs_node, whose id is a u64.
+    unsafe { get(follow(cgroup, &CGROUP_KN)?, &KERNFS_NODE_ID) }
+}
+
+/// The id of a task's cgroup in the v2 hierarchy.
+///
+/// # Safety
+/// `task` is a pointer to a `task_struct`, from the context.
+#[inline(always)]
+pub unsafe fn task_cgroup_id(task: Object) -> Option<u64> {
+    // SAFETY: task_struct.cgroups is a css_set, whose dfl_cgrp is a cgroup.
+    unsafe { cgroup_id(follow(follow(task, &TASK_CGROUPS)?, &CSS_SET_DFL_CGRP)?) }
+}
+
+/// Whether the current task is inside the pods' root, or no root was given.
+#[inline(always)]
+pub fn current_is_in_pods() -> bool {
+    let root = PODS_ROOT_ID.load();
+    // SAFETY: a helper without pointers.
+    root == 0 || unsafe { bpf_get_current_ancestor_cgroup_id(PODS_ROOT_LEVEL.load() as i32) } == root
+}
