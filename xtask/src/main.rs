@@ -5,6 +5,7 @@
 
 mod ctx;
 mod image;
+mod oci;
 mod run;
 mod vm;
 
