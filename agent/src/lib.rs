@@ -4,3 +4,14 @@
 //! [`sources`] tells which pods are wanted, [`runtime`] talks to containerd; `beelet_core` decides; [`act`] executes with
 //! [`cgroup`] and [`volumes`]; [`report`], [`server`] and [`top`] show. [`agent`] ties them together: one task owns the state.
 
+pub mod act;
+pub mod cgroup;
+pub mod config;
+pub mod kernel;
+pub mod measure;
+pub mod report;
+pub mod runtime;
+pub mod server;
+pub mod sources;
+pub mod top;
+pub mod volumes;
