@@ -44,6 +44,8 @@ pub enum Event {
     Sample(Sample),
     /// The kernel told something at the moment it happened.
     Kernel(KernelEvent),
+    /// What an earlier life of the agent wrote down by [`Action::Remember`]; sent before the first [`Event::Pods`].
+    Remembered(Vec<Terminal>),
     /// Time passed. Sent at the moment that [`Action::WakeAt`] asked for, or earlier.
     Tick,
 }
@@ -188,8 +190,27 @@ pub enum Action {
     },
     /// Send [`Event::Tick`] at this moment (monotonic). A later one replaces an earlier one.
     WakeAt(Micros),
+    /// Write down how a pod ended, so that a restarted agent does not run it again.
+    Remember(Terminal),
+    /// Forget what [`Action::Remember`] wrote down: the pod is gone.
+    Forget(PodUid),
     /// Tell people.
     Record(Record),
+}
+
+/// The end of a pod that is still wanted: it will not run again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Terminal {
+    /// Which pod.
+    pub uid: PodUid,
+    /// `Succeeded` or `Failed`.
+    pub phase: crate::snapshot::Phase,
+    /// `status.reason`, "" for none.
+    pub reason: String,
+    /// `status.message`.
+    pub message: String,
+    /// The last end of each container, with its restart count.
+    pub exits: Vec<(String, u32, Exit)>,
 }
 
 /// An operation of a pod.
@@ -254,10 +275,12 @@ pub enum PodOp {
     },
     /// Remove the pod's cgroup, folders and volumes.
     Cleanup {
+        /// Its UID, which names its folders.
+        uid: PodUid,
         /// The pod's cgroup, relative to the hierarchies' roots.
         cgroup: String,
-        /// `namespace_name_uid`, the name of its log folder.
-        log_dir: String,
+        /// `namespace_name_uid`, the name of its log folder; `None` keeps the logs.
+        log_dir: Option<String>,
     },
     /// Apply changed resources in place, in the given order.
     Resize {
