@@ -12,6 +12,7 @@ pub mod event;
 pub mod evict;
 pub mod health;
 pub mod node;
+pub mod quantity;
 pub mod sample;
 pub mod snapshot;
 pub mod spec;
