@@ -8,9 +8,12 @@
 //! [`evict`], [`pod`]) -> [`event::Action`]; reports read a [`snapshot::Snapshot`].
 #![forbid(unsafe_code)]
 
+pub mod allocate;
 pub mod event;
 pub mod evict;
+pub mod forecast;
 pub mod health;
+pub mod model;
 pub mod node;
 pub mod quantity;
 pub mod sample;
