@@ -37,7 +37,9 @@ pub(crate) struct Ctx {
 impl Ctx {
     /// Finds the folders; creates the cache.
     pub(crate) fn new() -> Result<Self> {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask has no parent folder")?.to_path_buf();
+        // Cargo says it at run time too, which is right when a built binary has been moved with its checkout.
+        let here = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+        let root = Path::new(&here).parent().context("xtask has no parent folder")?.to_path_buf();
         let cache = cache_folder()?;
         fs::create_dir_all(&cache).with_context(|| {
             format!("cannot create the cache folder {}: set BEELET_CACHE to a folder you can write", cache.display())

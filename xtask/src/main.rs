@@ -3,10 +3,14 @@
 //! Each command is idempotent, calls by itself what it needs (`run` and `test` call `setup`), keeps what is costly in
 //! one cache folder per user, and leaves nothing behind on the machine.
 
+mod apt;
 mod ctx;
+mod ebpf;
 mod image;
+mod images;
 mod oci;
 mod run;
+mod setup;
 mod vm;
 
 use std::process::ExitCode;
@@ -24,6 +28,10 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Task {
+    /// Fetch and build everything a fresh machine needs, into the cache
+    Setup(setup::SetupArgs),
+    /// Build the eBPF object into target/bpf
+    BuildEbpf,
     /// Run the agent on a test node with sample pods, and show a live table
     Run(run::RunArgs),
     /// The VM: pure cgroup v2, any kernel
@@ -36,6 +44,8 @@ enum Task {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = Ctx::new().and_then(|ctx| match cli.command {
+        Task::Setup(args) => args.run(&ctx),
+        Task::BuildEbpf => ebpf::build(&ctx).map(|object| println!("{}", object.display())),
         Task::Run(args) => args.run(&ctx),
         Task::Vm(command) => command.run(&ctx),
         Task::Image(args) => args.run(&ctx),

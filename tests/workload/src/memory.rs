@@ -1,0 +1,102 @@
+//! Memory that is really there: every page is touched. And page cache, which should alarm nobody.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::path::Path;
+use std::time::Duration;
+
+use crate::pace;
+
+const PAGE: usize = 4096;
+const CHUNK: usize = 4 << 20;
+
+/// Memory that only grows.
+#[derive(Default)]
+struct Hoard {
+    chunks: Vec<Vec<u8>>,
+    /// Touched bytes of the last chunk.
+    touched: usize,
+    total: u64,
+}
+
+impl Hoard {
+    fn grow(&mut self, mut amount: u64) {
+        self.total += amount;
+        while amount > 0 {
+            if self.chunks.is_empty() || self.touched == CHUNK {
+                // Zeroed memory comes from the kernel untouched.
+                self.chunks.push(vec![0; CHUNK]);
+                self.touched = 0;
+            }
+            let part = usize::try_from(amount).unwrap_or(usize::MAX).min(CHUNK - self.touched);
+            if let Some(chunk) = self.chunks.last_mut() {
+                for byte in chunk[self.touched..self.touched + part].iter_mut().step_by(PAGE) {
+                    *byte = 1;
+                }
+            }
+            self.touched += part;
+            amount -= part as u64;
+        }
+    }
+}
+
+/// Grows at that rate.
+pub(crate) fn leak(rate: u64, limit: Option<u64>, delay: Duration) -> io::Result<()> {
+    std::thread::sleep(delay);
+    let mut hoard = Hoard::default();
+    let limit = limit.unwrap_or(u64::MAX);
+    // Whole pages at a step; what is less is kept for the next.
+    let mut rest = 0;
+    pace::at_rate(rate, |amount| {
+        let due = rest + amount;
+        let pages = due / PAGE as u64 * PAGE as u64;
+        rest = due - pages;
+        hoard.grow(pages.min(limit - hoard.total));
+        hoard.total < limit
+    });
+    println!("holding {} bytes", hoard.total);
+    pace::forever()
+}
+
+/// Takes that much at once and holds it.
+pub(crate) fn step(size: u64, delay: Duration) -> io::Result<()> {
+    std::thread::sleep(delay);
+    let mut hoard = Hoard::default();
+    hoard.grow(size);
+    println!("holding {size} bytes");
+    pace::forever()
+}
+
+/// Writes and reads files with a small buffer until `size` bytes have been written.
+pub(crate) fn files(dir: &Path, size: u64, hold: bool) -> io::Result<()> {
+    const FILE: u64 = 1 << 30;
+    fs::create_dir_all(dir)?;
+    let path = dir.join(format!("workload-{}", std::process::id()));
+    let mut buffer = vec![0x5a_u8; 256 << 10];
+    let mut left = size;
+    while left > 0 {
+        let this = left.min(FILE);
+        let done = write_and_read(&path, this, &mut buffer);
+        fs::remove_file(&path).ok();
+        done?;
+        left -= this;
+        println!("wrote and read {} of {size} bytes", size - left);
+    }
+    if hold {
+        pace::forever();
+    }
+    Ok(())
+}
+
+fn write_and_read(path: &Path, size: u64, buffer: &mut [u8]) -> io::Result<()> {
+    let mut file = File::create(path)?;
+    let mut left = size;
+    while left > 0 {
+        let part = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
+        file.write_all(&buffer[..part])?;
+        left -= part as u64;
+    }
+    let mut file = File::open(path)?;
+    while file.read(buffer)? > 0 {}
+    Ok(())
+}
