@@ -257,6 +257,11 @@ impl Vm {
         Ok(())
     }
 
+    /// Its name, for the command line.
+    pub(crate) fn name(&self) -> &str {
+        &self.state.name
+    }
+
     /// The host's port that leads to that port of the guest.
     pub(crate) fn port(&self, guest: u16) -> Result<u16> {
         let forward = self.state.forwards.iter().find(|forward| forward.guest == guest);

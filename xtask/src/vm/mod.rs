@@ -77,6 +77,8 @@ pub(crate) enum VmCommand {
         #[arg(long, default_value = "default")]
         name: String,
     },
+    /// Check what everything in the VM stands on: kernel, cgroups, containers, files, commands
+    Test,
     #[command(hide = true)]
     Monitor { dir: PathBuf },
     #[command(hide = true)]
@@ -95,7 +97,8 @@ impl VmCommand {
         match self {
             Self::Up { name, memory, cpus, kernel, owner, port_forward, json } => {
                 Vm::sweep(ctx);
-                let options = Options { name, memory, cpus, kernel, owner, forwards: port_forward, ..Options::default() };
+                let options =
+                    Options { name, memory, cpus, kernel, owner, forwards: port_forward, ..Options::default() };
                 let vm = Vm::up(ctx, &options)?;
                 if json {
                     let state = &vm.state;
@@ -120,6 +123,7 @@ impl VmCommand {
             }
             Self::Push { name, local, remote } => Vm::find(ctx, &name)?.push(&local, &remote),
             Self::Down { name } => Vm::find(ctx, &name)?.down(),
+            Self::Test => test(ctx),
             Self::Monitor { dir } => monitor::run(&dir),
             Self::Tied { parent, command } => monitor::tied(parent, &command),
             Self::GuestAgent => agent::serve((Ipv4Addr::UNSPECIFIED, machine::AGENT_PORT).into()),

@@ -1,19 +1,311 @@
 //! beelet in the VM: `cargo xtask run --vm`, and the VM part of `cargo xtask test`.
+//!
+//! The agent is built on the host (compiling in emulation would take an hour) and handed to the VM at boot, with the
+//! eBPF object, the configuration and the test images. Its server is reached through a forwarded port, so the table and
+//! `curl` run on the host.
 
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::Path;
-use std::time::Duration;
+use std::process::{Child, Command};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::machine::{Options, Vm};
+use super::machine::{Options, Payload, SERVER_PORT, Vm};
 use crate::ctx::{self, Ctx};
+use crate::run::RunArgs;
+use crate::{ebpf, images};
 
-/// `cargo xtask run --vm`.
-pub(crate) fn run_in_vm(_ctx: &Ctx, _args: &crate::run::RunArgs) -> Result<()> {
-    bail!("not there yet")
+const CONFIG: &str = include_str!("guest/config.yaml");
+/// Where things are in the guest.
+const AGENT: &str = "/usr/local/bin/beelet";
+const OBJECT: &str = "/usr/lib/beelet/beelet-ebpf";
+const CONFIG_FILE: &str = "/etc/beelet/config.yaml";
+const MANIFESTS: &str = "/etc/beelet/manifests";
+const ROOT_DIR: &str = "/var/lib/beelet";
+const LOG: &str = "/var/log/beelet.log";
+const IMAGES: &str = "/var/lib/images";
+/// Emulation is slow: the agent may take this long until its server answers.
+const START_LIMIT: Duration = Duration::from_secs(90);
+
+/// A VM in which beelet owns the node.
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub(crate) vm: Vm,
 }
 
-/// The VM part of `cargo xtask test`.
-pub(crate) fn test(_ctx: &Ctx) -> Result<()> {
-    bail!("not there yet")
+impl Node {
+    /// Boots a VM that ends with this process, imports the test images and starts the agent on these manifests.
+    pub(crate) fn up(ctx: &Ctx, agent: &Path, manifests: &Path, config: Option<&Path>) -> Result<Self> {
+        let (vm, _) = boot(ctx, "node", &node_payload(ctx, agent, config)?)?;
+        let node = Self { vm };
+        node.vm.exec(&["mkdir", "-p", MANIFESTS, ROOT_DIR])?;
+        node.vm.push(manifests, MANIFESTS)?;
+        node.start_agent()?;
+        node.wait_healthy(START_LIMIT)?;
+        Ok(node)
+    }
+
+    /// Starts the agent in a cgroup of its own, as a service manager would.
+    pub(crate) fn start_agent(&self) -> Result<()> {
+        let script = format!(
+            "cgroup=/sys/fs/cgroup/system.slice/beelet.service; mkdir -p $cgroup; echo 0 > $cgroup/cgroup.procs
+             exec {AGENT} run --manifests {MANIFESTS} --config {CONFIG_FILE} --root-dir {ROOT_DIR} --bpf-object {OBJECT} \
+             >> {LOG} 2>&1 < /dev/null"
+        );
+        self.vm.exec(&["sh", "-c", "setsid sh -c \"$0\" > /dev/null 2>&1 &", &script])?;
+        Ok(())
+    }
+
+    /// Where the agent's server is on this machine.
+    pub(crate) fn server(&self) -> Result<SocketAddr> {
+        Ok((Ipv4Addr::LOCALHOST, self.vm.port(SERVER_PORT)?).into())
+    }
+
+    /// Waits until `/healthz` says 200; the error shows the end of the agent's log.
+    pub(crate) fn wait_healthy(&self, limit: Duration) -> Result<()> {
+        let server = self.server()?;
+        let deadline = Instant::now() + limit;
+        loop {
+            if get(server, "/healthz").is_ok_and(|answer| answer.starts_with("HTTP/1.1 200")) {
+                return Ok(());
+            }
+            let gone = self.vm.try_exec(&["pidof", "beelet"], None, Duration::from_secs(10))?.code != 0;
+            if gone || Instant::now() > deadline {
+                let how = if gone { "ended" } else { "does not answer on /healthz" };
+                bail!("the agent in the VM {how}; its log ends:\n{}", self.log_tail(30)?);
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+
+    /// The last lines of the agent's log.
+    pub(crate) fn log_tail(&self, lines: u32) -> Result<String> {
+        let limit = Duration::from_secs(10);
+        Ok(self.vm.try_exec(&["tail", "-n", &lines.to_string(), LOG], None, limit)?.stdout)
+    }
+}
+
+/// Boots a VM for this process. A name per process lets several run side by side.
+fn boot(ctx: &Ctx, purpose: &str, payload: &[Payload]) -> Result<(Vm, Duration)> {
+    Vm::sweep(ctx);
+    let me = std::process::id();
+    let name = format!("{purpose}-{me}");
+    let vm = Vm::up(ctx, &Options { name, owner: Some(me), payload: payload.to_vec(), ..Options::default() })?;
+    let time = Duration::from_millis(vm.state.boot_ms);
+    let import = format!("for image in {IMAGES}/*.tar; do ctr -n k8s.io images import \"$image\" || exit 1; done");
+    let ended = vm.try_exec(&["sh", "-c", &import], None, Duration::from_secs(120))?;
+    ensure!(ended.code == 0, "cannot import the test images in the VM:\n{}{}", ended.stdout, ended.stderr);
+    Ok((vm, time))
+}
+
+fn image_payload(ctx: &Ctx) -> Result<Vec<Payload>> {
+    let name =
+        |file: &Path| file.file_name().map(|name| name.to_string_lossy().into_owned()).context("a file has a name");
+    let to_payload = |file: &std::path::PathBuf| {
+        Ok(Payload { from: file.clone(), to: format!("{IMAGES}/{}", name(file)?), mode: 0o644 })
+    };
+    images::all(ctx)?.iter().map(to_payload).collect()
+}
+
+fn node_payload(ctx: &Ctx, agent: &Path, config: Option<&Path>) -> Result<Vec<Payload>> {
+    let mut payload = image_payload(ctx)?;
+    let own_config = ctx.target.join("vm-config.yaml");
+    fs::write(&own_config, CONFIG)?;
+    let config = config.unwrap_or(&own_config);
+    for (from, to, mode) in [(agent, AGENT, 0o755), (&ebpf::object(ctx), OBJECT, 0o644), (config, CONFIG_FILE, 0o644)] {
+        payload.push(Payload { from: from.to_path_buf(), to: to.to_owned(), mode });
+    }
+    Ok(payload)
+}
+
+/// A plain GET; the whole answer, head included.
+fn get(server: SocketAddr, path: &str) -> Result<String> {
+    let limit = Duration::from_secs(5);
+    let mut stream = TcpStream::connect_timeout(&server, limit)?;
+    stream.set_read_timeout(Some(limit))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {server}\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+/// `cargo xtask run --vm`: the samples, or one's own manifests, on a node in the VM, with a live table.
+pub(crate) fn run_in_vm(ctx: &Ctx, args: &RunArgs) -> Result<()> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP] {
+        signal_hook::flag::register(signal, Arc::clone(&stop))?;
+    }
+    let time = args.time.as_deref().map(duration).transpose()?;
+    let samples = ctx.root.join("deploy/samples");
+    let manifests = args.manifests.as_deref().unwrap_or(&samples);
+    ensure!(manifests.is_dir(), "no folder {}", manifests.display());
+
+    let step = ctx::step("building the agent and its eBPF object");
+    let agent = build_agent(ctx)?;
+    ebpf::build(ctx)?;
+    step.done();
+    let step = ctx::step("starting a node in the VM");
+    let node = Node::up(ctx, &agent, manifests, args.config.as_deref())?;
+    step.done();
+    let server = node.server()?;
+    ctx::note(format!("metrics: curl http://{server}/metrics"));
+    ctx::note(format!("a shell command on the node: cargo xtask vm exec --name {} -- COMMAND", node.vm.name()));
+
+    let mut table = Command::new(&agent).args(["top", "--server", &format!("http://{server}")]).spawn()?;
+    let ended = watch(&node, &mut table, time, &stop);
+    let _ = table.kill();
+    let _ = table.wait();
+    let down = node.vm.down();
+    ended.and(down)
+}
+
+/// Waits for the end of the time, of the table, or for a signal. An agent that ends by itself is an error.
+fn watch(node: &Node, table: &mut Child, time: Option<Duration>, stop: &AtomicBool) -> Result<()> {
+    let started = Instant::now();
+    let mut checked = Instant::now();
+    while !stop.load(Ordering::Relaxed) && time.is_none_or(|time| started.elapsed() < time) {
+        if let Some(status) = table.try_wait()? {
+            ensure!(status.success(), "`beelet top` ended: {status}");
+            return Ok(());
+        }
+        if checked.elapsed() > Duration::from_secs(5) {
+            checked = Instant::now();
+            let alive = node.vm.try_exec(&["pidof", "beelet"], None, Duration::from_secs(30))?.code == 0;
+            ensure!(alive, "the agent in the VM ended; its log ends:\n{}", node.log_tail(30)?);
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    Ok(())
+}
+
+/// The debug build of the agent. Cargo decides whether it is up to date.
+fn build_agent(ctx: &Ctx) -> Result<std::path::PathBuf> {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    ebpf::scrub(&mut cargo);
+    cargo
+        .current_dir(&ctx.root)
+        .env("CARGO_TARGET_DIR", &ctx.target)
+        .args(["build", "--quiet", "-p", "beelet", "--bins"]);
+    ctx::run(&mut cargo).context("the agent does not build")?;
+    Ok(ctx.target.join("debug/beelet"))
+}
+
+/// `90s`, `5m`, `1h`.
+fn duration(text: &str) -> Result<Duration> {
+    let (number, unit) = text.split_at(text.len() - text.len().min(1));
+    let factor = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        _ => bail!("`{text}` is no time: want 90s, 5m or 1h"),
+    };
+    let number: u64 = number.parse().with_context(|| format!("`{text}` is no time: want 90s, 5m or 1h"))?;
+    Ok(Duration::from_secs(number * factor))
+}
+
+/// A named check of a running VM.
+type Check = (&'static str, fn(&Vm) -> Result<()>);
+
+/// The VM part of `cargo xtask test`: what everything else in the VM stands on.
+pub(crate) fn test(ctx: &Ctx) -> Result<()> {
+    let payload = image_payload(ctx)?;
+    let (vm, boot_time) = boot(ctx, "test", &payload)?;
+    ctx::note(format!("the VM was ready after {}", ctx::seconds(boot_time)));
+    let checks: &[Check] = &[
+        ("vm_kernel_describes_its_types", |vm| vm.exec(&["test", "-s", "/sys/kernel/btf/vmlinux"]).map(drop)),
+        ("vm_has_only_cgroup_v2_with_its_controllers", only_cgroup_v2),
+        ("vm_measures_pressure", |vm| vm.exec(&["cat", "/proc/pressure/memory", "/proc/pressure/cpu"]).map(drop)),
+        ("vm_containerd_answers", |vm| vm.exec(&["ctr", "version"]).map(drop)),
+        ("vm_container_runs_under_crun", |vm| container_runs(vm, "/usr/bin/crun")),
+        ("vm_container_runs_under_runc", |vm| container_runs(vm, "/usr/sbin/runc")),
+        ("vm_kernel_oom_kill_is_counted_in_the_pod", oom_kill_is_counted),
+        ("vm_files_arrive_unchanged", files_arrive_unchanged),
+        ("vm_command_dies_with_its_caller", command_dies_with_its_caller),
+    ];
+    let mut failed = 0;
+    for (name, check) in checks {
+        let started = Instant::now();
+        match check(&vm) {
+            Ok(()) => println!("test {name} ... ok ({})", ctx::seconds(started.elapsed())),
+            Err(error) => {
+                failed += 1;
+                println!("test {name} ... FAILED: {error:#}");
+            }
+        }
+    }
+    vm.down()?;
+    println!("vm: {} passed, {failed} failed", checks.len() - failed);
+    ensure!(failed == 0, "{failed} of the VM's tests failed");
+    Ok(())
+}
+
+fn only_cgroup_v2(vm: &Vm) -> Result<()> {
+    ensure!(!vm.exec(&["cat", "/proc/mounts"])?.stdout.contains(" cgroup "), "a cgroup v1 hierarchy is mounted");
+    let enabled = vm.exec(&["cat", "/sys/fs/cgroup/cgroup.subtree_control"])?.stdout;
+    for controller in ["cpuset", "cpu", "io", "memory", "pids"] {
+        ensure!(enabled.split_whitespace().any(|c| c == controller), "no {controller} in `{enabled}`");
+    }
+    Ok(())
+}
+
+fn container_runs(vm: &Vm, runtime: &str) -> Result<()> {
+    let cgroup = "/kubepods/burstable/podtest/container";
+    let script = "cat /proc/self/cgroup; exit 7";
+    let words = ["ctr", "-n", "k8s.io", "run", "--rm", "--runc-binary", runtime, "--cgroup", cgroup];
+    let words = [words.as_slice(), &[images::BUSYBOX, "test", "sh", "-c", script]].concat();
+    let ended = vm.try_exec(&words, None, Duration::from_secs(60))?;
+    ensure!(ended.code == 7 && ended.stdout.trim() == format!("0::{cgroup}"), "{ended:?}");
+    Ok(())
+}
+
+fn oom_kill_is_counted(vm: &Vm) -> Result<()> {
+    let words =
+        ["ctr", "-n", "k8s.io", "run", "--rm", "--cgroup", "/kubepods/podoom/container", "--memory-limit", "33554432"];
+    let words = [words.as_slice(), &[images::WORKLOAD, "oom", "/workload", "step", "--size", "128Mi"]].concat();
+    let ended = vm.try_exec(&words, None, Duration::from_secs(60))?;
+    let events = vm.exec(&["cat", "/sys/fs/cgroup/kubepods/podoom/memory.events"])?.stdout;
+    ensure!(ended.code == 137 && events.contains("oom_kill 1\n"), "{ended:?}, memory.events: {events}");
+    Ok(())
+}
+
+fn files_arrive_unchanged(vm: &Vm) -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let content: Vec<u8> = (0..3_000_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    fs::create_dir(dir.path().join("sub"))?;
+    fs::write(dir.path().join("sub/file"), &content)?;
+    vm.push(dir.path(), "/tmp/pushed")?;
+    let sum = |text: &str| text.split_whitespace().next().unwrap_or_default().to_owned();
+    let there = sum(&vm.exec(&["sha256sum", "/tmp/pushed/sub/file"])?.stdout);
+    let here = ctx::hex(&<sha2::Sha256 as sha2::Digest>::digest(&content));
+    ensure!(here == there, "sent {here}, arrived {there}");
+    Ok(())
+}
+
+fn command_dies_with_its_caller(vm: &Vm) -> Result<()> {
+    let gave_up = vm.try_exec(&["sleep", "4711"], None, Duration::from_secs(1));
+    ensure!(gave_up.is_err(), "it should have given up");
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while vm.exec(&["ps"])?.stdout.contains("sleep 4711") {
+        ensure!(Instant::now() < deadline, "the command still runs");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_read() {
+        assert_eq!(duration("90s").unwrap(), Duration::from_secs(90));
+        assert_eq!(duration("2m").unwrap(), Duration::from_secs(120));
+        assert!(duration("90").is_err());
+        assert!(duration("").is_err());
+    }
 }

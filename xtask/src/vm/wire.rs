@@ -160,24 +160,24 @@ mod tests {
     #[test]
     fn a_command_runs_through_the_agent() {
         let agent = super::super::agent::serve_in_background().unwrap();
-        let run = |words: &[&str], stdin: Option<Box<dyn Read + Send>>, limit| {
+        let try_run = |words: &[&str], stdin: Option<Box<dyn Read + Send>>, limit| {
             let argv: Vec<String> = words.iter().map(|w| (*w).to_owned()).collect();
             let (mut out, mut err) = (Vec::new(), Vec::new());
-            let code = super::run(agent, &argv, stdin, &mut out, &mut err, limit);
+            let code = run(agent, &argv, stdin, &mut out, &mut err, limit);
             code.map(|code| (code, String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap()))
         };
         let ten = Duration::from_secs(10);
-        let ended = run(&["sh", "-c", "echo out; echo err >&2; exit 7"], None, ten).unwrap();
+        let ended = try_run(&["sh", "-c", "echo out; echo err >&2; exit 7"], None, ten).unwrap();
         assert_eq!(ended, (7, "out\n".to_owned(), "err\n".to_owned()));
-        let ended = run(&["cat"], Some(Box::new(&b"input"[..])), ten).unwrap();
+        let ended = try_run(&["cat"], Some(Box::new(&b"input"[..])), ten).unwrap();
         assert_eq!(ended, (0, "input".to_owned(), String::new()));
-        assert_eq!(run(&["sh", "-c", "kill -9 $$"], None, ten).unwrap().0, 137);
-        assert!(run(&["/no/such/program"], None, ten).unwrap_err().to_string().contains("/no/such/program"));
+        assert_eq!(try_run(&["sh", "-c", "kill -9 $$"], None, ten).unwrap().0, 137);
+        assert!(try_run(&["/no/such/program"], None, ten).unwrap_err().to_string().contains("/no/such/program"));
         let started = Instant::now();
-        assert!(run(&["sleep", "60"], None, Duration::from_millis(300)).is_err());
+        assert!(try_run(&["sleep", "60"], None, Duration::from_millis(300)).is_err());
         assert!(started.elapsed() < Duration::from_secs(5));
         // A daemon that keeps the output open does not hold up the caller.
-        assert_eq!(run(&["sh", "-c", "sleep 5 & exit 3"], None, ten).unwrap().0, 3);
+        assert_eq!(try_run(&["sh", "-c", "sleep 5 & exit 3"], None, ten).unwrap().0, 3);
         assert!(started.elapsed() < Duration::from_secs(5));
     }
 }

@@ -29,7 +29,7 @@ enable $cgroups/system.slice
 mkdir $cgroups/system.slice/init $cgroups/system.slice/containerd.service $cgroups/system.slice/exec
 echo $$ > $cgroups/system.slice/init/cgroup.procs
 
-modprobe -a virtio_net overlay veth bridge br_netfilter 2>/dev/null
+modprobe -a virtio_net overlay veth bridge 2>/dev/null
 hostname beelet-vm
 ip link set lo up
 ip link set eth0 up && ip addr add 10.0.2.15/24 dev eth0 && ip route add default via 10.0.2.2 || fail "no eth0"
