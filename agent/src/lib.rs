@@ -6,6 +6,7 @@
 
 pub mod act;
 pub mod cgroup;
+pub mod clock;
 pub mod config;
 pub mod kernel;
 pub mod measure;

@@ -30,10 +30,14 @@ impl Backoff {
         Self { delay, set_at: at }
     }
 
-    /// When the next try may begin, for a failure at `failed`.
+    /// When the next try may begin, for a failure at `failed`: at once after a good run of more than twice `max`.
     #[must_use]
-    pub fn ready_at(&self, failed: Micros) -> Micros {
-        failed + self.delay
+    pub fn ready_at(&self, failed: Micros, max: Micros) -> Micros {
+        if self.forgiven(failed, max) { failed } else { failed + self.delay }
+    }
+
+    fn forgiven(&self, failed: Micros, max: Micros) -> bool {
+        failed - self.set_at > max + max
     }
 
     /// The delay that is waited for now.
@@ -45,8 +49,7 @@ impl Backoff {
     /// A try begins after a failure at `failed`: the next one will wait longer, or [`INITIAL`] if the last failure was more
     /// than twice `max` ago.
     pub fn next(&mut self, failed: Micros, now: Micros, max: Micros) {
-        let good_run = failed - self.set_at > max + max;
-        self.delay = if self.delay == Micros::ZERO || good_run {
+        self.delay = if self.delay == Micros::ZERO || self.forgiven(failed, max) {
             INITIAL.min(max)
         } else {
             (self.delay + self.delay).min(max)
@@ -66,7 +69,7 @@ mod tests {
         let (mut backoff, mut now, mut waits) = (Backoff::default(), Micros::secs(1_000), Vec::new());
         for _ in 0..8 {
             let failed = now;
-            now = backoff.ready_at(failed).max(now);
+            now = backoff.ready_at(failed, max).max(now);
             waits.push((now - failed).0 / 1_000_000);
             backoff.next(failed, now, max);
             now += Micros::secs(1);
@@ -79,6 +82,7 @@ mod tests {
         let max = Micros::secs(300);
         let mut backoff = Backoff::rebuilt(5, Micros::secs(100), max);
         assert_eq!(backoff.delay(), Micros::secs(160));
+        assert_eq!(backoff.ready_at(Micros::secs(701), max), Micros::secs(701));
         backoff.next(Micros::secs(100 + 601), Micros::secs(702), max);
         assert_eq!(backoff.delay(), INITIAL);
     }

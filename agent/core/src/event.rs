@@ -177,6 +177,8 @@ pub enum Action {
         /// The pod's cgroup, relative to the hierarchies' roots.
         cgroup: String,
     },
+    /// Make these cgroups (`kubepods` and the QoS classes) with these values.
+    Cgroups(Vec<PodCgroup>),
     /// Write a knob of a cgroup.
     Knob(KnobWrite),
     /// List what the runtime has.

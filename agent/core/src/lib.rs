@@ -20,3 +20,11 @@ pub mod sample;
 pub mod snapshot;
 pub mod spec;
 pub mod units;
+pub mod world;
+pub mod view;
+pub mod track;
+pub mod pod;
+pub mod judge;
+pub mod backoff;
+
+pub use world::World;

@@ -199,8 +199,6 @@ pub struct Totals {
     pub actions: Vec<((String, bool), u64)>,
     /// Steps of the state machine that were not allowed, and changed nothing.
     pub illegal_transitions: u64,
-    /// OOM kills that no pod of ours can be named for.
-    pub oom_kills_elsewhere: u64,
 }
 
 /// How a process ended.

@@ -268,7 +268,54 @@ pub enum QosClass {
 /// From this priority on a pod is critical: `system-cluster-critical` (pkg/apis/scheduling/types.go).
 pub const CRITICAL_PRIORITY: i32 = 2_000_000_000;
 
+impl ContainerSpec {
+    /// A container of which nothing is known but its name.
+    #[must_use]
+    pub fn unknown(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            image: String::new(),
+            pull: PullPolicy::IfNotPresent,
+            command: Vec::new(),
+            args: Vec::new(),
+            working_dir: String::new(),
+            env: Vec::new(),
+            ports: Vec::new(),
+            mounts: Vec::new(),
+            resources: Resources::default(),
+            security: ContainerSecurity::default(),
+            stdin: false,
+            tty: false,
+        }
+    }
+}
+
 impl PodSpec {
+    /// A pod of which nothing is known but its UID.
+    #[must_use]
+    pub fn unknown(uid: PodUid) -> Self {
+        Self {
+            uid,
+            namespace: "default".to_owned(),
+            name: String::new(),
+            labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
+            origin: String::new(),
+            priority: 0,
+            restart_policy: RestartPolicy::Always,
+            termination_grace: Micros::secs(30),
+            host_network: false,
+            host_pid: false,
+            host_ipc: false,
+            share_process_namespace: false,
+            hostname: String::new(),
+            security: PodSecurity::default(),
+            volumes: Vec::new(),
+            init_containers: Vec::new(),
+            containers: Vec::new(),
+        }
+    }
+
     /// `namespace/name`, as messages and metrics show it.
     #[must_use]
     pub fn full_name(&self) -> String {

@@ -1,0 +1,158 @@
+//! What follows from a measurement: who is evicted, who gets burst, how often to look.
+//!
+//! Problem: near an OOM a decision has milliseconds, and it must still be right, explained, and not repeated. Approach: every
+//! [`Sample`] updates the models; then [`crate::evict::Decider`] and each container's burst controller are asked once. What
+//! they decide becomes actions here, and nowhere else.
+//!
+//! Properties: beside a kubelet, or with `mode: Observe`, nothing is done, and what would have been done is recorded at most
+//! once a minute per pod; every eviction carries its evidence.
+
+use crate::allocate;
+use crate::event::{Action, Knob, KnobWrite};
+use crate::evict::{Candidate, Decision, Eviction};
+use crate::node::Enforce;
+use crate::pod::{PodState, Why};
+use crate::sample::{PodReading, Sample};
+use crate::spec::PodUid;
+use crate::units::{Micros, Now};
+use crate::world::World;
+
+/// What would have been done is told again after this long.
+const TELL_AGAIN: Micros = Micros::secs(60);
+
+impl World {
+    pub(crate) fn on_sample(&mut self, sample: Sample, now: Now) {
+        self.node.observe(sample.at, &sample.node);
+        if let Some(readings) = &sample.pods {
+            self.observe_pods(sample.at, readings, now);
+        }
+        let candidates = sample.pods.as_ref().map(|readings| self.candidates(readings));
+        match self.evict.step(now.mono, &sample, candidates.as_deref()) {
+            Decision::Evict(eviction) => self.on_eviction(&eviction, now),
+            Decision::Nothing | Decision::LookAtPods => {}
+        }
+        if sample.pods.is_some() {
+            self.lend_cpu(now);
+        }
+        let pace = self.evict.standing().pace;
+        if self.pace != Some(pace) {
+            self.pace = Some(pace);
+            self.act(Action::SampleEvery { interval: pace.interval, all_pods: pace.all_pods });
+        }
+        let kubepods = sample.kubepods.filter(|k| k.cpu.is_some());
+        let before = self.last_sample.take().and_then(|s| s.kubepods);
+        // A quick look knows only the memory; the rest is shown as it was last seen.
+        let shown = kubepods.or_else(|| before.map(|b| crate::sample::CgroupReading {
+            memory: sample.kubepods.and_then(|k| k.memory).or(b.memory),
+            ..b
+        }));
+        self.last_sample = Some(Sample { kubepods: shown, ..sample });
+    }
+
+    fn observe_pods(&mut self, at: Micros, readings: &[PodReading], now: Now) {
+        for reading in readings {
+            let Some(pod) = self.pods.get_mut(&reading.uid) else { continue };
+            pod.meter.observe(at, &reading.cgroup);
+            if let Some(network) = reading.network {
+                pod.meter.observe_network(at, network);
+                pod.network = Some(network);
+            }
+            if let Some(ports) = &reading.listening {
+                if pod.state.is_live() {
+                    pod.health.on_listening(ports, at);
+                }
+                pod.meter.listening.clone_from(ports);
+            }
+            for container in &reading.containers {
+                let Some(track) = pod.tracks.get_mut(&container.name).filter(|t| t.run == container.id) else { continue };
+                track.model.observe(at, &container.cgroup);
+                track.reading = Some(container.cgroup);
+                if let Some(kills) = container.cgroup.memory.and_then(|m| m.oom_kills) {
+                    track.oom.counter(kills);
+                }
+            }
+        }
+        let uids: Vec<PodUid> = self.pods.keys().cloned().collect();
+        for uid in uids {
+            self.count_oom_kills(&uid);
+            let Some(pod) = self.pods.get_mut(&uid) else { continue };
+            if pod.meter.at < at {
+                pod.meter.clear();
+            }
+            let _ = now;
+        }
+    }
+
+    fn candidates(&self, readings: &[PodReading]) -> Vec<Candidate> {
+        let of = |reading: &PodReading| {
+            let pod = self.pods.get(&reading.uid)?;
+            Candidate::new(&pod.spec, reading, pod.meter.model.growth(), !pod.state.is_live())
+        };
+        readings.iter().filter_map(of).collect()
+    }
+
+    fn on_eviction(&mut self, eviction: &Eviction, now: Now) {
+        let uid = eviction.victim.clone();
+        let mut evidence = eviction.evidence.clone();
+        for (place, ranked) in eviction.ranking.iter().enumerate() {
+            let growth = ranked.growth.map_or_else(|| "unknown".to_owned(), |g| format!("{g} B/s"));
+            let value = format!(
+                "{}: holds {}, asks for {}, priority {}, grows by {growth}",
+                ranked.name, ranked.unreclaimable, ranked.request, ranked.priority
+            );
+            evidence.push((format!("rank_{}", place + 1), value));
+        }
+        if self.config.beside || self.config.enforce == Enforce::Observe {
+            let told = self.told.get(&uid).copied();
+            if told.is_none_or(|at| now.mono - at >= TELL_AGAIN) {
+                self.told.insert(uid.clone(), now.mono);
+                let message = format!("would be evicted. {}", eviction.message);
+                self.say_why(&uid, None, now, true, "WouldEvict", message, evidence);
+            }
+            return;
+        }
+        let Some(pod) = self.pods.get(&uid) else { return };
+        let cgroup = pod.cgroup(&self.config);
+        let next = pod.terminating(Why::Evicted { message: eviction.message.clone() }, now);
+        // First of all the kill: everything else can wait.
+        self.act(Action::Kill { uid: uid.clone(), cgroup });
+        self.go(&uid, next, now);
+        *self.totals.evictions.entry(eviction.signal.as_str().to_owned()).or_default() += 1;
+        self.say_why(&uid, None, now, true, "Evicted", eviction.message.clone(), evidence);
+    }
+
+    fn lend_cpu(&mut self, now: Now) {
+        if !self.config.burst || self.config.beside || self.config.enforce == Enforce::Observe {
+            return;
+        }
+        let idle = self.node.idle_share();
+        let mut writes = Vec::new();
+        for (uid, pod) in &mut self.pods {
+            if pod.state != PodState::Running || pod.foreign {
+                continue;
+            }
+            let pod_path = allocate::pod_path(&self.config, &pod.spec);
+            for container in &pod.spec.containers {
+                let Some(track) = pod.tracks.get_mut(&container.name).filter(|t| t.reading.is_some()) else { continue };
+                let given = track.actuated.unwrap_or(container.resources);
+                let quota = given.cpu_limit.filter(|_| self.config.cpu_quota);
+                let quota = quota.and_then(|limit| allocate::quota(limit, self.config.cpu_period));
+                let Some(change) = track.burst.step(now.mono, track.model.throttled_at(), idle, quota) else { continue };
+                track.burst_now = change.burst;
+                writes.push(KnobWrite {
+                    cgroup: allocate::container_path(&pod_path, &track.run),
+                    target: (uid.clone(), container.name.clone()),
+                    knob: Knob::CpuBurst(change.burst),
+                    why: change.why,
+                });
+            }
+        }
+        for write in writes {
+            let Knob::CpuBurst(burst) = write.knob;
+            let message = format!("cpu burst of {} set to {burst}: {}", write.target.1, write.why);
+            let (uid, container) = write.target.clone();
+            self.say(&uid, Some(container), now, false, "CpuBurst", message);
+            self.act(Action::Knob(write));
+        }
+    }
+}

@@ -1,0 +1,556 @@
+//! The life of one pod.
+//!
+//! Problem: between "the file says so" and "it runs" lie a dozen slow steps, each of which may fail, be interrupted by the
+//! pod's removal, or have been done already by an agent that was killed in the middle.
+//! Approach: a pod is in one [`PodState`]; [`Pod::plan`] looks at the state and at the facts of the runtime and names the one
+//! next thing to do. It is asked again after every event, so nothing depends on having seen an event (level-triggered); a
+//! pod found running after a restart of the agent walks through the same states without an operation.
+//!
+//! Terms: *latest run* of a container: the fact with the highest attempt. *Ended*: it will not be run again.
+//!
+//! Properties: at most one operation is under way; at most one live sandbox; an illegal transition changes nothing; what
+//! runs is never touched unless the pod must go, its sandbox is dead or its resources changed.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::allocate;
+use crate::backoff::Backoff;
+use crate::event::{ContainerFact, ContainerFactState, Exit, OpError, OpId, PodOp, SandboxFact, Terminal};
+use crate::health::HealthModel;
+use crate::node::NodeConfig;
+use crate::sample::NetworkReading;
+use crate::snapshot::Phase;
+use crate::spec::{ContainerSpec, PodSpec, RestartPolicy};
+use crate::track::{ContainerTrack, PodMeter};
+use crate::units::{Bytes, Micros, Now};
+
+/// Why a pod has to go.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Why {
+    /// Nobody wants it any more.
+    Removed,
+    /// The runtime has it and nobody ever wanted it.
+    Orphan,
+    /// It was evicted; stays `Failed` with this reason and message.
+    Evicted {
+        /// `status.message`.
+        message: String,
+    },
+    /// All its containers ended.
+    Ended {
+        /// `Succeeded` or `Failed`.
+        phase: Phase,
+    },
+}
+
+/// Where a pod is in its life. What is valid only in a state lives in its variant.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PodState {
+    /// Wanted; not looked at yet, or waiting for an older pod of the same name to go.
+    Observed,
+    /// It may run here.
+    Admitted,
+    /// It may not run here.
+    Rejected {
+        /// The kubelet's reason: `OutOfmemory`, ...
+        reason: String,
+        /// The kubelet's message.
+        message: String,
+    },
+    /// Its cgroup and volumes are being made.
+    Preparing,
+    /// Its sandbox is being made.
+    SandboxStarting {
+        /// Counts the sandboxes.
+        attempt: u32,
+    },
+    /// Its init containers run, this one now.
+    Initializing {
+        /// Into `init_containers`.
+        index: usize,
+    },
+    /// Its containers run, or wait to.
+    Running,
+    /// It has to go: containers first, then sandboxes.
+    Terminating {
+        /// Why.
+        why: Why,
+        /// When the last process is killed at the latest (monotonic).
+        deadline: Micros,
+        /// The containers were told to stop.
+        stopped: bool,
+    },
+    /// Its cgroup, volumes and folders are being removed.
+    Cleaning {
+        /// Why it had to go.
+        why: Why,
+    },
+    /// It ended and is still wanted: shown, and not run again.
+    Terminal(Terminal),
+    /// Nothing is left of it; it is forgotten at once.
+    Gone,
+}
+
+impl PodState {
+    /// For people, and for the table of transitions.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Observed => "Observed",
+            Self::Admitted => "Admitted",
+            Self::Rejected { .. } => "Rejected",
+            Self::Preparing => "Preparing",
+            Self::SandboxStarting { .. } => "SandboxStarting",
+            Self::Initializing { .. } => "Initializing",
+            Self::Running => "Running",
+            Self::Terminating { .. } => "Terminating",
+            Self::Cleaning { .. } => "Cleaning",
+            Self::Terminal(_) => "Terminal",
+            Self::Gone => "Gone",
+        }
+    }
+
+    /// Whether a pod may go from here to there.
+    #[must_use]
+    pub fn may_become(&self, next: &Self) -> bool {
+        use PodState as S;
+        match (self, next) {
+            (S::Observed, S::Admitted | S::Rejected { .. } | S::Terminal(_) | S::Gone)
+            | (S::Admitted, S::Preparing)
+            | (S::Rejected { .. }, S::Gone)
+            | (S::Preparing, S::SandboxStarting { .. })
+            | (S::SandboxStarting { .. }, S::Initializing { .. })
+            | (S::Initializing { .. }, S::Initializing { .. } | S::Running | S::SandboxStarting { .. })
+            | (S::Running, S::SandboxStarting { .. })
+            | (S::Terminating { .. }, S::Terminating { .. } | S::Cleaning { .. })
+            | (S::Cleaning { .. }, S::Terminal(_) | S::Gone)
+            | (S::Terminal(_), S::Terminating { .. }) => true,
+            (from, S::Terminating { .. }) => from.is_live(),
+            _ => false,
+        }
+    }
+
+    /// Something of it may be in the runtime, and it is not on its way out.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        matches!(
+            self,
+            Self::Admitted
+                | Self::Preparing
+                | Self::SandboxStarting { .. }
+                | Self::Initializing { .. }
+                | Self::Running
+                | Self::Observed
+        )
+    }
+}
+
+/// The one next thing to do for a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Go to this state and ask again.
+    Become(PodState),
+    /// Run this operation.
+    Do(PodOp),
+    /// Nothing before this moment (monotonic).
+    Wait(Micros),
+    /// Nothing until something happens.
+    Idle,
+}
+
+/// A pod as the world knows it.
+#[derive(Clone, Debug)]
+pub struct Pod {
+    /// What is wanted.
+    pub spec: Arc<PodSpec>,
+    /// The source still names it.
+    pub wanted: bool,
+    /// A kubelet runs it; never acted on.
+    pub foreign: bool,
+    /// Its state.
+    pub state: PodState,
+    /// The operation under way.
+    pub in_flight: Option<(OpId, &'static str)>,
+    /// What that operation is.
+    pub doing: Option<PodOp>,
+    /// Its sandboxes in the runtime.
+    pub sandboxes: Vec<SandboxFact>,
+    /// Its containers in the runtime.
+    pub containers: Vec<ContainerFact>,
+    /// Facts asked for before this moment say nothing of this pod (monotonic).
+    pub facts_from: Micros,
+    /// Nothing is planned before facts asked at `facts_from` or later have come.
+    pub needs_facts: bool,
+    /// What is remembered of each container.
+    pub tracks: BTreeMap<String, ContainerTrack>,
+    /// The back-off of the pod's own operations (cgroup, volumes, sandbox).
+    pub retry: Backoff,
+    /// The pod's own operations are not tried before this moment.
+    pub retry_at: Micros,
+    /// What went wrong last with the pod's own operations.
+    pub trouble: Option<OpError>,
+    /// When it was first seen (wall clock).
+    pub since: Micros,
+    /// What it uses.
+    pub meter: PodMeter,
+    /// Whether it is well.
+    pub health: HealthModel,
+    /// Cumulative bytes and packets, kept after its end.
+    pub network: Option<NetworkReading>,
+    /// What is to be done about changed resources; the world plans it, which knows the other pods.
+    pub resize_plan: Option<allocate::ResizePlan>,
+    /// `Deferred: ...`, `Infeasible: ...`, `InProgress`; "" for none.
+    pub resize: String,
+    /// The last thing done or decided, for people.
+    pub last_action: String,
+}
+
+impl Pod {
+    /// A pod that has just become known.
+    #[must_use]
+    pub fn new(spec: Arc<PodSpec>, now: Now) -> Self {
+        let tracks = spec.all_containers().map(|c| (c.name.clone(), ContainerTrack::default())).collect();
+        Self {
+            spec,
+            wanted: true,
+            foreign: false,
+            state: PodState::Observed,
+            in_flight: None,
+            doing: None,
+            sandboxes: Vec::new(),
+            containers: Vec::new(),
+            facts_from: Micros::ZERO,
+            needs_facts: false,
+            tracks,
+            retry: Backoff::default(),
+            retry_at: Micros::ZERO,
+            trouble: None,
+            since: now.wall,
+            meter: PodMeter::default(),
+            health: HealthModel::default(),
+            network: None,
+            resize_plan: None,
+            resize: String::new(),
+            last_action: String::new(),
+        }
+    }
+
+    /// The newest sandbox that is up.
+    #[must_use]
+    pub fn ready_sandbox(&self) -> Option<&SandboxFact> {
+        self.sandboxes.iter().filter(|s| s.ready).max_by_key(|s| s.attempt)
+    }
+
+    /// The latest run of a container.
+    #[must_use]
+    pub fn latest(&self, name: &str) -> Option<&ContainerFact> {
+        self.containers.iter().filter(|c| c.name == name).max_by_key(|c| c.attempt)
+    }
+
+    /// Containers that run, or may.
+    pub fn live_containers(&self) -> impl Iterator<Item = &ContainerFact> {
+        self.containers.iter().filter(|c| !matches!(c.state, ContainerFactState::Exited(_)))
+    }
+
+    /// Its cgroup. The class is that of the first spec: a resize may not change it.
+    #[must_use]
+    pub fn cgroup(&self, config: &NodeConfig) -> String {
+        match self.sandboxes.first() {
+            Some(s) if self.foreign && !s.cgroup_parent.is_empty() => s.cgroup_parent.trim_matches('/').to_owned(),
+            _ => allocate::pod_path(config, &self.spec),
+        }
+    }
+
+    /// What reclaim cannot free of it, by its last reading.
+    #[must_use]
+    pub fn unreclaimable(&self) -> Option<Bytes> {
+        self.meter.reading.and_then(|r| r.memory).map(|m| m.unreclaimable())
+    }
+
+    /// The next thing to do. `name_taken`: an older pod of the same name is still there.
+    #[must_use]
+    pub fn plan(&self, config: &NodeConfig, name_taken: bool, now: Now) -> Step {
+        if self.foreign || self.in_flight.is_some() || self.needs_facts {
+            return Step::Idle;
+        }
+        match &self.state {
+            PodState::Observed if name_taken => Step::Idle,
+            // Admission is the world's: it alone knows what the other pods use.
+            PodState::Observed | PodState::Rejected { .. } | PodState::Gone => Step::Idle,
+            PodState::Admitted => Step::Become(PodState::Preparing),
+            PodState::Preparing => self.after_trouble(now, || {
+                Step::Do(PodOp::Prepare {
+                    spec: Arc::clone(&self.spec),
+                    cgroup: allocate::pod_cgroup(config, &self.spec),
+                })
+            }),
+            PodState::SandboxStarting { attempt } => self.plan_sandbox(config, *attempt, now),
+            PodState::Initializing { index } => self.plan_init(config, *index, now),
+            PodState::Running => self.plan_running(config, now),
+            PodState::Terminating { why, deadline, stopped } => self.plan_termination(why, *deadline, *stopped, now),
+            PodState::Cleaning { why } => self.after_trouble(now, || {
+                Step::Do(PodOp::Cleanup {
+                    uid: self.spec.uid.clone(),
+                    cgroup: self.cgroup(config),
+                    log_dir: (!self.wanted || matches!(why, Why::Removed | Why::Orphan)).then(|| self.log_dir()),
+                })
+            }),
+            PodState::Terminal(_) if !self.wanted => Step::Become(self.terminating(Why::Removed, now)),
+            PodState::Terminal(_) => Step::Idle,
+        }
+    }
+
+    /// The state of a pod that has to go from now on.
+    #[must_use]
+    pub fn terminating(&self, why: Why, now: Now) -> PodState {
+        let grace = match why {
+            Why::Evicted { .. } => Micros::ZERO,
+            _ => self.spec.termination_grace,
+        };
+        PodState::Terminating { why, deadline: now.mono + grace, stopped: false }
+    }
+
+    /// `namespace_name_uid`, as the kubelet names log folders.
+    #[must_use]
+    pub fn log_dir(&self) -> String {
+        format!("{}_{}_{}", self.spec.namespace, self.spec.name, self.spec.uid)
+    }
+
+    fn after_trouble(&self, now: Now, then: impl FnOnce() -> Step) -> Step {
+        if now.mono < self.retry_at { Step::Wait(self.retry_at) } else { then() }
+    }
+
+    fn plan_sandbox(&self, config: &NodeConfig, attempt: u32, now: Now) -> Step {
+        let live = self.ready_sandbox();
+        let dead: Vec<String> =
+            self.sandboxes.iter().filter(|s| live.is_none_or(|l| l.id != s.id)).map(|s| s.id.clone()).collect();
+        if !dead.is_empty() {
+            // Also what still runs in them: a container cannot move to another sandbox.
+            return self.after_trouble(now, || Step::Do(PodOp::RemoveSandboxes { ids: dead }));
+        }
+        if live.is_some() {
+            return Step::Become(PodState::Initializing { index: 0 });
+        }
+        self.after_trouble(now, || {
+            Step::Do(PodOp::StartSandbox { spec: Arc::clone(&self.spec), cgroup: self.cgroup(config), attempt })
+        })
+    }
+
+    /// A pod whose containers must not run again gets no new sandbox for its lost one.
+    fn ended_without_sandbox(&self) -> Option<Phase> {
+        let done = |c: &ContainerSpec| match self.latest(&c.name).map(|f| &f.state) {
+            Some(ContainerFactState::Exited(exit)) => Some(exit.code == 0),
+            _ => None,
+        };
+        let ends: Vec<Option<bool>> = self.spec.containers.iter().map(done).collect();
+        match self.spec.restart_policy {
+            RestartPolicy::Always => None,
+            RestartPolicy::OnFailure => ends.iter().all(|e| *e == Some(true)).then_some(Phase::Succeeded),
+            RestartPolicy::Never => ends.iter().any(Option::is_some).then(|| {
+                if ends.iter().all(|e| *e == Some(true)) { Phase::Succeeded } else { Phase::Failed }
+            }),
+        }
+    }
+
+    fn next_sandbox(&self) -> PodState {
+        PodState::SandboxStarting { attempt: self.sandboxes.iter().map(|s| s.attempt + 1).max().unwrap_or(0) }
+    }
+
+    fn plan_init(&self, config: &NodeConfig, index: usize, now: Now) -> Step {
+        if self.ready_sandbox().is_none() {
+            return Step::Become(self.next_sandbox());
+        }
+        // Once an ordinary container has run, the initialisation is over, also for an agent that did not see it.
+        let begun = self.spec.containers.iter().any(|c| self.latest(&c.name).is_some());
+        let Some(container) = self.spec.init_containers.get(index).filter(|_| !begun) else {
+            return Step::Become(PodState::Running);
+        };
+        match self.plan_container(config, container, now) {
+            Plan::Ended { ok: true } => Step::Become(PodState::Initializing { index: index + 1 }),
+            Plan::Ended { ok: false } => Step::Become(self.terminating(Why::Ended { phase: Phase::Failed }, now)),
+            Plan::Do(op) => Step::Do(op),
+            Plan::Wait(until) => Step::Wait(until),
+            Plan::Nothing => Step::Idle,
+        }
+    }
+
+    fn plan_running(&self, config: &NodeConfig, now: Now) -> Step {
+        if self.ready_sandbox().is_none() || self.sandboxes.len() > 1 {
+            return match self.ended_without_sandbox() {
+                Some(phase) => Step::Become(self.terminating(Why::Ended { phase }, now)),
+                None => Step::Become(self.next_sandbox()),
+            };
+        }
+        let (mut wait, mut all_ended, mut all_ok) = (None::<Micros>, true, true);
+        for container in &self.spec.containers {
+            match self.plan_container(config, container, now) {
+                Plan::Do(op) => return Step::Do(op),
+                Plan::Wait(until) => {
+                    wait = Some(wait.map_or(until, |w| w.min(until)));
+                    all_ended = false;
+                }
+                Plan::Nothing => all_ended = false,
+                Plan::Ended { ok } => all_ok &= ok,
+            }
+        }
+        if all_ended {
+            let phase = if all_ok { Phase::Succeeded } else { Phase::Failed };
+            return Step::Become(self.terminating(Why::Ended { phase }, now));
+        }
+        if let Some(op) = self.plan_resize() {
+            return self.after_trouble(now, || Step::Do(op));
+        }
+        // The kubelet keeps one dead run of each container, for its logs.
+        let old: Vec<String> = self
+            .containers
+            .iter()
+            .filter(|c| matches!(c.state, ContainerFactState::Exited(_)))
+            .filter(|c| self.latest(&c.name).is_some_and(|l| c.attempt + 1 < l.attempt))
+            .map(|c| c.id.clone())
+            .collect();
+        if !old.is_empty() {
+            return Step::Do(PodOp::RemoveContainers { ids: old });
+        }
+        wait.map_or(Step::Idle, Step::Wait)
+    }
+
+    fn plan_container(&self, config: &NodeConfig, spec: &ContainerSpec, now: Now) -> Plan {
+        let Some(track) = self.tracks.get(&spec.name) else { return Plan::Nothing };
+        let is_init = self.spec.init_containers.iter().any(|c| c.name == spec.name);
+        let (attempt, not_before) = match self.latest(&spec.name) {
+            None => (track.next_attempt, Micros::ZERO),
+            Some(fact) => match &fact.state {
+                ContainerFactState::Running { .. } => return Plan::Nothing,
+                ContainerFactState::Created | ContainerFactState::Unknown => (fact.attempt, Micros::ZERO),
+                ContainerFactState::Exited(exit) => {
+                    let ok = exit.code == 0;
+                    let again = match self.spec.restart_policy {
+                        RestartPolicy::Always => !(is_init && ok),
+                        RestartPolicy::OnFailure => !ok,
+                        RestartPolicy::Never => false,
+                    };
+                    if !again {
+                        return Plan::Ended { ok };
+                    }
+                    (fact.attempt + 1, track.crash.ready_at(track.exit_seen, config.max_backoff))
+                }
+            },
+        };
+        let not_before = not_before.max(track.retry_at);
+        if now.mono < not_before {
+            return Plan::Wait(not_before);
+        }
+        if !track.image_ready {
+            return Plan::Do(PodOp::EnsureImage { image: spec.image.clone(), pull: spec.pull });
+        }
+        let Some(sandbox) = self.ready_sandbox() else { return Plan::Nothing };
+        Plan::Do(PodOp::StartContainer {
+            spec: Arc::clone(&self.spec),
+            container: spec.name.clone(),
+            attempt,
+            sandbox_id: sandbox.id.clone(),
+            pod_ip: sandbox.ip.clone(),
+            cgroup: self.cgroup(config),
+            linux: allocate::linux_resources(config, &self.spec, spec),
+        })
+    }
+
+    /// The spec with the resources that its containers were really given; `None` where that is what is wished for.
+    #[must_use]
+    pub fn actuated(&self) -> Option<PodSpec> {
+        let mut old = PodSpec::clone(&self.spec);
+        for container in old.containers.iter_mut().chain(&mut old.init_containers) {
+            if let Some(given) = self.tracks.get(&container.name).and_then(|t| t.actuated) {
+                container.resources = given;
+            }
+        }
+        (old != *self.spec).then_some(old)
+    }
+
+    /// What its running containers hold, for [`allocate::resize`].
+    #[must_use]
+    pub fn in_use(&self) -> allocate::InUse {
+        let running = |name: &str| {
+            self.latest(name).is_some_and(|f| matches!(f.state, ContainerFactState::Running { .. }))
+        };
+        let containers = self.tracks.iter().filter(|(name, _)| running(name));
+        allocate::InUse {
+            pod: self.meter.reading.and_then(|r| r.memory),
+            containers: containers.map(|(name, t)| (name.clone(), t.reading.and_then(|r| r.memory))).collect(),
+        }
+    }
+
+    fn plan_resize(&self) -> Option<PodOp> {
+        let Some(allocate::ResizePlan::Apply { pod_first, pod, containers }) = &self.resize_plan else { return None };
+        let running = containers
+            .iter()
+            .filter_map(|(name, linux)| {
+                let fact = self.latest(name)?;
+                let running = matches!(fact.state, ContainerFactState::Running { .. });
+                running.then(|| (fact.id.clone(), name.clone(), *linux))
+            })
+            .collect();
+        Some(PodOp::Resize {
+            spec: Arc::clone(&self.spec),
+            pod: pod.clone(),
+            pod_first: *pod_first,
+            containers: running,
+        })
+    }
+
+    fn plan_termination(&self, why: &Why, deadline: Micros, stopped: bool, now: Now) -> Step {
+        let live: Vec<String> = self.live_containers().map(|c| c.id.clone()).collect();
+        if !live.is_empty() && !stopped {
+            return self.after_trouble(now, || {
+                Step::Do(PodOp::StopContainers { ids: live, grace: deadline - now.mono })
+            });
+        }
+        if !self.sandboxes.is_empty() {
+            let ids = self.sandboxes.iter().map(|s| s.id.clone()).collect();
+            return self.after_trouble(now, || Step::Do(PodOp::RemoveSandboxes { ids }));
+        }
+        Step::Become(PodState::Cleaning { why: why.clone() })
+    }
+
+    /// The end of this pod, from what is known of its containers.
+    #[must_use]
+    pub fn terminal(&self, phase: Phase, reason: &str, message: &str) -> Terminal {
+        let exits = self
+            .tracks
+            .iter()
+            .filter_map(|(name, t)| t.last_exit.clone().map(|exit| (name.clone(), t.restarts(), exit)))
+            .collect();
+        Terminal {
+            uid: self.spec.uid.clone(),
+            phase,
+            reason: reason.to_owned(),
+            message: message.to_owned(),
+            exits,
+        }
+    }
+
+    /// The last end of each container and what it was given, as facts tell it.
+    #[must_use]
+    pub fn exit_of(&self, name: &str) -> Option<&Exit> {
+        self.containers
+            .iter()
+            .filter(|c| c.name == name)
+            .filter_map(|c| match &c.state {
+                ContainerFactState::Exited(exit) => Some((c.attempt, exit)),
+                _ => None,
+            })
+            .max_by_key(|(attempt, _)| *attempt)
+            .map(|(_, exit)| exit)
+    }
+}
+
+/// The one next thing to do for a container.
+enum Plan {
+    Do(PodOp),
+    Wait(Micros),
+    Nothing,
+    Ended { ok: bool },
+}

@@ -1,0 +1,234 @@
+//! What is remembered of a container and of a pod's use, from one run to the next.
+//!
+//! Problem: a runtime forgets a container's past when it is removed, and the kernel forgets a cgroup's counters when it goes;
+//! people ask afterwards. Approach: back-offs, restart counts, the last end and OOM kills are kept here by the container's
+//! *name*; readings belong to a run and are dropped with it.
+//!
+//! Property: an OOM kill is counted once, however many of the three sources (kernel event, cgroup counter, runtime's word)
+//! told of it, and stays counted.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+
+use crate::allocate::BurstController;
+use crate::backoff::Backoff;
+use crate::event::{ContainerFact, ContainerFactState, Exit, OpError};
+use crate::model::CgroupModel;
+use crate::sample::{CgroupReading, NetworkReading};
+use crate::spec::Resources;
+use crate::units::{Micros, Now};
+
+/// What is remembered of a container.
+#[derive(Clone, Debug, Default)]
+pub struct ContainerTrack {
+    /// The back-off of its restarts.
+    pub crash: Backoff,
+    /// The back-off of its image.
+    pub image: Backoff,
+    /// Not tried before this moment (monotonic).
+    pub retry_at: Micros,
+    /// The image was seen to be there for the next start.
+    pub image_ready: bool,
+    /// What went wrong last: shown as the waiting reason.
+    pub trouble: Option<OpError>,
+    /// The attempt of a next run.
+    pub next_attempt: u32,
+    /// When the latest end happened (monotonic).
+    pub exit_seen: Micros,
+    /// How it ended last.
+    pub last_exit: Option<Exit>,
+    /// What its latest run was given.
+    pub actuated: Option<Resources>,
+    /// The run that the readings are of: the runtime's id.
+    pub run: String,
+    /// The last reading of that run.
+    pub reading: Option<CgroupReading>,
+    /// Rates of that run.
+    pub model: CgroupModel,
+    /// Gives and takes burst.
+    pub burst: BurstController,
+    /// The burst it has now.
+    pub burst_now: Micros,
+    /// OOM kills, by what told of them.
+    pub oom: OomCount,
+    /// The id whose end was counted last.
+    counted: String,
+}
+
+/// OOM kills of a container, each counted once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OomCount {
+    /// Of earlier runs.
+    before: u64,
+    /// Of this run, by kernel events.
+    events: u64,
+    /// Of this run, by the cgroup's counter.
+    counter: u64,
+    /// Of this run, by the runtime: 0 or 1.
+    word: u64,
+}
+
+impl OomCount {
+    /// The kernel told of a victim.
+    pub fn event(&mut self) {
+        self.events += 1;
+    }
+
+    /// The cgroup's counter stands at `n`.
+    pub fn counter(&mut self, n: u64) {
+        self.counter = self.counter.max(n);
+    }
+
+    /// The runtime says that the run ended so.
+    pub fn word(&mut self) {
+        self.word = 1;
+    }
+
+    /// Another run begins.
+    pub fn next_run(&mut self) {
+        *self = Self { before: self.total(), ..Self::default() };
+    }
+
+    /// All of them.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.before + self.events.max(self.counter).max(self.word)
+    }
+}
+
+impl ContainerTrack {
+    /// `restartCount`.
+    #[must_use]
+    pub fn restarts(&self) -> u32 {
+        self.next_attempt.saturating_sub(1)
+    }
+
+    /// The latest run, as facts tell it. Returns its end if that is news.
+    pub fn observe(&mut self, fact: &ContainerFact, max_backoff: Micros, now: Now) -> Option<Exit> {
+        let fresh_track = self.next_attempt == 0;
+        if self.run != fact.id {
+            self.run.clone_from(&fact.id);
+            self.reading = None;
+            self.model = CgroupModel::default();
+            self.burst = BurstController::default();
+            self.burst_now = Micros::ZERO;
+            self.oom.next_run();
+        }
+        self.next_attempt = self.next_attempt.max(fact.attempt + 1);
+        if self.actuated.is_none() {
+            self.actuated = fact.resources;
+        }
+        let ContainerFactState::Exited(exit) = &fact.state else { return None };
+        if self.counted == fact.id {
+            return None;
+        }
+        self.counted.clone_from(&fact.id);
+        self.exit_seen = now.mono - (now.wall - exit.finished);
+        self.image_ready = false;
+        self.last_exit = Some(exit.clone());
+        if fresh_track && fact.attempt > 0 {
+            // The agent was restarted: the back-off goes on from what the restart count says.
+            self.crash = Backoff::rebuilt(fact.attempt, self.exit_seen, max_backoff);
+        }
+        if exit.reason == "OOMKilled" {
+            self.oom.word();
+        }
+        Some(exit.clone())
+    }
+
+    /// An older end, for `lastState` after a restart of the agent.
+    pub fn remember_older(&mut self, exit: &Exit) {
+        if self.last_exit.is_none() {
+            self.last_exit = Some(exit.clone());
+        }
+    }
+
+    /// A start begins, after a failure or not.
+    pub fn start(&mut self, max_backoff: Micros, now: Now) {
+        if self.last_exit.is_some() {
+            self.crash.next(self.exit_seen, now.mono, max_backoff);
+        }
+    }
+}
+
+/// What a pod uses.
+#[derive(Clone, Debug, Default)]
+pub struct PodMeter {
+    /// The last reading of its cgroup.
+    pub reading: Option<CgroupReading>,
+    /// When that was (monotonic).
+    pub at: Micros,
+    /// Rates.
+    pub model: CgroupModel,
+    /// Bytes received and sent per second.
+    pub network_rate: Option<(u64, u64)>,
+    /// What the network rate counts from.
+    base: Option<(Micros, NetworkReading)>,
+    /// Listening ports.
+    pub listening: BTreeSet<u16>,
+}
+
+/// Network rates are taken over at least this long.
+const NETWORK_WINDOW: Micros = Micros::millis(900);
+
+impl PodMeter {
+    /// A reading of the pod's cgroup.
+    pub fn observe(&mut self, at: Micros, reading: &CgroupReading) {
+        self.model.observe(at, reading);
+        self.reading = Some(*reading);
+        self.at = at;
+    }
+
+    /// A reading of its traffic.
+    pub fn observe_network(&mut self, at: Micros, now: NetworkReading) {
+        match self.base {
+            Some((since, before)) if at - since >= NETWORK_WINDOW => {
+                let per_second = |a: u64, b: u64| Micros(a.saturating_sub(b)).scale(1_000_000, (at - since).0).0;
+                self.network_rate =
+                    Some((per_second(now.rx_bytes, before.rx_bytes), per_second(now.tx_bytes, before.tx_bytes)));
+                self.base = Some((at, now));
+            }
+            Some(_) => {}
+            None => self.base = Some((at, now)),
+        }
+    }
+
+    /// Its cgroup is gone.
+    pub fn clear(&mut self) {
+        *self = Self::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_oom_kill_is_counted_once_and_stays() {
+        let mut oom = OomCount::default();
+        oom.event();
+        oom.counter(1);
+        oom.word();
+        assert_eq!(oom.total(), 1);
+        oom.next_run();
+        assert_eq!(oom.total(), 1);
+        oom.counter(1);
+        assert_eq!(oom.total(), 2);
+        // A child was killed, the container went on, and was killed later: two.
+        oom.event();
+        oom.event();
+        assert_eq!(oom.total(), 3);
+    }
+
+    #[test]
+    fn network_rates_are_per_second() {
+        let mut meter = PodMeter::default();
+        let reading = |bytes| NetworkReading { rx_bytes: bytes, ..NetworkReading::default() };
+        meter.observe_network(Micros::secs(1), reading(100));
+        meter.observe_network(Micros::millis(1_100), reading(200));
+        assert_eq!(meter.network_rate, None);
+        meter.observe_network(Micros::secs(3), reading(2_100));
+        assert_eq!(meter.network_rate, Some((1_000, 0)));
+    }
+}

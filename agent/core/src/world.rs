@@ -1,0 +1,793 @@
+//! The state of the node, and the one way to change it.
+//!
+//! Problem: state that many tasks may touch is state that nobody can reason about. Approach: [`World::step`] takes one event
+//! and gives the actions that follow from it; whoever owns the `World` calls it, one event at a time. After each event every
+//! pod that it may concern is planned anew ([`Pod::plan`]).
+//!
+//! Properties: the same events give the same actions (no clock, no randomness, ordered maps only); while the wishes or the
+//! facts are not known yet nothing is started and nothing is stopped; a pod of another owner is never acted on.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use crate::allocate;
+use crate::event::{
+    Action, ContainerFact, ContainerFactState, Done, Event, OpError, OpId, PodCgroup, PodOp, Record, Rejected, RuntimeFacts,
+    SandboxFact, Terminal,
+};
+use crate::evict;
+use crate::forecast::Pace;
+use crate::model::NodeModel;
+use crate::node::NodeConfig;
+use crate::pod::{Pod, PodState, Step, Why};
+use crate::sample::{KernelEvent, KernelEventKind, Sample};
+use crate::snapshot::{ExitKind, Phase};
+use crate::spec::{PodSpec, PodUid};
+use crate::track::ContainerTrack;
+use crate::units::{Micros, Now};
+
+/// Records kept for `/debug/explain`.
+const RECORDS: usize = 1_000;
+/// A pod that plans more steps than this in one go is in a loop: stop and say so.
+const STEPS_AT_ONCE: usize = 32;
+
+/// The state of the node.
+#[derive(Debug)]
+pub struct World {
+    pub(crate) config: NodeConfig,
+    pub(crate) pods: BTreeMap<PodUid, Pod>,
+    pub(crate) wishes_known: bool,
+    pub(crate) facts_known: bool,
+    pub(crate) runtime_down: Option<String>,
+    pub(crate) rejected: Vec<Rejected>,
+    pub(crate) remembered: BTreeMap<PodUid, Terminal>,
+    pub(crate) records: VecDeque<Record>,
+    pub(crate) totals: Counts,
+    pub(crate) node: NodeModel,
+    pub(crate) last_sample: Option<Sample>,
+    pub(crate) evict: evict::Decider,
+    pub(crate) pace: Option<Pace>,
+    /// When a pod was last told of as one that would have been evicted.
+    pub(crate) told: BTreeMap<PodUid, Micros>,
+    /// The cgroups above the pods' as they were last asked for.
+    tree: Vec<PodCgroup>,
+    next_op: u64,
+    waking: Option<Micros>,
+    out: Vec<Action>,
+}
+
+/// Counters that outlive their pods.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    pub(crate) evictions: BTreeMap<String, u64>,
+    pub(crate) oom_kills: BTreeMap<(String, String, String), u64>,
+    pub(crate) exits: BTreeMap<((String, String, String), ExitKind), u64>,
+    pub(crate) restarts: BTreeMap<(String, String, String), u64>,
+    pub(crate) actions: BTreeMap<(String, bool), u64>,
+    pub(crate) illegal_transitions: u64,
+}
+
+impl World {
+    /// A node of which nothing is known yet.
+    #[must_use]
+    pub fn new(config: NodeConfig) -> Self {
+        let evict = evict::Decider::new(&config);
+        Self {
+            config,
+            pods: BTreeMap::new(),
+            wishes_known: false,
+            facts_known: false,
+            runtime_down: None,
+            rejected: Vec::new(),
+            remembered: BTreeMap::new(),
+            records: VecDeque::new(),
+            totals: Counts::default(),
+            node: NodeModel::default(),
+            last_sample: None,
+            evict,
+            pace: None,
+            told: BTreeMap::new(),
+            tree: Vec::new(),
+            next_op: 0,
+            waking: None,
+            out: Vec::new(),
+        }
+    }
+
+    /// The settings.
+    #[must_use]
+    pub fn config(&self) -> &NodeConfig {
+        &self.config
+    }
+
+    /// The pods by UID, for invariants and reports.
+    #[must_use]
+    pub fn pods(&self) -> &BTreeMap<PodUid, Pod> {
+        &self.pods
+    }
+
+    /// One event in, the actions that follow from it out.
+    pub fn step(&mut self, event: Event, now: Now) -> Vec<Action> {
+        self.out = Vec::new();
+        match event {
+            Event::Pods { pods, rejected } => self.on_wishes(pods, rejected, now),
+            Event::Runtime(facts) => self.on_facts(facts, now),
+            Event::RuntimeDown { reason } => self.on_runtime_down(reason, now),
+            Event::Done { uid, op, result } => self.on_done(&uid, op, result, now),
+            Event::Sample(sample) => self.on_sample(sample, now),
+            Event::Kernel(event) => self.on_kernel(&event, now),
+            Event::Remembered(ends) => self.remembered = ends.into_iter().map(|t| (t.uid.clone(), t)).collect(),
+            Event::Tick => self.waking = None,
+        }
+        self.plan_all(now);
+        std::mem::take(&mut self.out)
+    }
+
+    // === wishes ===
+
+    fn on_wishes(&mut self, pods: Vec<Arc<PodSpec>>, rejected: Vec<Rejected>, now: Now) {
+        self.wishes_known = true;
+        for pod in self.pods.values_mut().filter(|p| !p.foreign) {
+            pod.wanted = false;
+        }
+        for spec in pods {
+            if let Some(pod) = self.pods.get_mut(&spec.uid) {
+                // A pod on its way out stays so; when it is gone the next listing makes it anew.
+                pod.wanted = true;
+                if pod.spec != spec {
+                    resize_to(pod, spec);
+                }
+            } else {
+                let mut pod = Pod::new(Arc::clone(&spec), now);
+                if let Some(end) = self.remembered.get(&spec.uid) {
+                    for (name, restarts, exit) in &end.exits {
+                        if let Some(track) = pod.tracks.get_mut(name) {
+                            track.last_exit = Some(exit.clone());
+                            track.next_attempt = restarts + 1;
+                        }
+                    }
+                    pod.state = PodState::Terminal(end.clone());
+                }
+                self.pods.insert(spec.uid.clone(), pod);
+            }
+        }
+        for bad in &rejected {
+            if !self.rejected.contains(bad) {
+                let name = bad.pod.clone().unwrap_or_else(|| bad.origin.clone());
+                let message = format!("{}: {}", bad.origin, bad.error);
+                self.record(now, None, name, None, true, "FailedValidation", message, Vec::new());
+            }
+        }
+        self.rejected = rejected;
+        let unwanted: Vec<PodUid> =
+            self.pods.iter().filter(|(_, p)| !p.wanted && !p.foreign).map(|(uid, _)| uid.clone()).collect();
+        for uid in unwanted {
+            self.remove(&uid, now);
+        }
+    }
+
+    fn remove(&mut self, uid: &PodUid, now: Now) {
+        let Some(pod) = self.pods.get(uid) else { return };
+        let next = match &pod.state {
+            // Nothing of it is anywhere, as far as is known.
+            PodState::Rejected { .. } => PodState::Gone,
+            PodState::Observed if pod.sandboxes.is_empty() && self.facts_known => PodState::Gone,
+            state if state.is_live() => {
+                if !pod.sandboxes.is_empty() {
+                    for c in pod.live_containers().map(|c| c.name.clone()).collect::<Vec<_>>() {
+                        let message = format!("Stopping container {c}");
+                        self.say(uid, Some(c), now, false, "Killing", message);
+                    }
+                }
+                let Some(pod) = self.pods.get(uid) else { return };
+                pod.terminating(Why::Removed, now)
+            }
+            _ => return,
+        };
+        self.go(uid, next, now);
+    }
+
+    // === the runtime ===
+
+    fn on_runtime_down(&mut self, reason: String, now: Now) {
+        if self.runtime_down.as_ref() != Some(&reason) {
+            let name = self.config.name.clone();
+            let message = format!("the container runtime does not answer: {reason}");
+            self.record(now, None, name, None, true, "ContainerRuntimeNotReady", message, Vec::new());
+        }
+        self.runtime_down = Some(reason);
+    }
+
+    fn on_facts(&mut self, facts: RuntimeFacts, now: Now) {
+        if self.runtime_down.take().is_some() {
+            let name = self.config.name.clone();
+            self.record(now, None, name, None, false, "ContainerRuntimeReady", "the container runtime answers".into(), Vec::new());
+        }
+        self.facts_known = true;
+        let mut sandboxes: BTreeMap<PodUid, Vec<SandboxFact>> = BTreeMap::new();
+        let mut containers: BTreeMap<PodUid, Vec<ContainerFact>> = BTreeMap::new();
+        for fact in facts.sandboxes {
+            sandboxes.entry(fact.uid.clone()).or_default().push(fact);
+        }
+        for fact in facts.containers {
+            containers.entry(fact.uid.clone()).or_default().push(fact);
+        }
+        if self.wishes_known || self.config.beside {
+            for (uid, list) in &sandboxes {
+                if !self.pods.contains_key(uid) && (self.config.beside || list.iter().all(|s| s.ours)) {
+                    let pod = stranger(list, containers.get(uid).map_or(&[][..], Vec::as_slice), self.config.beside, now);
+                    self.pods.insert(uid.clone(), pod);
+                }
+            }
+        }
+        let uids: Vec<PodUid> = self.pods.keys().cloned().collect();
+        for uid in uids {
+            let (s, c) = (sandboxes.remove(&uid).unwrap_or_default(), containers.remove(&uid).unwrap_or_default());
+            self.on_pod_facts(&uid, facts.asked, s, c, now);
+        }
+    }
+
+    fn on_pod_facts(
+        &mut self,
+        uid: &PodUid,
+        asked: Micros,
+        sandboxes: Vec<SandboxFact>,
+        mut containers: Vec<ContainerFact>,
+        now: Now,
+    ) {
+        let Some(pod) = self.pods.get_mut(uid) else { return };
+        if asked < pod.facts_from {
+            return;
+        }
+        pod.needs_facts = false;
+        containers.sort_by(|a, b| (&a.name, a.attempt, &a.id).cmp(&(&b.name, b.attempt, &b.id)));
+        let known_runs: Vec<String> = pod.containers.iter().map(|c| c.id.clone()).collect();
+        pod.sandboxes = sandboxes;
+        pod.containers = containers;
+        if pod.foreign {
+            if pod.sandboxes.is_empty() {
+                self.pods.remove(uid);
+                return;
+            }
+            let all: Vec<&ContainerFact> = pod.containers.iter().collect();
+            let names: Vec<String> = all.iter().map(|c| c.name.clone()).collect();
+            for name in names {
+                pod.tracks.entry(name).or_default();
+            }
+            pod.spec = Arc::new(spec_of(&pod.sandboxes, &pod.containers));
+        }
+        let (max, names) = (self.config.max_backoff, pod.tracks.keys().cloned().collect::<Vec<_>>());
+        let mut ends = Vec::new();
+        for name in names {
+            let Some(latest) = pod.latest(&name).cloned() else { continue };
+            let older = pod.exit_of(&name).cloned();
+            let Some(track) = pod.tracks.get_mut(&name) else { continue };
+            let first_look = track.run.is_empty() && !known_runs.contains(&latest.id);
+            if let Some(exit) = track.observe(&latest, max, now) {
+                // An end that happened before this agent looked for the first time is not news, but it is remembered.
+                ends.push((name.clone(), exit, first_look));
+            } else if let Some(older) = older {
+                track.remember_older(&older);
+            }
+        }
+        let backing_off = |pod: &Pod, name: &str| {
+            pod.tracks.get(name).is_some_and(|t| now.mono < t.crash.ready_at(t.exit_seen, max))
+        };
+        for (name, exit, first_look) in ends {
+            let Some(pod) = self.pods.get_mut(uid) else { return };
+            let (again, restarts) = (backing_off(pod, &name), pod.tracks.get(&name).map_or(0, ContainerTrack::restarts));
+            let stopping = !pod.state.is_live();
+            if !stopping {
+                pod.health.on_exit(&name, &exit, restarts, again, now);
+            }
+            if first_look {
+                continue;
+            }
+            let key = (pod.spec.namespace.clone(), pod.spec.name.clone(), name.clone());
+            let kind = match exit.code {
+                code @ 129..=192 => ExitKind::Signal(u8::try_from(code - 128).unwrap_or(u8::MAX)),
+                code => ExitKind::Code(u8::try_from(code.clamp(0, 255)).unwrap_or(u8::MAX)),
+            };
+            *self.totals.exits.entry((key, kind)).or_default() += 1;
+            let message = format!("Container {name} ended: {} (exit code {})", exit.reason, exit.code);
+            self.say(uid, Some(name), now, exit.code != 0 && !stopping, "Exited", message);
+        }
+        let Some(pod) = self.pods.get_mut(uid) else { return };
+        for fact in &pod.containers {
+            if matches!(fact.state, ContainerFactState::Running { .. }) {
+                pod.health.on_running(&fact.name, now);
+            }
+        }
+        self.count_oom_kills(uid);
+    }
+
+    // === operations ===
+
+    fn on_done(&mut self, uid: &PodUid, op: OpId, result: Result<Done, OpError>, now: Now) {
+        let Some(pod) = self.pods.get_mut(uid) else { return };
+        let Some((_, name)) = pod.in_flight.take_if(|(id, _)| *id == op) else { return };
+        *self.totals.actions.entry((name.to_owned(), result.is_ok())).or_default() += 1;
+        // Facts that were asked for before this moment may not know of it.
+        pod.facts_from = now.mono;
+        let op = pod.doing.take();
+        match result {
+            Ok(done) => self.on_success(uid, op, done, now),
+            Err(error) => self.on_failure(uid, op, error, now),
+        }
+    }
+
+    fn on_success(&mut self, uid: &PodUid, op: Option<PodOp>, done: Done, now: Now) {
+        let Some(pod) = self.pods.get_mut(uid) else { return };
+        if !matches!(op, Some(PodOp::EnsureImage { .. } | PodOp::StartContainer { .. } | PodOp::Resize { .. })) {
+            pod.trouble = None;
+            pod.retry = crate::backoff::Backoff::default();
+            pod.retry_at = Micros::ZERO;
+        }
+        match (op, done) {
+            (Some(PodOp::Prepare { .. }), _) if pod.state == PodState::Preparing => {
+                let attempt = pod.sandboxes.iter().map(|s| s.attempt + 1).max().unwrap_or(0);
+                self.go(uid, PodState::SandboxStarting { attempt }, now);
+            }
+            (_, Done::Sandbox(fact)) => {
+                let message = format!("Pod sandbox {} is up, address {}", short(&fact.id), or_host(&fact.ip));
+                pod.sandboxes.retain(|s| s.id != fact.id);
+                pod.sandboxes.push(fact);
+                self.say(uid, None, now, false, "SandboxStarted", message);
+            }
+            (Some(PodOp::EnsureImage { image, .. }), Done::Image { pulled }) => {
+                let users: Vec<String> =
+                    pod.spec.all_containers().filter(|c| c.image == image).map(|c| c.name.clone()).collect();
+                for name in &users {
+                    if let Some(track) = pod.tracks.get_mut(name) {
+                        track.image_ready = true;
+                        track.trouble = None;
+                        track.image = crate::backoff::Backoff::default();
+                    }
+                }
+                let message = match pulled {
+                    Some(took) => format!("Successfully pulled image \"{image}\" in {took}"),
+                    None => format!("Container image \"{image}\" already present on machine"),
+                };
+                self.say(uid, users.into_iter().next(), now, false, "Pulled", message);
+            }
+            (Some(PodOp::StartContainer { container, attempt, linux, sandbox_id, .. }), Done::Container { id, started }) => {
+                let image = pod.spec.container(&container).map(|c| c.image.clone()).unwrap_or_default();
+                pod.containers.retain(|c| c.id != id);
+                let fact = ContainerFact {
+                    id: id.clone(),
+                    sandbox_id,
+                    uid: uid.clone(),
+                    name: container.clone(),
+                    attempt,
+                    image,
+                    image_id: String::new(),
+                    state: ContainerFactState::Running { started },
+                    resources: Some(linux.resources),
+                };
+                if let Some(track) = pod.tracks.get_mut(&container) {
+                    track.trouble = None;
+                    track.image_ready = false;
+                    track.retry_at = Micros::ZERO;
+                    track.actuated = Some(linux.resources);
+                    track.observe(&fact, self.config.max_backoff, now);
+                }
+                pod.containers.push(fact);
+                pod.health.on_running(&container, now);
+                if attempt > 0 {
+                    let key = (pod.spec.namespace.clone(), pod.spec.name.clone(), container.clone());
+                    *self.totals.restarts.entry(key).or_default() += 1;
+                }
+                let message = format!("Started container {container} ({})", short(&id));
+                self.say(uid, Some(container), now, false, "Started", message);
+                // It may be over already; the facts know how it ended and which image it has.
+                self.out.push(Action::Relist);
+            }
+            (Some(PodOp::StopContainers { .. }), _) => {
+                if let PodState::Terminating { why, deadline, .. } = pod.state.clone() {
+                    pod.needs_facts = true;
+                    self.go(uid, PodState::Terminating { why, deadline, stopped: true }, now);
+                    self.out.push(Action::Relist);
+                }
+            }
+            (Some(PodOp::RemoveSandboxes { ids }), _) => {
+                let in_them = |c: &ContainerFact| ids.contains(&c.sandbox_id);
+                pod.containers.retain(|c| !in_them(c));
+                pod.sandboxes.retain(|s| !ids.contains(&s.id));
+            }
+            (Some(PodOp::RemoveContainers { ids }), _) => pod.containers.retain(|c| !ids.contains(&c.id)),
+            (Some(PodOp::Resize { spec, containers, .. }), _) => {
+                let mut names = Vec::new();
+                for (_, name, linux) in &containers {
+                    if let Some(track) = pod.tracks.get_mut(name) {
+                        track.actuated = Some(linux.resources);
+                        names.push(name.clone());
+                    }
+                }
+                // What does not run now gets the new values when it starts.
+                for container in &spec.containers {
+                    if let Some(track) = pod.tracks.get_mut(&container.name)
+                        && !names.contains(&container.name)
+                    {
+                        track.actuated = Some(container.resources);
+                    }
+                }
+                pod.resize.clear();
+                let message = format!("Resources of {} changed in place", names.join(", "));
+                self.say(uid, None, now, false, "ResizeCompleted", message);
+            }
+            (Some(PodOp::Cleanup { .. }), _) => self.on_cleaned(uid, now),
+            _ => {}
+        }
+    }
+
+    fn on_cleaned(&mut self, uid: &PodUid, now: Now) {
+        let Some(pod) = self.pods.get_mut(uid) else { return };
+        let PodState::Cleaning { why } = pod.state.clone() else { return };
+        pod.meter.clear();
+        let end = match (&why, pod.wanted) {
+            (Why::Evicted { message }, true) => Some(pod.terminal(Phase::Failed, "Evicted", message)),
+            (Why::Ended { phase }, true) => Some(pod.terminal(*phase, "", "")),
+            _ => None,
+        };
+        match end {
+            Some(end) => {
+                self.remembered.insert(uid.clone(), end.clone());
+                self.out.push(Action::Remember(end.clone()));
+                self.go(uid, PodState::Terminal(end), now);
+            }
+            // It was wanted again while it went: the same manifest came back.
+            None => self.go(uid, PodState::Gone, now),
+        }
+    }
+
+    fn on_failure(&mut self, uid: &PodUid, op: Option<PodOp>, error: OpError, now: Now) {
+        let max = self.config.max_backoff;
+        let Some(pod) = self.pods.get_mut(uid) else { return };
+        let container = match &op {
+            Some(PodOp::EnsureImage { image, .. }) => {
+                let users: Vec<String> =
+                    pod.spec.all_containers().filter(|c| c.image == *image).map(|c| c.name.clone()).collect();
+                for name in &users {
+                    if let Some(track) = pod.tracks.get_mut(name) {
+                        track.image.next(now.mono, now.mono, max);
+                        track.retry_at = now.mono + track.image.delay();
+                        track.trouble = Some(error.clone());
+                    }
+                }
+                users.into_iter().next()
+            }
+            Some(PodOp::StartContainer { container, .. }) => {
+                if let Some(track) = pod.tracks.get_mut(container) {
+                    track.crash.next(now.mono, now.mono, max);
+                    track.retry_at = now.mono + track.crash.delay();
+                    track.trouble = Some(error.clone());
+                }
+                Some(container.clone())
+            }
+            _ => {
+                pod.retry.next(now.mono, now.mono, Micros::secs(60).min(max));
+                pod.retry_at = now.mono + pod.retry.delay().scale(1, 5);
+                pod.trouble = Some(error.clone());
+                None
+            }
+        };
+        pod.needs_facts = true;
+        self.out.push(Action::Relist);
+        let event = match op.as_ref().map(PodOp::name) {
+            Some("start_sandbox") => "FailedCreatePodSandBox",
+            Some("prepare") => "FailedMount",
+            Some("stop_containers" | "remove_sandboxes" | "remove_containers" | "cleanup") => "FailedKillPod",
+            Some("resize") => "ResizeError",
+            _ => "Failed",
+        };
+        self.say(uid, container, now, true, event, format!("Error: {}: {}", error.reason, error.message));
+    }
+
+    // === the kernel ===
+
+    fn on_kernel(&mut self, event: &KernelEvent, now: Now) {
+        let Some(pod) = self.pods.get_mut(&event.uid) else { return };
+        if pod.state.is_live() {
+            pod.health.on_kernel(event);
+        }
+        match &event.kind {
+            KernelEventKind::OomVictim { pid, comm } => {
+                if let Some(track) = event.container.as_ref().and_then(|c| pod.tracks.get_mut(c)) {
+                    track.oom.event();
+                }
+                let container = event.container.clone();
+                let message = format!("the kernel's OOM killer chose process {comm} ({pid})");
+                self.count_oom_kills(&event.uid.clone());
+                self.say(&event.uid.clone(), container, now, true, "OOMKilling", message);
+            }
+            // The runtime will know in a moment; the distance is the act's business.
+            KernelEventKind::Exit { is_init: true, .. } => self.out.push(Action::Relist),
+            KernelEventKind::Exit { .. } | KernelEventKind::Listen { .. } => {}
+        }
+    }
+
+    pub(crate) fn count_oom_kills(&mut self, uid: &PodUid) {
+        let Some(pod) = self.pods.get(uid) else { return };
+        for (name, track) in &pod.tracks {
+            let total = track.oom.total();
+            if total > 0 {
+                let key = (pod.spec.namespace.clone(), pod.spec.name.clone(), name.clone());
+                let seen = self.totals.oom_kills.entry(key).or_default();
+                *seen = total.max(*seen);
+            }
+        }
+    }
+
+    // === planning ===
+
+    fn plan_all(&mut self, now: Now) {
+        if !(self.wishes_known && self.facts_known) && !self.config.beside {
+            return;
+        }
+        let mut wake: Option<Micros> = None;
+        self.plan_tree();
+        let uids: Vec<PodUid> = self.pods.keys().cloned().collect();
+        for uid in uids {
+            if let Some(until) = self.plan_pod(&uid, now) {
+                wake = Some(wake.map_or(until, |w| w.min(until)));
+            }
+        }
+        if let Some(wake) = wake
+            && self.waking != Some(wake)
+        {
+            self.waking = Some(wake);
+            self.out.push(Action::WakeAt(wake));
+        }
+    }
+
+    /// `kubepods` and the QoS classes, whose weights follow from the pods in them.
+    fn plan_tree(&mut self) {
+        if self.config.beside {
+            return;
+        }
+        let pods = self.pods.values().filter(|p| p.state.is_live()).map(|p| &*p.spec);
+        let mut tree = vec![allocate::kubepods(&self.config)];
+        tree.extend(allocate::qos_cgroups(&self.config, pods));
+        if self.tree != tree {
+            self.tree.clone_from(&tree);
+            self.out.push(Action::Cgroups(tree));
+        }
+    }
+
+    fn plan_pod(&mut self, uid: &PodUid, now: Now) -> Option<Micros> {
+        for _ in 0..STEPS_AT_ONCE {
+            let pod = self.pods.get(uid)?;
+            if pod.state == PodState::Gone {
+                self.forget(uid);
+                return None;
+            }
+            let name_taken = pod.state == PodState::Observed
+                && self.pods.values().any(|other| {
+                    other.spec.uid != *uid
+                        && other.spec.name == pod.spec.name
+                        && other.spec.namespace == pod.spec.namespace
+                        && other.state != PodState::Observed
+                        && !matches!(other.state, PodState::Rejected { .. })
+                });
+            if pod.state == PodState::Observed && pod.wanted && !pod.foreign && !name_taken {
+                let next = self.admit(uid);
+                self.go(uid, next, now);
+                continue;
+            }
+            self.note_resize(uid, now);
+            let pod = self.pods.get(uid)?;
+            match pod.plan(&self.config, name_taken, now) {
+                Step::Become(next) => self.go(uid, next, now),
+                Step::Do(op) => {
+                    self.begin(uid, op, now);
+                    return None;
+                }
+                Step::Wait(until) => return Some(until),
+                Step::Idle => return None,
+            }
+        }
+        self.totals.illegal_transitions += 1;
+        self.say(uid, None, now, true, "Internal", "the plan of this pod goes in a circle; waiting".to_owned());
+        Some(now.mono + Micros::secs(10))
+    }
+
+    fn forget(&mut self, uid: &PodUid) {
+        self.told.remove(uid);
+        self.pods.remove(uid);
+        if self.remembered.remove(uid).is_some() {
+            self.out.push(Action::Forget(uid.clone()));
+        }
+    }
+
+    fn admit(&self, uid: &PodUid) -> PodState {
+        let Some(pod) = self.pods.get(uid) else { return PodState::Gone };
+        // What runs already was admitted once.
+        if !pod.sandboxes.is_empty() {
+            return PodState::Admitted;
+        }
+        match allocate::admit(&self.config, self.beside_of(uid), &pod.spec) {
+            Ok(()) => PodState::Admitted,
+            Err(short) => PodState::Rejected { reason: short.reason(), message: short.to_string() },
+        }
+    }
+
+    /// The other pods that hold resources of this node.
+    fn beside_of(&self, uid: &PodUid) -> impl Iterator<Item = &PodSpec> {
+        let holds = |p: &&Pod| {
+            !matches!(p.state, PodState::Observed | PodState::Rejected { .. } | PodState::Terminal(_) | PodState::Gone)
+        };
+        let not = uid.clone();
+        self.pods.values().filter(move |p| p.spec.uid != not).filter(holds).map(|p| &*p.spec)
+    }
+
+    fn note_resize(&mut self, uid: &PodUid, now: Now) {
+        let Some(pod) = self.pods.get(uid) else { return };
+        if pod.state != PodState::Running || pod.foreign || pod.in_flight.is_some() {
+            return;
+        }
+        let plan = pod
+            .actuated()
+            .map(|old| allocate::resize(&self.config, self.beside_of(uid), &old, &pod.spec, &pod.in_use()))
+            .filter(|plan| *plan != allocate::ResizePlan::Nothing);
+        let note = match &plan {
+            None | Some(allocate::ResizePlan::Nothing) => String::new(),
+            Some(allocate::ResizePlan::Apply { .. }) => "InProgress".to_owned(),
+            Some(allocate::ResizePlan::Deferred { why }) => format!("Deferred: {why}"),
+            Some(allocate::ResizePlan::Infeasible { why }) => format!("Infeasible: {why}"),
+        };
+        let kind = |note: &str| note.split(": ").next().unwrap_or_default().to_owned();
+        let news = kind(&pod.resize) != kind(&note);
+        let Some(pod) = self.pods.get_mut(uid) else { return };
+        pod.resize_plan = plan;
+        pod.resize.clone_from(&note);
+        if news && note.contains(": ") {
+            let reason = format!("Resize{}", kind(&note));
+            self.say(uid, None, now, true, &reason, note);
+        }
+    }
+
+    fn begin(&mut self, uid: &PodUid, what: PodOp, now: Now) {
+        let Some(pod) = self.pods.get_mut(uid) else { return };
+        self.next_op += 1;
+        let op = OpId(self.next_op);
+        pod.in_flight = Some((op, what.name()));
+        pod.doing = Some(what.clone());
+        match &what {
+            PodOp::StartContainer { container, .. } => {
+                if let Some(track) = pod.tracks.get_mut(container) {
+                    track.start(self.config.max_backoff, now);
+                }
+            }
+            PodOp::StopContainers { ids, .. } => {
+                let names: Vec<String> =
+                    pod.containers.iter().filter(|c| ids.contains(&c.id)).map(|c| c.name.clone()).collect();
+                pod.last_action = format!("Stopping {}", names.join(", "));
+            }
+            _ => {}
+        }
+        self.out.push(Action::Pod { uid: uid.clone(), op, what });
+    }
+
+    /// Go to another state, if that is allowed.
+    pub(crate) fn go(&mut self, uid: &PodUid, next: PodState, now: Now) {
+        let Some(pod) = self.pods.get_mut(uid) else { return };
+        if !pod.state.may_become(&next) {
+            self.totals.illegal_transitions += 1;
+            let message = format!("a pod that is {} may not become {}", pod.state.name(), next.name());
+            self.say(uid, None, now, true, "Internal", message);
+            return;
+        }
+        let rejected = match &next {
+            PodState::Rejected { reason, message } => Some((reason.clone(), message.clone())),
+            _ => None,
+        };
+        pod.state = next;
+        pod.retry_at = Micros::ZERO;
+        if let Some((reason, message)) = rejected {
+            self.say(uid, None, now, true, &reason, message);
+        }
+    }
+
+    // === records ===
+
+    /// Tell people something about a pod.
+    pub(crate) fn say(
+        &mut self,
+        uid: &PodUid,
+        container: Option<String>,
+        now: Now,
+        warning: bool,
+        reason: &str,
+        message: String,
+    ) {
+        self.say_why(uid, container, now, warning, reason, message, Vec::new());
+    }
+
+    /// The same, with what was seen.
+    #[expect(clippy::too_many_arguments, reason = "each is a field of the record")]
+    pub(crate) fn say_why(
+        &mut self,
+        uid: &PodUid,
+        container: Option<String>,
+        now: Now,
+        warning: bool,
+        reason: &str,
+        message: String,
+        evidence: Vec<(String, String)>,
+    ) {
+        let Some(pod) = self.pods.get_mut(uid) else { return };
+        pod.last_action = format!("{reason}: {message}");
+        let name = pod.spec.full_name();
+        self.record(now, Some(uid.clone()), name, container, warning, reason, message, evidence);
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "each is a field of the record")]
+    pub(crate) fn record(
+        &mut self,
+        at: Now,
+        uid: Option<PodUid>,
+        name: String,
+        container: Option<String>,
+        warning: bool,
+        reason: &str,
+        message: String,
+        evidence: Vec<(String, String)>,
+    ) {
+        let record = Record { at, uid, name, container, warning, reason: reason.to_owned(), message, evidence };
+        if self.records.len() >= RECORDS {
+            self.records.pop_front();
+        }
+        self.records.push_back(record.clone());
+        self.out.push(Action::Record(record));
+    }
+
+    pub(crate) fn act(&mut self, action: Action) {
+        self.out.push(action);
+    }
+}
+
+/// Take over a spec that differs only in its resources.
+fn resize_to(pod: &mut Pod, spec: Arc<PodSpec>) {
+    pod.spec = spec;
+}
+
+/// A pod that the runtime has and no wish names: somebody else's, or one whose manifest went while no agent looked.
+fn stranger(sandboxes: &[SandboxFact], containers: &[ContainerFact], beside: bool, now: Now) -> Pod {
+    let mut pod = Pod::new(Arc::new(spec_of(sandboxes, containers)), now);
+    pod.foreign = beside;
+    pod.wanted = beside;
+    pod.sandboxes = sandboxes.to_vec();
+    pod.containers = containers.to_vec();
+    pod.since = sandboxes.iter().map(|s| s.created).min().unwrap_or(now.wall);
+    pod.state = if beside { PodState::Running } else { pod.terminating(Why::Orphan, now) };
+    pod
+}
+
+/// What can be said of a pod from the runtime alone.
+fn spec_of(sandboxes: &[SandboxFact], containers: &[ContainerFact]) -> PodSpec {
+    let newest = sandboxes.iter().max_by_key(|s| s.attempt);
+    let mut spec = PodSpec::unknown(newest.map_or_else(|| "".into(), |s| s.uid.clone()));
+    if let Some(s) = newest {
+        spec.namespace.clone_from(&s.namespace);
+        spec.name.clone_from(&s.name);
+        spec.labels.clone_from(&s.labels);
+        spec.host_network = s.ip.is_empty();
+    }
+    for fact in containers {
+        if spec.container(&fact.name).is_none() {
+            let mut container = crate::spec::ContainerSpec::unknown(&fact.name);
+            container.image.clone_from(&fact.image);
+            container.resources = fact.resources.unwrap_or_default();
+            spec.containers.push(container);
+        }
+    }
+    spec
+}
+
+fn short(id: &str) -> &str {
+    id.get(..12).unwrap_or(id)
+}
+
+fn or_host(ip: &str) -> &str {
+    if ip.is_empty() { "of the host" } else { ip }
+}

@@ -1,0 +1,321 @@
+//! The pods' cgroups, and whose they are.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use beelet_core::sample::{
+    CgroupReading, ContainerReading, CpuReading, MemoryReading, NetworkReading, PodReading, PressureReading,
+};
+use beelet_core::spec::PodUid;
+use beelet_core::units::{Bytes, Micros};
+use tracing::warn;
+
+use super::Target;
+use crate::kernel::cgroup::{Buffer, Cgroup, CgroupLayout};
+use crate::kernel::listeners::listening_ports;
+use crate::kernel::maps::CgroupCounters;
+
+/// A cgroup below a pod's: a container or a sandbox.
+#[derive(Debug)]
+struct Child {
+    /// The directory's name without what the cgroup driver puts around the runtime's id.
+    id: String,
+    cgroup: Cgroup,
+    run: Micros,
+    network: NetworkReading,
+    seen: bool,
+}
+
+#[derive(Debug)]
+struct PodTree {
+    target: Target,
+    /// `None` until it is made.
+    cgroup: Option<Cgroup>,
+    children: BTreeMap<PathBuf, Child>,
+    retired: Retired,
+    listening: Option<BTreeSet<u16>>,
+}
+
+/// Totals of a pod's cgroups that are gone.
+#[derive(Debug, Default)]
+struct Retired {
+    run: Micros,
+    network: NetworkReading,
+}
+
+/// All pods' cgroups.
+pub(super) struct Pods {
+    layout: CgroupLayout,
+    trees: BTreeMap<PodUid, PodTree>,
+    /// Whose a cgroup id is, or was: pod and runtime's id of the container.
+    owners: BTreeMap<u64, (PodUid, String)>,
+    /// Runtime's id to container name, kept for late events.
+    names: BTreeMap<String, String>,
+    /// Ids that are gone, oldest first, forgotten after a while.
+    gone: std::collections::VecDeque<u64>,
+}
+
+/// So many cgroups that are gone can still be named.
+const REMEMBERED: usize = 4_096;
+
+impl Pods {
+    pub(super) fn new(layout: CgroupLayout) -> Self {
+        Self {
+            layout,
+            trees: BTreeMap::new(),
+            owners: BTreeMap::new(),
+            names: BTreeMap::new(),
+            gone: std::collections::VecDeque::new(),
+        }
+    }
+
+    /// Whose a cgroup is: the pod and the container's name (`None` for a sandbox, or while the name is not known).
+    pub(super) fn owner(&self, id: u64) -> Option<(PodUid, Option<String>, bool)> {
+        let (uid, runtime_id) = self.owners.get(&id)?;
+        let name = self.names.get(runtime_id).cloned();
+        let known = name.is_some() || runtime_id.is_empty();
+        Some((uid.clone(), name, known))
+    }
+
+    /// The pods that are to be measured from now on.
+    pub(super) fn aim(&mut self, targets: Vec<Target>, counters: &mut CgroupCounters) {
+        let wanted: BTreeSet<PodUid> = targets.iter().map(|t| t.uid.clone()).collect();
+        for target in targets {
+            for (id, name) in &target.containers {
+                self.names.insert(id.clone(), name.clone());
+            }
+            match self.trees.get_mut(&target.uid) {
+                Some(tree) => tree.target = target,
+                None => {
+                    let tree = PodTree {
+                        target: target.clone(),
+                        cgroup: None,
+                        children: BTreeMap::new(),
+                        retired: Retired::default(),
+                        listening: None,
+                    };
+                    self.trees.insert(target.uid, tree);
+                }
+            }
+        }
+        let old: Vec<PodUid> = self.trees.keys().filter(|uid| !wanted.contains(*uid)).cloned().collect();
+        for uid in old {
+            if let Some(tree) = self.trees.remove(&uid) {
+                for child in tree.children.into_values() {
+                    drop_counters(counters, child.cgroup.id());
+                    self.gone.push_back(child.cgroup.id());
+                }
+            }
+        }
+        while self.gone.len() > REMEMBERED {
+            if let Some((_, name)) = self.gone.pop_front().and_then(|id| self.owners.remove(&id)) {
+                self.names.remove(&name);
+            }
+        }
+    }
+
+    /// Finds new cgroups, and retires those that are gone.
+    pub(super) fn scan(&mut self, counters: &mut CgroupCounters) {
+        for (uid, tree) in &mut self.trees {
+            let relative = Path::new(&tree.target.cgroup);
+            if tree.cgroup.as_ref().is_none_or(|c| !c.exists()) {
+                tree.cgroup = open(&self.layout, relative);
+                if let Some(cgroup) = &tree.cgroup {
+                    self.owners.insert(cgroup.id(), (uid.clone(), String::new()));
+                }
+            }
+            for child in tree.children.values_mut() {
+                child.seen = false;
+            }
+            for name in subdirectories(&self.layout.unified().join(relative)) {
+                let path = relative.join(&name);
+                if let Some(child) = tree.children.get_mut(&path)
+                    && child.cgroup.exists()
+                {
+                    child.seen = true;
+                    continue;
+                }
+                let Some(cgroup) = open(&self.layout, &path) else { continue };
+                let id = runtime_id(&name);
+                self.owners.insert(cgroup.id(), (uid.clone(), id.clone()));
+                let child = Child { id, cgroup, run: Micros::ZERO, network: NetworkReading::default(), seen: true };
+                if let Some(before) = tree.children.insert(path, child) {
+                    self.gone.push_back(tree.retired.take(before, counters));
+                }
+            }
+            let gone: Vec<PathBuf> = tree.children.iter().filter(|(_, c)| !c.seen).map(|(p, _)| p.clone()).collect();
+            for path in gone {
+                if let Some(child) = tree.children.remove(&path) {
+                    self.gone.push_back(tree.retired.take(child, counters));
+                }
+            }
+        }
+    }
+
+    /// Reads every pod. `listeners`: also look for listening ports, which costs a file per pod.
+    pub(super) fn read(&mut self, counters: &CgroupCounters, buffer: &mut Buffer, listeners: bool) -> Vec<PodReading> {
+        let mut readings = Vec::with_capacity(self.trees.len());
+        for (uid, tree) in &mut self.trees {
+            let Some(cgroup) = &tree.cgroup else { continue };
+            let Some(mut reading) = read_cgroup(cgroup, buffer) else { continue };
+            let (mut run, mut network, mut measured) = (tree.retired.run, tree.retired.network, false);
+            let mut containers = Vec::with_capacity(tree.children.len());
+            for child in tree.children.values_mut() {
+                let has_run = take_counters(counters, child);
+                measured |= has_run.1;
+                run += child.run;
+                network = plus(network, child.network);
+                let Some(name) = tree.target.containers.iter().find(|(id, _)| *id == child.id).map(|(_, n)| n) else {
+                    continue;
+                };
+                let Some(mut own) = read_cgroup(&child.cgroup, buffer) else { continue };
+                if let (Some(cpu), true) = (&mut own.cpu, has_run.0) {
+                    cpu.run = Some(child.run);
+                }
+                containers.push(ContainerReading { name: name.clone(), id: child.id.clone(), cgroup: own });
+            }
+            if let Some(cpu) = &mut reading.cpu
+                && run > Micros::ZERO
+            {
+                cpu.run = Some(run);
+            }
+            if listeners {
+                tree.listening = if tree.target.host_network { None } else { ports(tree.children.values(), buffer) };
+            }
+            readings.push(PodReading {
+                uid: uid.clone(),
+                cgroup: reading,
+                containers,
+                network: (measured || network != NetworkReading::default()).then_some(network),
+                listening: tree.listening.clone(),
+            });
+        }
+        readings
+    }
+}
+
+fn open(layout: &CgroupLayout, path: &Path) -> Option<Cgroup> {
+    Cgroup::open(layout, path).unwrap_or_else(|error| {
+        warn!(cgroup = %path.display(), %error, "a cgroup cannot be opened");
+        None
+    })
+}
+
+fn subdirectories(path: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(path) else { return Vec::new() };
+    let dirs = entries.filter_map(Result::ok).filter(|e| e.file_type().is_ok_and(|t| t.is_dir()));
+    let mut names: Vec<String> = dirs.filter_map(|e| e.file_name().into_string().ok()).collect();
+    names.sort_unstable();
+    names
+}
+
+/// `<id>`, or with the systemd driver `cri-containerd-<id>.scope`.
+fn runtime_id(directory: &str) -> String {
+    let name = directory.strip_suffix(".scope").unwrap_or(directory);
+    name.rsplit('-').next().unwrap_or(name).to_owned()
+}
+
+/// Refreshes a child's counters from the maps; whether run time and traffic are measured.
+fn take_counters(counters: &CgroupCounters, child: &mut Child) -> (bool, bool) {
+    let Ok(count) = counters.read(child.cgroup.id()) else { return (false, false) };
+    if let Some(cpu) = count.cpu {
+        child.run = Micros(cpu.run_ns / 1_000);
+    }
+    if let Some(net) = count.network {
+        child.network = NetworkReading {
+            rx_bytes: net.rx_bytes,
+            rx_packets: net.rx_packets,
+            tx_bytes: net.tx_bytes,
+            tx_packets: net.tx_packets,
+        };
+    }
+    (count.cpu.is_some(), count.network.is_some())
+}
+
+impl Retired {
+    /// Takes over the last word of a cgroup that is gone: the maps outlive it.
+    fn take(&mut self, mut child: Child, counters: &mut CgroupCounters) -> u64 {
+        take_counters(counters, &mut child);
+        self.run += child.run;
+        self.network = plus(self.network, child.network);
+        let id = child.cgroup.id();
+        drop_counters(counters, id);
+        id
+    }
+}
+
+fn drop_counters(counters: &mut CgroupCounters, id: u64) {
+    if let Err(error) = counters.remove(id) {
+        warn!(cgroup = id, %error, "counters of a cgroup that is gone cannot be removed");
+    }
+}
+
+fn plus(a: NetworkReading, b: NetworkReading) -> NetworkReading {
+    NetworkReading {
+        rx_bytes: a.rx_bytes + b.rx_bytes,
+        rx_packets: a.rx_packets + b.rx_packets,
+        tx_bytes: a.tx_bytes + b.tx_bytes,
+        tx_packets: a.tx_packets + b.tx_packets,
+    }
+}
+
+/// The ports in the network namespace of the first process that is still there.
+fn ports<'a>(children: impl Iterator<Item = &'a Child>, buffer: &mut Buffer) -> Option<BTreeSet<u16>> {
+    for child in children {
+        for pid in child.cgroup.processes(buffer).ok().flatten().unwrap_or_default() {
+            if let Ok(Some(ports)) = listening_ports(pid) {
+                return Some(ports);
+            }
+        }
+    }
+    None
+}
+
+/// `None` if the cgroup is gone.
+pub(super) fn read_cgroup(cgroup: &Cgroup, buffer: &mut Buffer) -> Option<CgroupReading> {
+    if !cgroup.exists() {
+        return None;
+    }
+    let cpu = cgroup.cpu(buffer).unwrap_or_default();
+    let pressure = cgroup.pressure(buffer).unwrap_or_default();
+    let total = |p: Option<crate::kernel::parse::PressureLine>| Micros(p.map_or(0, |line| line.total_us));
+    let measured = pressure.cpu.is_some() || pressure.memory.is_some() || pressure.io.is_some();
+    Some(CgroupReading {
+        id: cgroup.id(),
+        cpu: Some(CpuReading {
+            usage: cpu.usage_us.map(Micros),
+            run: None,
+            periods: cpu.nr_periods,
+            throttled_periods: cpu.nr_throttled,
+            throttled: cpu.throttled_us.map(Micros),
+        }),
+        memory: read_memory(cgroup, buffer),
+        pressure: measured.then(|| PressureReading {
+            cpu_some: total(pressure.cpu.map(|p| p.some)),
+            memory_some: total(pressure.memory.map(|p| p.some)),
+            memory_full: total(pressure.memory.and_then(|p| p.full)),
+            io_some: total(pressure.io.map(|p| p.some)),
+        }),
+        pids: cgroup.tasks(buffer).unwrap_or_default(),
+    })
+}
+
+/// Only memory and memory pressure: what a quick look needs.
+pub(super) fn read_quick(cgroup: &Cgroup, buffer: &mut Buffer) -> Option<CgroupReading> {
+    Some(CgroupReading { id: cgroup.id(), memory: Some(read_memory(cgroup, buffer)?), ..CgroupReading::default() })
+}
+
+fn read_memory(cgroup: &Cgroup, buffer: &mut Buffer) -> Option<MemoryReading> {
+    let memory = cgroup.memory(buffer).ok()?;
+    Some(MemoryReading {
+        usage: Bytes(memory.usage?),
+        inactive_file: Bytes(memory.inactive_file?),
+        active_file: Bytes(memory.active_file?),
+        anon: Bytes(memory.anon?),
+        shmem: Bytes(memory.shmem.unwrap_or(0)),
+        slab_reclaimable: Bytes(memory.slab_reclaimable.unwrap_or(0)),
+        limit: memory.limit.map(Bytes),
+        oom_kills: memory.oom_kills,
+    })
+}
