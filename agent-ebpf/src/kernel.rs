@@ -45,6 +45,7 @@ globals! {
     SOCK_PORT = OFFSET_UNKNOWN,
     SOCK_FAMILY = OFFSET_UNKNOWN,
     SOCK_CGROUP = OFFSET_UNKNOWN,
+    TCP_SOCK_SPORT = OFFSET_UNKNOWN,
 }
 
 /// A kernel object that the verifier knows the type of.

@@ -112,6 +112,8 @@ pub mod global {
     pub const SOCK_FAMILY: &str = "SOCK_FAMILY";
     /// `sock.sk_cgrp_data.cgroup`.
     pub const SOCK_CGROUP: &str = "SOCK_CGROUP";
+    /// `tcp_sock.inet_conn.icsk_inet.inet_sport`: the local port in network byte order.
+    pub const TCP_SOCK_SPORT: &str = "TCP_SOCK_SPORT";
 }
 
 /// Value of an offset global whose field this kernel's BTF does not have.
@@ -196,7 +198,7 @@ pub struct Event {
     pub file_pages: u64,
     /// Victim: pages of shared memory.
     pub shmem_pages: u64,
-    /// Listen: local port, host byte order.
+    /// Listen: local port, host byte order; 0 if the socket had none yet (`listen` without `bind`) or any more.
     pub port: u16,
     /// Listen: address family (2 IPv4, 10 IPv6).
     pub family: u16,

@@ -9,11 +9,11 @@
 
 use aya_ebpf::{
     EbpfContext,
-    helpers::{bpf_get_current_cgroup_id, bpf_get_current_comm},
+    helpers::{bpf_get_current_cgroup_id, bpf_get_current_comm, generated::bpf_skc_to_tcp_sock},
     macros::btf_tracepoint,
     programs::BtfTracePointContext,
 };
-use beelet_ebpf::{Event, flag, kind};
+use beelet_ebpf::{Event, OFFSET_UNKNOWN, flag, kind};
 
 use crate::{
     kernel::{self, Object},
@@ -71,7 +71,7 @@ pub fn listen_state(ctx: BtfTracePointContext) -> i32 {
     describe_current(&ctx, &mut event);
     // SAFETY: by BTF the first argument is the sock; fields by their own offsets and sizes.
     unsafe {
-        event.port = kernel::get(socket, &kernel::SOCK_PORT).unwrap_or(0);
+        event.port = port(socket);
         event.family = kernel::get(socket, &kernel::SOCK_FAMILY).unwrap_or(0);
         match kernel::follow(socket, &kernel::SOCK_CGROUP) {
             Some(cgroup) => event.cgroup_id = kernel::cgroup_id(cgroup).unwrap_or(0),
@@ -83,6 +83,24 @@ pub fn listen_state(ctx: BtfTracePointContext) -> i32 {
     }
     record::emit(&event);
     0
+}
+
+/// The local port. A socket whose port the kernel chose has already given it back when it closes; the port that it had told
+/// the network is still there then.
+///
+/// # Safety
+/// `socket` is the `sock` of the context.
+#[inline(always)]
+unsafe fn port(socket: Object) -> u16 {
+    // SAFETY: sock.skc_num is a u16. The helper takes a sock and gives the tcp_sock that it is part of, or null.
+    unsafe {
+        let port: u16 = kernel::get(socket, &kernel::SOCK_PORT).unwrap_or(0);
+        if port != 0 || kernel::TCP_SOCK_SPORT.load() == OFFSET_UNKNOWN {
+            return port;
+        }
+        let tcp = bpf_skc_to_tcp_sock(socket.cast_mut().cast()).cast::<u8>().cast_const();
+        if tcp.is_null() { 0 } else { u16::from_be(kernel::get(tcp, &kernel::TCP_SOCK_SPORT).unwrap_or(0)) }
+    }
 }
 
 /// Pid, tgid and name of the current task.

@@ -1,0 +1,481 @@
+//! Loads the eBPF programs, each for itself.
+//!
+//! **Problem.** A node may refuse one program and take another; a switch may turn one off. Measuring must go on with the rest,
+//! and everybody must be able to see what is missing and why.
+//!
+//! **Approach.** One object. Its maps are of kinds that every kernel from 5.8 on has. Each program is loaded and attached
+//! alone; a failure becomes text in its [`ProgramStatus`]. [`Programs::load`] itself never fails: without an object, BTF or
+//! privilege, every status says so.
+//!
+//! **Terms.** *Pods' root*: the cgroup directory in the unified hierarchy below which all pods are. The network programs are
+//! attached there; CPU and exits are recorded only below it.
+//!
+//! **Properties.** Programs stay attached as long as [`Programs`] lives, and are gone with it. No program of somebody else is
+//! replaced or detached.
+
+use std::{
+    error::Error,
+    fmt::Write as _,
+    fs,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::MetadataExt,
+    },
+    path::Path,
+    time::Duration,
+};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    programs::{BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, Program, ProgramError},
+    sys::{Stats, enable_stats},
+};
+use aya_log::EbpfLogger;
+use beelet_ebpf_common::{OFFSET_UNKNOWN, global, map, program};
+use tokio::io::Interest;
+
+use super::{
+    btf::{Btf, BtfError},
+    events::{EventError, EventStream},
+    maps::CgroupCounters,
+    offsets::Offsets,
+    watch::Watch,
+};
+
+/// Which programs are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Switches {
+    /// Run time per cgroup.
+    pub cpu: bool,
+    /// Bytes and packets per cgroup.
+    pub network: bool,
+    /// Victims of the OOM killer.
+    pub oom: bool,
+    /// Ends of processes.
+    pub exits: bool,
+    /// Sockets that begin or cease to listen.
+    pub listeners: bool,
+    /// Whether the kernel measures how long the programs take (some 60 ns more for each event of all eBPF programs).
+    pub stats: bool,
+    /// Whether messages of the programs are let through.
+    pub log: bool,
+}
+
+impl Default for Switches {
+    /// All programs and their statistics, no messages.
+    fn default() -> Self {
+        Self { cpu: true, network: true, oom: true, exits: true, listeners: true, stats: true, log: false }
+    }
+}
+
+impl Switches {
+    /// Nothing at all.
+    #[must_use]
+    pub const fn none() -> Self {
+        Self { cpu: false, network: false, oom: false, exits: false, listeners: false, stats: false, log: false }
+    }
+
+    fn wants(&self, name: &str) -> bool {
+        match name {
+            program::SCHED_SWITCH => self.cpu,
+            program::SKB_INGRESS | program::SKB_EGRESS => self.network,
+            program::OOM_VICTIM => self.oom,
+            program::PROCESS_EXIT => self.exits,
+            program::LISTEN_STATE => self.listeners,
+            _ => false,
+        }
+    }
+}
+
+/// What became of one program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProgramStatus {
+    /// Its name, one of [`program::ALL`].
+    pub name: &'static str,
+    /// Whether it is loaded and attached.
+    pub loaded: bool,
+    /// Why it is not; "switched off" if it was not wanted. Empty if it is loaded.
+    pub reason: String,
+    /// Instructions that the verifier walked through; 0 where the kernel does not tell (before 5.16) or it is not loaded.
+    pub verified_insns: u32,
+    /// Size of the translated program in bytes, 8 per instruction; 0 if it is not loaded.
+    pub translated_bytes: u32,
+}
+
+/// What became of all programs.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LoadReport {
+    /// One entry per program, in the order of [`program::ALL`].
+    pub programs: Vec<ProgramStatus>,
+    /// Kernel fields that were not found; the programs leave them out.
+    pub missing_fields: Vec<String>,
+    /// Why run-time statistics are not there; `None` if they are, or are not wanted.
+    pub stats_reason: Option<String>,
+}
+
+impl LoadReport {
+    /// Whether a program is loaded and attached.
+    #[must_use]
+    pub fn is_loaded(&self, name: &str) -> bool {
+        self.programs.iter().any(|program| program.name == name && program.loaded)
+    }
+}
+
+/// What running one program has cost since it was loaded, while statistics were on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProgramCost {
+    /// Its name.
+    pub name: &'static str,
+    /// Time in the program, of all CPUs.
+    pub run_time: Duration,
+    /// Number of events.
+    pub run_count: u64,
+}
+
+impl ProgramCost {
+    /// Nanoseconds per event; `None` before the first.
+    #[must_use]
+    pub fn ns_per_event(&self) -> Option<u64> {
+        let ns = u64::try_from(self.run_time.as_nanos()).unwrap_or(u64::MAX);
+        ns.checked_div(self.run_count)
+    }
+}
+
+/// Why nothing could be loaded.
+#[derive(Debug, thiserror::Error)]
+enum LoadError {
+    #[error("cannot load the eBPF object {path}: {source}", source = chain(source))]
+    Object { path: String, source: aya::EbpfError },
+    #[error(transparent)]
+    Types(#[from] BtfError),
+    #[error("the kernel's type information is refused: {0}")]
+    AyaTypes(aya::BtfError),
+    #[error("no program is wanted")]
+    Nothing,
+}
+
+/// Why one program could not be loaded.
+#[derive(Debug, thiserror::Error)]
+enum OneError {
+    #[error("the object has no program of this name and kind")]
+    Absent,
+    #[error("{}", chain(.0))]
+    Program(#[from] ProgramError),
+    #[error("cannot open the pods' root {path}: {source}")]
+    Root { path: String, source: std::io::Error },
+    #[error("the kernel has no field {0}, without which the program says nothing")]
+    Field(&'static str),
+}
+
+/// The loaded programs; dropping it detaches them.
+pub struct Programs {
+    ebpf: Option<Ebpf>,
+    report: LoadReport,
+    counters: CgroupCounters,
+    logger: Option<EbpfLogger<&'static dyn log::Log>>,
+    stats: Option<OwnedFd>,
+}
+
+impl Programs {
+    /// Loads and attaches what `switches` want.
+    ///
+    /// `pods_root` is a directory of the unified hierarchy; without it the network programs are not attached. What could not
+    /// be done is in the [report](Self::report).
+    #[must_use]
+    pub fn load(object: &Path, switches: &Switches, pods_root: &Path) -> Self {
+        let mut programs = Self {
+            ebpf: None,
+            report: LoadReport::default(),
+            counters: CgroupCounters::default(),
+            logger: None,
+            stats: None,
+        };
+        if let Err(error) = programs.load_object(object, switches, pods_root) {
+            let reason = error.to_string();
+            programs.report.programs = program::ALL.iter().map(|name| refused(name, switches, &reason)).collect();
+        }
+        programs
+    }
+
+    fn load_object(&mut self, object: &Path, switches: &Switches, pods_root: &Path) -> Result<(), LoadError> {
+        if !program::ALL.iter().any(|name| switches.wants(name)) {
+            return Err(LoadError::Nothing);
+        }
+        let mut offsets = Offsets::of(&Btf::of_kernel()?);
+        let types = aya::Btf::from_sys_fs().map_err(LoadError::AyaTypes)?;
+        let (root_id, root_level) = position_of(pods_root).unwrap_or((0, 0));
+        offsets.values.extend([(global::PODS_ROOT_ID, root_id), (global::PODS_ROOT_LEVEL, root_level)]);
+
+        let log_level: u8 = if switches.log { 0xff } else { 0 };
+        let mut loader = EbpfLoader::new();
+        loader.btf(Some(&types)).override_global(aya_log::LEVEL, &log_level, false);
+        for (name, value) in &offsets.values {
+            // A program that is compiled without a field has no such global.
+            loader.override_global(name, value, false);
+        }
+        let mut ebpf = loader
+            .load_file(object)
+            .map_err(|source| LoadError::Object { path: object.display().to_string(), source })?;
+
+        for name in program::ALL {
+            let status = if switches.wants(name) {
+                match attach(&mut ebpf, name, &types, &offsets, pods_root) {
+                    Ok(()) => accepted(&ebpf, name),
+                    Err(error) => refused(name, switches, &error.to_string()),
+                }
+            } else {
+                refused(name, switches, "")
+            };
+            self.report.programs.push(status);
+        }
+        self.report.missing_fields = offsets.missing;
+        // Maps may be taken only now: the programs are loaded with their file descriptors.
+        let network = self.report.is_loaded(program::SKB_INGRESS) || self.report.is_loaded(program::SKB_EGRESS);
+        self.counters = CgroupCounters::take(&mut ebpf, self.report.is_loaded(program::SCHED_SWITCH), network);
+        if switches.log {
+            self.logger = EbpfLogger::init(&mut ebpf)
+                .inspect_err(|error| log::warn!("messages of the eBPF programs cannot be read: {error}"))
+                .ok();
+        }
+        self.ebpf = Some(ebpf);
+        if switches.stats {
+            self.enable_stats(true);
+        }
+        Ok(())
+    }
+
+    /// What is loaded and what is not, with reasons.
+    #[must_use]
+    pub fn report(&self) -> &LoadReport {
+        &self.report
+    }
+
+    /// The counters that the programs keep.
+    pub fn counters(&mut self) -> &mut CgroupCounters {
+        &mut self.counters
+    }
+
+    /// Takes the counters, for a task of their own.
+    #[must_use]
+    pub fn take_counters(&mut self) -> CgroupCounters {
+        std::mem::take(&mut self.counters)
+    }
+
+    /// Takes the stream of events; `None` if no program that makes events is loaded, or it was taken.
+    ///
+    /// # Errors
+    /// If the ring buffer cannot be mapped or watched. Needs a tokio runtime.
+    pub fn take_events(&mut self) -> Result<Option<EventStream>, EventError> {
+        let events = [program::OOM_VICTIM, program::PROCESS_EXIT, program::LISTEN_STATE];
+        if !events.iter().any(|name| self.report.is_loaded(name)) {
+            return Ok(None);
+        }
+        self.ebpf.as_mut().and_then(|ebpf| ebpf.take_map(map::EVENTS)).map(EventStream::new).transpose()
+    }
+
+    /// Takes what forwards the programs' messages to the `log` crate; `None` unless [`Switches::log`].
+    #[must_use]
+    pub fn take_log(&mut self) -> Option<ProgramLog> {
+        self.logger.take().map(ProgramLog)
+    }
+
+    /// Switches the kernel's run-time statistics on or off (for all eBPF programs of the machine, as long as somebody wants
+    /// them). Off by a failure: see [`LoadReport::stats_reason`].
+    pub fn enable_stats(&mut self, on: bool) {
+        self.stats = None;
+        self.report.stats_reason = None;
+        if on {
+            match enable_stats(Stats::RunTime) {
+                Ok(fd) => self.stats = Some(fd),
+                Err(error) => self.report.stats_reason = Some(chain(&error)),
+            }
+        }
+    }
+
+    /// What each loaded program has cost, while statistics were on.
+    #[must_use]
+    pub fn costs(&self) -> Vec<ProgramCost> {
+        let Some(ebpf) = &self.ebpf else { return Vec::new() };
+        program::ALL
+            .iter()
+            .filter(|name| self.report.is_loaded(name))
+            .filter_map(|name| {
+                let info = ebpf.program(name)?.info().ok()?;
+                Some(ProgramCost { name, run_time: info.run_time(), run_count: info.run_count() })
+            })
+            .collect()
+    }
+}
+
+/// Forwards messages of the eBPF programs to the `log` crate.
+pub struct ProgramLog(EbpfLogger<&'static dyn log::Log>);
+
+impl ProgramLog {
+    /// Runs until the task is dropped.
+    ///
+    /// # Errors
+    /// If the ring buffer cannot be watched.
+    pub async fn run(self) -> std::io::Result<()> {
+        let mut logger = self.0;
+        let watch = Watch::new(logger.as_fd().try_clone_to_owned()?, Interest::READABLE)?;
+        loop {
+            logger.flush();
+            watch.woken().await?;
+        }
+    }
+}
+
+impl std::fmt::Debug for ProgramLog {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("ProgramLog")
+    }
+}
+
+fn refused(name: &'static str, switches: &Switches, reason: &str) -> ProgramStatus {
+    let reason = if switches.wants(name) { reason } else { "switched off" };
+    ProgramStatus { name, loaded: false, reason: reason.to_owned(), verified_insns: 0, translated_bytes: 0 }
+}
+
+fn accepted(ebpf: &Ebpf, name: &'static str) -> ProgramStatus {
+    let info = ebpf.program(name).and_then(|program| program.info().ok());
+    ProgramStatus {
+        name,
+        loaded: true,
+        reason: String::new(),
+        verified_insns: info.as_ref().and_then(aya::programs::ProgramInfo::verified_instruction_count).unwrap_or(0),
+        translated_bytes: info.as_ref().and_then(aya::programs::ProgramInfo::size_translated).unwrap_or(0),
+    }
+}
+
+fn attach(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+    types: &aya::Btf,
+    offsets: &Offsets,
+    pods_root: &Path,
+) -> Result<(), OneError> {
+    let program = ebpf.program_mut(name).ok_or(OneError::Absent)?;
+    let tracepoint = match name {
+        program::SCHED_SWITCH => "sched_switch",
+        program::OOM_VICTIM => "mark_victim",
+        program::PROCESS_EXIT => {
+            let field = |global| offsets.get(global).is_some_and(|offset| offset != OFFSET_UNKNOWN);
+            if !field(global::TASK_SIGNAL) {
+                return Err(OneError::Field("task_struct.signal"));
+            }
+            if offsets.get(global::EXIT_HAS_GROUP_DEAD) != Some(1) && !field(global::SIGNAL_LIVE) {
+                return Err(OneError::Field("signal_struct.live"));
+            }
+            "sched_process_exit"
+        }
+        program::LISTEN_STATE => "inet_sock_set_state",
+        program::SKB_INGRESS => return attach_to_cgroup(program, name, CgroupSkbAttachType::Ingress, pods_root),
+        program::SKB_EGRESS => return attach_to_cgroup(program, name, CgroupSkbAttachType::Egress, pods_root),
+        _ => return Err(OneError::Absent),
+    };
+    let program: &mut BtfTracePoint = program.try_into().map_err(|_| OneError::Absent)?;
+    program.load(tracepoint, types)?;
+    if let Err(error) = program.attach() {
+        unload(program.unload(), name);
+        return Err(error.into());
+    }
+    Ok(())
+}
+
+fn attach_to_cgroup(
+    program: &mut Program,
+    name: &str,
+    direction: CgroupSkbAttachType,
+    pods_root: &Path,
+) -> Result<(), OneError> {
+    let root =
+        fs::File::open(pods_root).map_err(|source| OneError::Root { path: pods_root.display().to_string(), source })?;
+    let program: &mut CgroupSkb = program.try_into().map_err(|_| OneError::Absent)?;
+    program.load()?;
+    // A link never replaces another program, so Single is right; AllowMultiple is refused for links.
+    if let Err(error) = program.attach(root, direction, CgroupAttachMode::Single) {
+        unload(program.unload(), name);
+        return Err(error.into());
+    }
+    Ok(())
+}
+
+fn unload(result: Result<(), ProgramError>, name: &str) {
+    if let Err(error) = result {
+        log::debug!("{name} could not be unloaded: {error}");
+    }
+}
+
+/// Id and depth of a cgroup of the unified hierarchy; `None` where the depth cannot be told (the mount shows only a part of
+/// the hierarchy), and then nothing is filtered.
+fn position_of(directory: &Path) -> Option<(u64, u64)> {
+    // The inode number of the root of a cgroup2 file system.
+    const ROOT: u64 = 1;
+    let directory = fs::canonicalize(directory).ok()?;
+    let device = fs::metadata(&directory).ok()?.dev();
+    let mut level = 0;
+    for ancestor in directory.ancestors() {
+        let metadata = fs::metadata(ancestor).ok()?;
+        if metadata.dev() != device {
+            return None;
+        }
+        if metadata.ino() == ROOT {
+            return Some((fs::metadata(&directory).ok()?.ino(), level));
+        }
+        level += 1;
+    }
+    None
+}
+
+/// An error with its causes, on one line; the verifier's output is cut to its last lines.
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            let _ = write!(text, ": {more}");
+        }
+        cause = error.source();
+    }
+    const KEEP: usize = 600;
+    let mut text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    if text.len() > 2 * KEEP {
+        let (head, tail) = (text.floor_char_boundary(KEEP), text.ceil_char_boundary(text.len() - KEEP));
+        text = format!("{} ... {}", &text[..head], &text[tail..]);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_an_object_every_program_says_why() {
+        let switches = Switches { oom: false, ..Switches::default() };
+        let mut programs = Programs::load(Path::new("/nonexistent/object"), &switches, Path::new("/nonexistent"));
+        assert_eq!(programs.report().programs.len(), program::ALL.len());
+        for status in &programs.report().programs {
+            assert!(!status.loaded && !status.reason.is_empty(), "{status:?}");
+            assert_eq!(status.reason == "switched off", status.name == program::OOM_VICTIM, "{status:?}");
+        }
+        assert!(programs.costs().is_empty());
+        assert!(programs.take_events().unwrap().is_none());
+        assert_eq!(programs.counters().read(1).unwrap().cpu, None);
+    }
+
+    #[test]
+    fn cost_per_event_is_told_only_after_an_event() {
+        let mut cost = ProgramCost { name: "x", run_time: Duration::ZERO, run_count: 0 };
+        assert_eq!(cost.ns_per_event(), None);
+        cost = ProgramCost { run_time: Duration::from_micros(3), run_count: 20, ..cost };
+        assert_eq!(cost.ns_per_event(), Some(150));
+    }
+
+    #[test]
+    fn long_reasons_are_cut_in_the_middle() {
+        let text = chain(&std::io::Error::other("é".repeat(5000)));
+        assert!(text.len() < 1300 && text.contains(" ... "));
+    }
+}
