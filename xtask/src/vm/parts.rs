@@ -80,7 +80,7 @@ impl Parts {
             step.done();
             Ok(())
         })?;
-        let recipe = format!("2 {suite} {MODULES_SIZE} {DRIVERS:?} {INITRAMFS}");
+        let recipe = format!("3 {suite} {MODULES_SIZE} {DRIVERS:?} {INITRAMFS}");
         let kernel = ctx.part(&format!("vm/kernel-{kernel}"), &recipe, |dir| {
             let step = ctx::step(format!("VM: fetching the kernel of {suite}"));
             build_kernel(ctx, suite, &root, dir)?;
@@ -167,9 +167,15 @@ fn build_kernel(ctx: &Ctx, suite: &str, root: &Path, dir: &Path) -> Result<()> {
     let depends = apt::depends(ctx, suite, "linux-image-cloud-amd64")?;
     let package = depends.iter().find(|name| name.starts_with("linux-image-")).context("no kernel in that suite")?;
     let tree = dir.join("tree");
-    apt::unpack(ctx, suite, &[package], &tree)?;
+    // Later releases have binary and modules in packages of their own.
+    let more = apt::depends(ctx, suite, package)?;
+    let split = |name: &&String| name.starts_with("linux-binary-") || name.starts_with("linux-modules-");
+    let packages: Vec<&str> = std::iter::once(package).chain(more.iter().filter(split)).map(String::as_str).collect();
+    apt::unpack(ctx, suite, &packages, &tree)?;
     let release = package.trim_start_matches("linux-image-");
-    fs::rename(tree.join("boot").join(format!("vmlinuz-{release}")), dir.join("vmlinuz"))?;
+    let places = [format!("boot/vmlinuz-{release}"), format!("usr/lib/modules/{release}/vmlinuz")];
+    let vmlinuz = places.iter().map(|place| tree.join(place)).find(|file| file.is_file());
+    fs::rename(vmlinuz.context("the kernel's package has no vmlinuz")?, dir.join("vmlinuz"))?;
     fs::write(dir.join("release"), release)?;
     // bookworm's package still has /lib beside /usr.
     let modules = ["usr/lib/modules", "lib/modules"].map(|path| tree.join(path).join(release));
@@ -190,19 +196,37 @@ fn build_kernel(ctx: &Ctx, suite: &str, root: &Path, dir: &Path) -> Result<()> {
     let depmod = [linked(&usr), depmod.to_vec()].concat();
     ctx::quiet(Command::new(&depmod[0]).args(&depmod[1..]))?;
 
-    let mut cpio = Cpio::default();
-    for folder in ["bin", "dev", "mnt"] {
-        cpio.folder(folder);
-    }
-    let virtio_blk = disk.join("lib/modules").join(release).join("kernel/drivers/block/virtio_blk.ko");
-    cpio.file("bin/busybox", &fs::read(usr.join("bin/busybox"))?);
-    cpio.file("virtio_blk.ko", &fs::read(&virtio_blk).context("the kernel has no virtio_blk module")?);
-    cpio.file("init", INITRAMFS.as_bytes());
-    fs::write(dir.join("initrd"), cpio.finish())?;
+    fs::write(dir.join("initrd"), initramfs(&usr.join("bin/busybox"), &disk.join("lib/modules").join(release))?)?;
     image(&disk.join("lib/modules"), &dir.join("modules.img"), MODULES_SIZE)?;
     fs::remove_dir_all(&tree)?;
     fs::remove_dir_all(&disk)?;
     Ok(())
+}
+
+/// What boots from the disk: a busybox, and the modules without which there is no disk, in the order to load them.
+fn initramfs(busybox: &Path, modules: &Path) -> Result<Vec<u8>> {
+    let dependencies = fs::read_to_string(modules.join("modules.dep"))?;
+    let mut order: Vec<&str> = Vec::new();
+    for wanted in ["virtio_pci.ko", "virtio_blk.ko", "ext4.ko"] {
+        // `PATH: NEEDED...`, where the last one needed is loaded first. What is built in has no line.
+        let line = dependencies.lines().find(|line| line.split(':').next().is_some_and(|path| path.ends_with(wanted)));
+        let Some((module, needed)) = line.and_then(|line| line.split_once(':')) else { continue };
+        for path in needed.split_whitespace().rev().chain([module]) {
+            if !order.contains(&path) {
+                order.push(path);
+            }
+        }
+    }
+    let mut cpio = Cpio::default();
+    for folder in ["bin", "dev", "mnt", "modules"] {
+        cpio.folder(folder);
+    }
+    cpio.file("bin/busybox", &fs::read(busybox)?);
+    for (number, path) in order.iter().enumerate() {
+        cpio.file(&format!("modules/{number:02}.ko"), &fs::read(modules.join(path))?);
+    }
+    cpio.file("init", INITRAMFS.as_bytes());
+    Ok(cpio.finish())
 }
 
 /// Decompresses every module below `dir`, if this kernel's are compressed.
