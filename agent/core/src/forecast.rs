@@ -3,7 +3,7 @@
 //! Problem: `memory.current` of a healthy pod always reaches its limit (page cache), so its slope foretells nothing; and a poller
 //! with a fixed period is too slow for a leak of 1 GiB/s and too dear for a quiet node.
 //! Approach: a [`Trend`] follows only what reclaim cannot free. It looks at the newest four samples on several scales (as they came,
-//! >= 100 ms apart, >= 400 ms apart). Growth is *confirmed* where the three steps between four samples all go up and agree within a
+//! 100 ms and 400 ms apart). Growth is *confirmed* where the three steps between four samples all go up and agree within a
 //! factor of four: a single step has two flat neighbours, a staircase (allocate, sleep) is even on a wider scale. The upper slope is
 //! the steepest step of the narrowest scale that confirms. [`pace`] turns headroom into the time of the next look.
 //!

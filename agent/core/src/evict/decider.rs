@@ -1,0 +1,365 @@
+//! When one goes.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::rank::{Candidate, Ranked, rank};
+use super::{Available, Signal, Threshold, available, message};
+use crate::forecast::{Forecast, MIN_INTERVAL, Pace, REACTION, Trend, pace};
+use crate::node::NodeConfig;
+use crate::sample::Sample;
+use crate::spec::PodUid;
+use crate::units::{Bytes, Micros};
+
+/// A wall that stays met for so many samples ...
+pub const PERSIST_SAMPLES: u32 = 3;
+/// ... and for so long is a sign of its own.
+pub const PERSIST_TIME: Micros = Micros::millis(200);
+/// A reading older than this, or than three intervals, is stale.
+const STALE: Micros = Micros::millis(500);
+/// The longest wait for a victim's memory (lmkd waits 100 ms per process, oomd 15 s per cgroup; a cgroup of some GiB takes up to
+/// half a second on a busy node).
+const WAIT: Micros = Micros::secs(2);
+/// Before this a victim cannot be said not to go.
+const GOING: Micros = Micros::millis(100);
+/// How many ranked pods an eviction tells of.
+const TELL: usize = 8;
+
+/// What to do now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Nothing.
+    Nothing,
+    /// Somebody must go: take a sample with all pods at once.
+    LookAtPods,
+    /// This one goes.
+    Evict(Box<Eviction>),
+}
+
+/// One pod's eviction.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Eviction {
+    /// Who goes.
+    pub victim: PodUid,
+    /// `namespace/name`.
+    pub name: String,
+    /// Which wall.
+    pub signal: Signal,
+    /// The threshold, in bytes of this wall.
+    pub threshold: Bytes,
+    /// What was left when it was decided: limit less what reclaim cannot free.
+    pub available: Bytes,
+    /// When memory would have run out.
+    pub forecast: Option<Forecast>,
+    /// The kubelet's text.
+    pub message: String,
+    /// What was seen: name and value.
+    pub evidence: Vec<(String, String)>,
+    /// The order of victims, this one first, at most eight.
+    pub ranking: Vec<Ranked>,
+}
+
+/// How things stand, for reports and for the next look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Standing {
+    /// What is left of the node's memory.
+    pub memory_available: Option<Bytes>,
+    /// What is left below the limit of `kubepods`.
+    pub allocatable_available: Option<Bytes>,
+    /// The nearest end at confirmed growth.
+    pub time_to_oom: Option<Micros>,
+    /// `MemoryPressure`.
+    pub memory_pressure: bool,
+    /// A victim is awaited.
+    pub waiting: bool,
+    /// How to look next.
+    pub pace: Pace,
+}
+
+#[derive(Clone, Debug)]
+struct Pending {
+    uid: PodUid,
+    since: Micros,
+    /// What the victim held.
+    held: Bytes,
+    /// What it holds by the last look.
+    holds: Bytes,
+    /// What `kubepods` held, victim included.
+    base: Option<Bytes>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Met {
+    since: Micros,
+    samples: u32,
+}
+
+/// Decides on evictions. One per node; [`Decider::step`] takes every sample, in order.
+#[derive(Clone, Debug)]
+pub struct Decider {
+    thresholds: Vec<Threshold>,
+    minimum_reclaim: Bytes,
+    transition: Micros,
+    last: Option<Micros>,
+    /// The cgroup id of `kubepods` and its total of waiting for memory.
+    kubepods: Option<(u64, Option<Micros>)>,
+    trends: BTreeMap<Signal, Trend>,
+    met: BTreeMap<Signal, Met>,
+    last_met: Option<Micros>,
+    pending: Option<Pending>,
+    standing: Standing,
+}
+
+/// A wall with what is known of it.
+struct Wall {
+    at: Available,
+    threshold: Bytes,
+    forecast: Option<Forecast>,
+    met: Option<Met>,
+}
+
+impl Decider {
+    /// A decider that has seen nothing. Without a threshold it watches and never acts.
+    #[must_use]
+    pub fn new(node: &NodeConfig) -> Self {
+        Self {
+            thresholds: node.eviction_hard.clone(),
+            minimum_reclaim: node.minimum_reclaim,
+            transition: node.pressure_transition,
+            last: None,
+            kubepods: None,
+            trends: BTreeMap::new(),
+            met: BTreeMap::new(),
+            last_met: None,
+            pending: None,
+            standing: Standing::default(),
+        }
+    }
+
+    /// How things stand after the last sample.
+    #[must_use]
+    pub fn standing(&self) -> &Standing {
+        &self.standing
+    }
+
+    /// The pod whose end is awaited.
+    #[must_use]
+    pub fn awaited(&self) -> Option<&PodUid> {
+        self.pending.as_ref().map(|p| &p.uid)
+    }
+
+    /// Takes a sample at `now` (monotonic). `candidates`: the pods of this very sample, `None` if it was a quick look. A sample that
+    /// is not newer than the last changes nothing; a stale one is remembered and never acted on.
+    pub fn step(&mut self, now: Micros, sample: &Sample, candidates: Option<&[Candidate]>) -> Decision {
+        if self.last.is_some_and(|last| sample.at <= last) {
+            return Decision::Nothing;
+        }
+        self.last = Some(sample.at);
+        let stalled = self.observe_kubepods(sample);
+        let walls = self.observe_walls(sample);
+        self.report(now, &walls);
+        let limit = STALE.max(Micros(self.standing.pace.interval.get().saturating_mul(3)));
+        if now - sample.at > limit {
+            return Decision::Nothing;
+        }
+        let walls = self.meet(now, sample.at, walls);
+        let decision = self.decide(now, sample, candidates, &walls, stalled);
+        self.plan(&walls, stalled, &decision);
+        decision
+    }
+
+    /// Notes `kubepods`; says for how long some task of it waited for memory since the last sample.
+    fn observe_kubepods(&mut self, sample: &Sample) -> Micros {
+        let Some(reading) = &sample.kubepods else { return Micros::ZERO };
+        let total = reading.pressure.map(|p| p.memory_some);
+        let before = self.kubepods.replace((reading.id, total));
+        match before {
+            Some((id, before)) if id == reading.id => total.zip(before).map(|(a, b)| a - b).unwrap_or_default(),
+            Some(_) => {
+                self.trends.remove(&Signal::AllocatableMemory);
+                self.met.remove(&Signal::AllocatableMemory);
+                Micros::ZERO
+            }
+            None => Micros::ZERO,
+        }
+    }
+
+    fn observe_walls(&mut self, sample: &Sample) -> Vec<Wall> {
+        let wall = |at: Available| {
+            let trend = self.trends.entry(at.signal).or_default();
+            trend.observe(sample.at, at.unreclaimable);
+            let threshold = self.thresholds.iter().map(|t| t.quantity(at.limit)).max().unwrap_or(Bytes::ZERO);
+            Wall { forecast: trend.forecast(at.available()), threshold, met: None, at }
+        };
+        available(&sample.node, sample.kubepods.as_ref()).into_iter().map(wall).collect()
+    }
+
+    /// Which walls are met, and with that the condition.
+    fn meet(&mut self, now: Micros, at: Micros, mut walls: Vec<Wall>) -> Vec<Wall> {
+        // What cannot be read is not met, but it is not cleared either: it starts to count anew.
+        for met in self.met.values_mut() {
+            met.samples = met.samples.saturating_add(1);
+        }
+        for (signal, met) in &mut self.met {
+            if walls.iter().all(|w| w.at.signal != *signal) {
+                *met = Met { since: at, samples: 0 };
+            }
+        }
+        for wall in &mut walls {
+            let available = wall.at.available();
+            let signal = wall.at.signal;
+            let until = wall.threshold + if self.met.contains_key(&signal) { self.minimum_reclaim } else { Bytes::ZERO };
+            if wall.threshold > Bytes::ZERO && available < until {
+                wall.met = Some(*self.met.entry(signal).or_insert(Met { since: at, samples: 1 }));
+            } else {
+                self.met.remove(&signal);
+            }
+        }
+        if walls.iter().any(|w| w.met.is_some()) {
+            self.last_met = Some(now);
+            self.standing.memory_pressure = true;
+        } else if !walls.is_empty() && self.last_met.is_none_or(|met| now - met >= self.transition) {
+            self.standing.memory_pressure = false;
+        }
+        walls
+    }
+
+    fn decide(
+        &mut self,
+        now: Micros,
+        sample: &Sample,
+        candidates: Option<&[Candidate]>,
+        walls: &[Wall],
+        stalled: Micros,
+    ) -> Decision {
+        if self.still_waiting(now, sample, walls) {
+            return Decision::Nothing;
+        }
+        for wall in walls.iter().filter(|w| w.threshold > Bytes::ZERO) {
+            let Some(sign) = second_sign(wall, sample.at, stalled) else { continue };
+            let Some(candidates) = candidates else { return Decision::LookAtPods };
+            let awaited = self.awaited().cloned();
+            let order: Vec<_> = rank(candidates).into_iter().filter(|c| Some(&c.uid) != awaited.as_ref()).collect();
+            let Some(victim) = order.first() else { return Decision::Nothing };
+            self.pending = Some(Pending {
+                uid: victim.uid.clone(),
+                since: now,
+                held: victim.unreclaimable,
+                holds: victim.unreclaimable,
+                base: sample.kubepods.and_then(|k| k.memory).map(|m| m.unreclaimable()),
+            });
+            self.last_met = Some(now);
+            self.standing.memory_pressure = true;
+            let age = now - sample.at;
+            return Decision::Evict(Box::new(Eviction {
+                victim: victim.uid.clone(),
+                name: victim.name.clone(),
+                signal: wall.at.signal,
+                threshold: wall.threshold,
+                available: wall.at.available(),
+                forecast: wall.forecast,
+                message: message(wall.threshold, wall.at.available(), &victim.containers),
+                evidence: evidence(wall, sign, age, victim, candidates.len()),
+                ranking: order.iter().take(TELL).map(|&c| Ranked::from(c)).collect(),
+            }));
+        }
+        Decision::Nothing
+    }
+
+    /// A victim's memory is not free yet. On the sample that shows it to be free the answer is still yes: the next is measured anew.
+    fn still_waiting(&mut self, now: Micros, sample: &Sample, walls: &[Wall]) -> bool {
+        let Some(pending) = &mut self.pending else { return false };
+        let mut gone = false;
+        if let Some(pods) = &sample.pods {
+            match pods.iter().find(|p| p.uid == pending.uid) {
+                None => gone = true,
+                Some(pod) => {
+                    if let Some(memory) = pod.cgroup.memory {
+                        pending.holds = memory.unreclaimable();
+                    }
+                }
+            }
+        }
+        gone |= pending.holds <= pending.held.scale(1, 5);
+        let total = sample.kubepods.and_then(|k| k.memory).map(|m| m.unreclaimable());
+        gone |= pending.base.zip(total).is_some_and(|(base, total)| base - total >= pending.held.scale(4, 5));
+        if gone {
+            self.pending = None;
+            self.trends.values_mut().for_each(Trend::forget);
+            for met in self.met.values_mut() {
+                *met = Met { since: sample.at, samples: 0 };
+            }
+            return true;
+        }
+        let waited = now - pending.since;
+        if waited >= WAIT {
+            self.pending = None;
+            return false;
+        }
+        let soon = walls.iter().filter_map(|w| w.forecast).any(|f| f.time_to_oom <= REACTION);
+        let stuck = sample.pods.is_some() && waited >= GOING && pending.holds >= pending.held.scale(9, 10);
+        !(soon && stuck)
+    }
+
+    fn report(&mut self, _now: Micros, walls: &[Wall]) {
+        let left = |signal| walls.iter().find(|w| w.at.signal == signal).map(|w| w.at.available());
+        self.standing.memory_available = left(Signal::Memory);
+        self.standing.allocatable_available = left(Signal::AllocatableMemory);
+        self.standing.time_to_oom = walls.iter().filter_map(|w| w.forecast).map(|f| f.time_to_oom).min();
+    }
+
+    fn plan(&mut self, walls: &[Wall], stalled: Micros, decision: &Decision) {
+        self.standing.waiting = self.pending.is_some();
+        let met = walls.iter().any(|w| w.met.is_some());
+        let urgent = self.pending.is_some() || met || stalled > Micros::ZERO || *decision == Decision::LookAtPods;
+        let paces = walls.iter().map(|w| pace(w.at.available(), w.forecast.map_or(0, |f| f.slope), urgent));
+        let mut next = paces.min_by_key(|p| (p.interval, !p.all_pods)).unwrap_or_default();
+        if self.pending.is_some() || *decision == Decision::LookAtPods {
+            next.interval = MIN_INTERVAL;
+        }
+        self.standing.pace = next;
+    }
+}
+
+/// Why a wall allows to act, if it does.
+fn second_sign(wall: &Wall, at: Micros, stalled: Micros) -> Option<String> {
+    let growth = wall.forecast.map(|f| format!("grows by up to {} per second, confirmed on {} scales", Bytes(f.slope), f.scales));
+    let Some(met) = wall.met else {
+        // Before the threshold only what is certain to be past it, and to hit the wall, before anything could be done.
+        return growth.filter(|_| wall.forecast.is_some_and(|f| f.time_to_oom <= REACTION));
+    };
+    let near = wall.at.limit - (wall.threshold + wall.threshold);
+    let counted = wall.at.counted.filter(|&c| c >= near);
+    growth
+        .or_else(|| (stalled > Micros::ZERO).then(|| format!("tasks waited {stalled} for memory since the last sample")))
+        .or_else(|| counted.map(|c| format!("anonymous and shared memory alone are {c}")))
+        .or_else(|| {
+            let long = met.samples >= PERSIST_SAMPLES && at - met.since >= PERSIST_TIME;
+            long.then(|| format!("met in {} samples of {}", met.samples, at - met.since))
+        })
+}
+
+fn evidence(wall: &Wall, sign: String, age: Micros, victim: &Candidate, pods: usize) -> Vec<(String, String)> {
+    let forecast = wall.forecast.map_or_else(|| "none".to_owned(), |f| f.time_to_oom.to_string());
+    let growth = victim.growth.map_or_else(|| "unknown".to_owned(), |g| format!("{g} B/s"));
+    [
+        ("signal", wall.at.signal.to_string()),
+        ("limit", wall.at.limit.to_string()),
+        ("unreclaimable", wall.at.unreclaimable.to_string()),
+        ("available", wall.at.available().to_string()),
+        ("available_as_the_kubelet_counts", wall.at.kubelet.to_string()),
+        ("threshold", wall.threshold.to_string()),
+        ("first_sign", if wall.met.is_some() { "threshold met" } else { "runs out within the reaction time" }.to_owned()),
+        ("second_sign", sign),
+        ("time_to_oom", forecast),
+        ("sample_age", age.to_string()),
+        ("victim_unreclaimable", victim.unreclaimable.to_string()),
+        ("victim_request", victim.request.to_string()),
+        ("victim_priority", victim.priority.to_string()),
+        ("victim_growth", growth),
+        ("pods_looked_at", pods.to_string()),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
+    .into()
+}
