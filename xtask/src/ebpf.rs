@@ -121,18 +121,27 @@ fn debian_toolchain(ctx: &Ctx, prefix: &Path) -> Result<()> {
     let suite = "bookworm";
     let step = ctx::step("eBPF toolchain: a compiler (110 MB) and bpf-linker (1-4 minutes), once");
     // The packages carry Rust's and LLVM's versions in their names, which move with security updates.
-    let rustc_needs = apt::depends(ctx, suite, "rustc-web")?;
-    let named = |prefix: &str| {
-        let found = rustc_needs.iter().find(|name| name.starts_with(prefix)).cloned();
-        found.with_context(|| format!("Debian's rustc-web does not depend on {prefix}*: {rustc_needs:?}"))
+    let mut names = apt::depends(ctx, suite, "rustc-web")?;
+    let (mut std_lib, mut llvm_package) = (None, None);
+    for _ in 0..3 {
+        let versioned = |name: &&String, prefix: &str| {
+            name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+        };
+        std_lib = names.iter().find(|name| versioned(name, "libstd-rust-web-")).cloned();
+        llvm_package = names.iter().find(|name| versioned(name, "libllvm")).cloned();
+        for name in names.clone().iter().filter(|name| name.starts_with("libstd-rust-web-")) {
+            names.extend(apt::depends(ctx, suite, name)?);
+        }
+        if std_lib.is_some() && llvm_package.is_some() {
+            break;
+        }
+    }
+    let (Some(std_lib), Some(llvm_package)) = (std_lib, llvm_package) else {
+        bail!("Debian's rustc-web leads to no libstd-rust-web-N or no libllvmN: {names:?}");
     };
-    let std_lib = named("libstd-rust-web-")?;
-    let std_needs = apt::depends(ctx, suite, &std_lib)?;
-    let llvm_package = rustc_needs.iter().chain(&std_needs).find(|name| name.starts_with("libllvm"));
-    let llvm_package = llvm_package.with_context(|| format!("{std_lib} names no libllvm: {std_needs:?}"))?;
     let llvm = llvm_package.trim_start_matches("libllvm").split(['t', ':']).next().unwrap_or_default().to_owned();
     let packages =
-        ["rustc-web", &std_lib, "libstd-rust-web-dev", "libstd-rust-web-dev-bpf", llvm_package.as_str()];
+        ["rustc-web", std_lib.as_str(), "libstd-rust-web-dev", "libstd-rust-web-dev-bpf", llvm_package.as_str()];
     let root = prefix.join("root");
     apt::unpack(ctx, suite, &packages, &root)?;
 

@@ -4,6 +4,7 @@
 //! one cache folder per user, and leaves nothing behind on the machine.
 
 mod apt;
+mod bed;
 mod ctx;
 mod ebpf;
 mod image;
@@ -34,6 +35,9 @@ enum Task {
     BuildEbpf,
     /// Run the agent on a test node with sample pods, and show a live table
     Run(run::RunArgs),
+    /// Native beds: containerd on this machine, in a network namespace and cgroup of its own
+    #[command(subcommand)]
+    Bed(bed::BedCommand),
     /// The VM: pure cgroup v2, any kernel
     #[command(subcommand)]
     Vm(vm::VmCommand),
@@ -47,6 +51,7 @@ fn main() -> ExitCode {
         Task::Setup(args) => args.run(&ctx),
         Task::BuildEbpf => ebpf::build(&ctx).map(|object| println!("{}", object.display())),
         Task::Run(args) => args.run(&ctx),
+        Task::Bed(command) => command.run(&ctx),
         Task::Vm(command) => command.run(&ctx),
         Task::Image(args) => args.run(&ctx),
     });
