@@ -4,6 +4,7 @@ use std::fs;
 use std::io::Write as _;
 use std::path::Path;
 
+use beelet_core::allocate::weight_from_shares;
 use beelet_core::units::{Bytes, Micros};
 use cgroups_rs::fs::cpu::CpuController;
 use cgroups_rs::fs::memory::MemController;
@@ -17,12 +18,6 @@ pub(super) const DEFAULT_PERIOD: Micros = Micros::millis(100);
 pub(super) const DEFAULT_SHARES: u64 = 1024;
 /// From here on a limit in bytes means none: the kernel counts pages in a signed long (page_counter.h).
 const UNLIMITED: u64 = 1 << 62;
-
-/// The cgroup v2 weight of v1 shares: linear, 2..=262144 onto 1..=10000 (KEP-2254, "Phase 1: Convert from cgroups v1").
-#[must_use]
-pub fn weight_from_shares(shares: u64) -> u64 {
-    1 + (shares.clamp(2, 262_144) - 2) * 9_999 / 262_142
-}
 
 /// The smallest shares that have this weight.
 #[must_use]

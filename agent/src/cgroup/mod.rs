@@ -26,7 +26,8 @@ mod tree;
 
 pub use error::Error;
 pub use kill::{KillHandle, Killed};
-pub use knobs::{shares_from_weight, weight_from_shares};
+pub use knobs::shares_from_weight;
+pub(crate) use layout::unescape;
 pub use layout::{Hierarchies, V1Mount};
 pub use remove::Leftover;
 pub use tree::{Change, Tree};

@@ -19,8 +19,6 @@ use super::layout::{Hierarchies, check};
 const WANTED: [&str; 5] = ["cpu", "cpuset", "io", "memory", "pids"];
 /// Without these there is no limiting a pod.
 const NEEDED: [&str; 2] = ["cpu", "memory"];
-/// The smallest shares: what the kubelet gives the BestEffort class (pkg/kubelet/cm/helpers_linux.go, MinShares).
-const MIN_SHARES: u64 = 2;
 
 /// A knob that was changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -232,42 +230,6 @@ impl Tree {
     pub fn burst(&self, path: &str, burst: Micros) -> Result<bool, Error> {
         check(path)?;
         Cpu(&self.hierarchies.home("cpu", path)).set_burst(burst)
-    }
-
-    /// Makes the QoS classes below `kubepods` and sets their shares: the sum of its pods' for Burstable, the smallest for
-    /// BestEffort (pkg/kubelet/cm/qos_container_manager_linux.go, release 1.37).
-    ///
-    /// # Errors
-    /// As [`Tree::create`] and [`Tree::set`].
-    pub fn set_qos(&self, kubepods: &str, burstable_shares: u64) -> Result<(), Error> {
-        for (class, shares) in [("burstable", burstable_shares), ("besteffort", MIN_SHARES)] {
-            let path = format!("{kubepods}/{class}");
-            self.create(&path)?;
-            Cpu(&self.hierarchies.home("cpu", &path)).set_shares(shares)?;
-        }
-        Ok(())
-    }
-
-    /// [`Tree::set_qos`] with the sum of the shares that the pods in the tree have now: needs no memory of who was there, so
-    /// it is right after a restart too. Returns that sum.
-    ///
-    /// # Errors
-    /// As [`Tree::set_qos`].
-    pub fn settle_qos(&self, kubepods: &str) -> Result<u64, Error> {
-        check(kubepods)?;
-        let home = self.hierarchies.home("cpu", &format!("{kubepods}/burstable"));
-        let mut sum = 0;
-        for (_, name) in pods_in(&home.dir) {
-            let pod = super::layout::Home { dir: home.dir.join(name), v2: home.v2 };
-            match Cpu(&pod).shares() {
-                Ok(shares) => sum += shares,
-                Err(e) if e.is_gone() => {}
-                Err(e) => return Err(e),
-            }
-        }
-        let sum = sum.max(MIN_SHARES);
-        self.set_qos(kubepods, sum)?;
-        Ok(sum)
     }
 
     /// The pod cgroups below `kubepods` in any hierarchy, with their paths: who is not wanted there is a leftover.

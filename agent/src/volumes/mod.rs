@@ -1,1 +1,153 @@
-//! To be filled.
+//! The files of a pod: its folder, its volumes, its hosts file, its logs.
+//!
+//! Problem: a pod's folder is filled by programs that nobody trusts (symbolic links out of it, mounts in it, a full disk), and
+//! it is made and removed by an agent that may die in between. Approach: [`Volumes::setup`] and [`Volumes::teardown`] look at
+//! what is there and do the rest, so each can be repeated; removing goes by file descriptors and never through a link (std's
+//! `remove_dir_all`) and only after no mount is left below.
+//!
+//! The layout is the kubelet's, from [`crate::runtime::paths`].
+//!
+//! Properties: nothing outside of the pod's folder and its log folder is ever removed; a volume that is there keeps its content;
+//! an error names the path, and for a full disk says what to do.
+
+mod empty_dir;
+mod error;
+mod host_path;
+mod hosts;
+mod remove;
+#[cfg(test)]
+mod tests;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use beelet_core::spec::{PodSpec, PodUid, VolumeKind};
+use beelet_core::units::Bytes;
+
+use crate::runtime::paths;
+
+pub use error::Error;
+pub use hosts::hosts_content;
+
+/// Makes and removes the files of pods.
+#[derive(Clone, Debug)]
+pub struct Volumes {
+    /// `/var/lib/kubelet`, or what takes its place.
+    pub root: PathBuf,
+    /// `/var/log/pods`, or what takes its place.
+    pub pod_logs: PathBuf,
+    /// The node's hosts file, for pods with the node's network.
+    pub node_hosts: PathBuf,
+    /// The size of a memory volume when neither it nor its pod has a limit.
+    pub memory_default: Option<Bytes>,
+}
+
+impl Volumes {
+    /// Below these folders, with the node's `/etc/hosts`.
+    #[must_use]
+    pub fn new(root: impl Into<PathBuf>, pod_logs: impl Into<PathBuf>) -> Self {
+        Self { root: root.into(), pod_logs: pod_logs.into(), node_hosts: "/etc/hosts".into(), memory_default: None }
+    }
+
+    /// Makes the pod's folder, log folder and volumes, and its hosts file (still without an address unless it is on the node's
+    /// network). What is there stays.
+    ///
+    /// # Errors
+    /// If a name is no plain file name, a folder cannot be made, or a hostPath is not of its type.
+    pub fn setup(&self, spec: &PodSpec) -> Result<(), Error> {
+        let names = spec.volumes.iter().map(|v| &v.name).chain(spec.all_containers().map(|c| &c.name));
+        for name in names.map(String::as_str).chain([spec.uid.as_str(), &paths::log_dir_name(spec)]) {
+            plain(name)?;
+        }
+        let pod = paths::pod_dir(&self.root, &spec.uid);
+        make_dir(&pod, 0o750)?;
+        make_dir(&pod.join("volumes"), 0o750)?;
+        for container in spec.all_containers() {
+            make_dir(&pod.join("containers").join(&container.name), 0o750)?;
+        }
+        make_dir(&paths::log_dir(&self.pod_logs, spec), 0o755)?;
+        for volume in &spec.volumes {
+            match &volume.kind {
+                VolumeKind::EmptyDir { memory, size_limit } => {
+                    let size = memory.then(|| empty_dir::memory_size(spec, *size_limit, self.memory_default));
+                    let dir = paths::empty_dir(&self.root, &spec.uid, &volume.name);
+                    empty_dir::setup(&dir, size, spec.security.fs_group)?;
+                }
+                VolumeKind::HostPath { path, kind } => host_path::check(Path::new(path), kind)?,
+            }
+        }
+        // A repeated setup must not take the address away that the hosts file got since.
+        if spec.host_network || !paths::etc_hosts(&self.root, &spec.uid).exists() {
+            self.write_hosts(spec, "")?;
+        }
+        Ok(())
+    }
+
+    /// Writes the pod's hosts file, if it differs, once its address is known; before a container that mounts it is made.
+    ///
+    /// # Errors
+    /// If the node's hosts file cannot be read, or the pod's not written.
+    pub fn write_hosts(&self, spec: &PodSpec, pod_ip: &str) -> Result<(), Error> {
+        plain(spec.uid.as_str())?;
+        let node = if spec.host_network {
+            Some(fs::read_to_string(&self.node_hosts).map_err(|e| Error::io("read", &self.node_hosts, e))?)
+        } else {
+            None
+        };
+        let content = hosts_content(spec, pod_ip, node.as_deref());
+        let file = paths::etc_hosts(&self.root, &spec.uid);
+        if fs::read_to_string(&file).is_ok_and(|old| old == content) {
+            return Ok(());
+        }
+        // In place: running containers have this inode mounted.
+        fs::write(&file, content).map_err(|e| Error::io("write", &file, e))?;
+        set_mode(&file, 0o644)
+    }
+
+    /// Unmounts and removes the pod's folder, and the log folder of that name (`namespace_name_uid`) if one is given. What is
+    /// not there is removed. Blocks for a few hundred milliseconds where a mount is busy.
+    ///
+    /// # Errors
+    /// If a name is not plain, a mount cannot be undone (then nothing is removed), or a file cannot be removed.
+    pub fn teardown(&self, uid: &PodUid, log_dir: Option<&str>) -> Result<(), Error> {
+        plain(uid.as_str())?;
+        if let Some(name) = log_dir {
+            plain(name)?;
+        }
+        remove::tree(&paths::pod_dir(&self.root, uid))?;
+        log_dir.map_or(Ok(()), |name| remove::tree(&self.pod_logs.join(name)))
+    }
+
+    /// The UIDs that have a folder: who is not wanted there is a leftover.
+    #[must_use]
+    pub fn list(&self) -> Vec<PodUid> {
+        let Ok(entries) = fs::read_dir(self.root.join("pods")) else { return Vec::new() };
+        let mut uids: Vec<PodUid> = entries
+            .flatten()
+            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+            .filter_map(|entry| entry.file_name().to_str().map(PodUid::from))
+            .collect();
+        uids.sort();
+        uids
+    }
+}
+
+/// Refuses what is no name of one file in a folder.
+fn plain(name: &str) -> Result<(), Error> {
+    let bad = name.is_empty() || name == "." || name == ".." || name.contains(['/', '\0']) || name.len() > 255;
+    if bad { Err(Error::Name(name.to_owned())) } else { Ok(()) }
+}
+
+/// Makes a folder and those above it; the mode is set on it only where it is new.
+fn make_dir(dir: &Path, mode: u32) -> Result<(), Error> {
+    if dir.is_dir() {
+        return Ok(());
+    }
+    fs::create_dir_all(dir).map_err(|e| Error::io("make", dir, e))?;
+    set_mode(dir, mode)
+}
+
+fn set_mode(path: &Path, mode: u32) -> Result<(), Error> {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(|e| Error::io("set the mode of", path, e))
+}

@@ -1,0 +1,64 @@
+//! What can go wrong with a pod's files.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Why a pod's files could not be made or removed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A name that could lead out of its folder.
+    #[error("{0:?} is no name for a folder: it must be 1 to 255 bytes without a slash, and not `.` or `..`")]
+    Name(String),
+    /// The disk is full.
+    #[error(
+        "cannot {what} {path}: no space left on its file system; free some there (unused images, old logs, emptyDir volumes), beelet tries again"
+    )]
+    Full {
+        /// What was tried.
+        what: &'static str,
+        /// On which path.
+        path: PathBuf,
+    },
+    /// The system refused.
+    #[error("cannot {what} {path}: {source}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// On which path.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A hostPath is not of its type; the kubelet's text (pkg/volume/hostpath/host_path.go).
+    #[error("hostPath type check failed: {path} is not a {expected}")]
+    HostPathType {
+        /// The path.
+        path: PathBuf,
+        /// What it should be.
+        expected: &'static str,
+    },
+    /// A `type` of a hostPath that there is not.
+    #[error(
+        "{kind} is an invalid volume type of hostPath {path}; there are \"\", DirectoryOrCreate, Directory, FileOrCreate, File, Socket, CharDevice, BlockDevice"
+    )]
+    HostPathKind {
+        /// The path.
+        path: PathBuf,
+        /// The value.
+        kind: String,
+    },
+    /// A mount is left, so nothing was removed.
+    #[error(
+        "{0} is still mounted, so nothing below the pod's folder was removed; find who uses it with `fuser -vm`, then `umount` it"
+    )]
+    Mounted(PathBuf),
+}
+
+impl Error {
+    pub(super) fn io(what: &'static str, path: &Path, source: io::Error) -> Self {
+        match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::Full { what, path: path.to_owned() },
+            _ => Self::Io { what, path: path.to_owned(), source },
+        }
+    }
+}
