@@ -212,6 +212,8 @@ impl Pod {
     /// A pod that has just become known.
     #[must_use]
     pub fn new(spec: Arc<PodSpec>, now: Now) -> Self {
+        let tcp = spec.all_containers().flat_map(|c| &c.ports).filter(|p| p.protocol == "TCP").map(|p| p.container_port);
+        let health = HealthModel::new(tcp.collect());
         let tracks = spec.all_containers().map(|c| (c.name.clone(), ContainerTrack::default())).collect();
         Self {
             spec,
@@ -230,7 +232,7 @@ impl Pod {
             trouble: None,
             since: now.wall,
             meter: PodMeter::default(),
-            health: HealthModel::default(),
+            health,
             network: None,
             resize_plan: None,
             resize: String::new(),

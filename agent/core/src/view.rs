@@ -196,7 +196,7 @@ fn container_state(
             return ContainerState::Terminated(exit.clone());
         }
     }
-    let initialising = !init && !pod.spec.init_containers.is_empty() && pod.state != PodState::Running;
+    let initialising = !pod.spec.init_containers.is_empty() && pod.state != PodState::Running;
     waiting(if initialising { "PodInitializing" } else { "ContainerCreating" }, String::new())
 }
 

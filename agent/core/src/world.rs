@@ -524,12 +524,19 @@ impl World {
         if !(self.wishes_known && self.facts_known) && !self.config.beside {
             return;
         }
-        let mut wake: Option<Micros> = None;
         self.plan_tree();
-        let uids: Vec<PodUid> = self.pods.keys().cloned().collect();
-        for uid in uids {
-            if let Some(until) = self.plan_pod(&uid, now) {
-                wake = Some(wake.map_or(until, |w| w.min(until)));
+        let mut wake;
+        // A pod that is forgotten makes its name free for another one.
+        loop {
+            wake = None::<Micros>;
+            let uids: Vec<PodUid> = self.pods.keys().cloned().collect();
+            for uid in &uids {
+                if let Some(until) = self.plan_pod(uid, now) {
+                    wake = Some(wake.map_or(until, |w| w.min(until)));
+                }
+            }
+            if self.pods.len() == uids.len() {
+                break;
             }
         }
         if let Some(wake) = wake
@@ -683,6 +690,9 @@ impl World {
         };
         pod.state = next;
         pod.retry_at = Micros::ZERO;
+        if matches!(pod.state, PodState::Terminating { .. }) {
+            pod.health.on_stopping();
+        }
         if let Some((reason, message)) = rejected {
             self.say(uid, None, now, true, &reason, message);
         }

@@ -1,0 +1,425 @@
+//! The life of a pod, step by step, against a runtime that does what it is told at once.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use beelet_core::World;
+use beelet_core::event::{
+    Action, ContainerFact, ContainerFactState, Done, Event, Exit, OpError, PodOp, RuntimeFacts, SandboxFact,
+};
+use beelet_core::node::NodeConfig;
+use beelet_core::snapshot::{ContainerState, Phase, PodView};
+use beelet_core::spec::{ContainerSpec, PodSpec, RestartPolicy};
+use beelet_core::units::{Bytes, Micros, MilliCpu, Now};
+
+/// A node whose runtime obeys at once.
+struct Node {
+    world: World,
+    now: Now,
+    facts: RuntimeFacts,
+    next_id: u32,
+    wake: Option<Micros>,
+    /// All operations so far, by name.
+    done: Vec<String>,
+    /// Answers for operations that are to fail, by name, in order.
+    fail: BTreeMap<&'static str, VecDeque<OpError>>,
+    /// All actions so far.
+    actions: Vec<Action>,
+}
+
+impl Node {
+    fn new(config: NodeConfig) -> Self {
+        let start = Now { mono: Micros::secs(1_000), wall: Micros::secs(1_700_000_000) };
+        Self {
+            world: World::new(config),
+            now: start,
+            facts: RuntimeFacts::default(),
+            next_id: 0,
+            wake: None,
+            done: Vec::new(),
+            fail: BTreeMap::new(),
+            actions: Vec::new(),
+        }
+    }
+
+    fn send(&mut self, event: Event) {
+        let mut inbox = VecDeque::from([event]);
+        while let Some(event) = inbox.pop_front() {
+            // Time goes on, so that facts can be older than operations.
+            self.pass(Micros(10));
+            for action in self.world.step(event, self.now) {
+                self.actions.push(action.clone());
+                match action {
+                    Action::Pod { uid, op, what } => {
+                        self.done.push(what.name().to_owned());
+                        let failure = self.fail.get_mut(what.name()).and_then(VecDeque::pop_front);
+                        let result = failure.map_or_else(|| Ok(self.obey(&what)), Err);
+                        inbox.push_back(Event::Done { uid, op, result });
+                    }
+                    Action::Relist => inbox.push_back(Event::Runtime(RuntimeFacts::default())),
+                    Action::WakeAt(at) => self.wake = Some(at),
+                    _ => {}
+                }
+            }
+            if let Some(Event::Runtime(facts)) = inbox.front_mut() {
+                self.pass(Micros(10));
+                *facts = RuntimeFacts { asked: self.now.mono, ..self.facts.clone() };
+            }
+        }
+    }
+
+    fn pass(&mut self, time: Micros) {
+        self.now.mono += time;
+        self.now.wall += time;
+    }
+
+    /// Let time pass, with a tick whenever one was asked for.
+    fn run(&mut self, time: Micros) {
+        let end = self.now.mono + time;
+        while let Some(at) = self.wake.take_if(|at| *at <= end) {
+            self.pass(at - self.now.mono);
+            self.send(Event::Tick);
+        }
+        self.pass(end - self.now.mono);
+    }
+
+    fn relist(&mut self) {
+        self.send(Event::Runtime(RuntimeFacts { asked: self.now.mono, ..self.facts.clone() }));
+    }
+
+    fn want(&mut self, pods: &[&PodSpec]) {
+        let pods = pods.iter().map(|p| Arc::new(PodSpec::clone(p))).collect();
+        self.send(Event::Pods { pods, rejected: Vec::new() });
+    }
+
+    fn id(&mut self) -> String {
+        self.next_id += 1;
+        format!("{:064}", self.next_id)
+    }
+
+    fn obey(&mut self, op: &PodOp) -> Done {
+        match op {
+            PodOp::StartSandbox { spec, attempt, cgroup } => {
+                let fact = SandboxFact {
+                    id: self.id(),
+                    uid: spec.uid.clone(),
+                    namespace: spec.namespace.clone(),
+                    name: spec.name.clone(),
+                    attempt: *attempt,
+                    ready: true,
+                    ip: "10.0.0.1".to_owned(),
+                    created: self.now.wall,
+                    ours: true,
+                    cgroup_parent: cgroup.clone(),
+                    labels: BTreeMap::new(),
+                };
+                self.facts.sandboxes.push(fact.clone());
+                Done::Sandbox(fact)
+            }
+            PodOp::StartContainer { spec, container, attempt, sandbox_id, linux, .. } => {
+                let id = self.id();
+                self.facts.containers.retain(|c| !(c.name == *container && c.attempt == *attempt && c.uid == spec.uid));
+                self.facts.containers.push(ContainerFact {
+                    id: id.clone(),
+                    sandbox_id: sandbox_id.clone(),
+                    uid: spec.uid.clone(),
+                    name: container.clone(),
+                    attempt: *attempt,
+                    image: String::new(),
+                    image_id: String::new(),
+                    state: ContainerFactState::Running { started: self.now.wall },
+                    resources: Some(linux.resources),
+                });
+                Done::Container { id, started: self.now.wall }
+            }
+            PodOp::EnsureImage { .. } => Done::Image { pulled: None },
+            PodOp::StopContainers { ids, .. } => {
+                for id in ids {
+                    self.end_id(id, 143);
+                }
+                Done::Ok
+            }
+            PodOp::RemoveContainers { ids } => {
+                self.facts.containers.retain(|c| !ids.contains(&c.id));
+                Done::Ok
+            }
+            PodOp::RemoveSandboxes { ids } => {
+                self.facts.containers.retain(|c| !ids.contains(&c.sandbox_id));
+                self.facts.sandboxes.retain(|s| !ids.contains(&s.id));
+                Done::Ok
+            }
+            PodOp::Prepare { .. } | PodOp::Cleanup { .. } | PodOp::Resize { .. } => Done::Ok,
+        }
+    }
+
+    fn end_id(&mut self, id: &str, code: i32) {
+        let finished = self.now.wall;
+        for c in self.facts.containers.iter_mut().filter(|c| c.id == id) {
+            if let ContainerFactState::Running { started } = c.state {
+                let reason = if code == 0 { "Completed" } else { "Error" }.to_owned();
+                c.state = ContainerFactState::Exited(Exit { started, finished, code, reason, message: String::new() });
+            }
+        }
+    }
+
+    /// The running container of that name ends by itself.
+    fn end(&mut self, name: &str, code: i32) {
+        let running = |c: &&ContainerFact| c.name == name && matches!(c.state, ContainerFactState::Running { .. });
+        let id = self.facts.containers.iter().find(running).map(|c| c.id.clone()).expect("it runs");
+        self.end_id(&id, code);
+        self.relist();
+    }
+
+    fn view(&self, name: &str) -> Arc<PodView> {
+        let snapshot = self.world.snapshot(self.now);
+        snapshot.pods.iter().find(|p| p.spec.name == name).cloned().unwrap_or_else(|| panic!("no pod {name}"))
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.world.snapshot(self.now).pods.iter().map(|p| p.spec.name.clone()).collect()
+    }
+}
+
+fn pod(name: &str) -> PodSpec {
+    let mut pod = PodSpec::unknown(format!("uid-{name}").as_str().into());
+    pod.name = name.to_owned();
+    let mut container = ContainerSpec::unknown("main");
+    container.image = "image".to_owned();
+    pod.containers = vec![container];
+    pod
+}
+
+fn ready_node() -> Node {
+    let mut node = Node::new(NodeConfig::default());
+    node.relist();
+    node
+}
+
+#[test]
+fn a_pod_is_prepared_started_and_removed_in_order() {
+    let mut node = ready_node();
+    node.want(&[&pod("a")]);
+    assert_eq!(node.done, ["prepare", "start_sandbox", "ensure_image", "start_container"]);
+    let view = node.view("a");
+    assert_eq!((view.phase, view.status_word().as_str(), view.ip.as_str()), (Phase::Running, "Running", "10.0.0.1"));
+    node.done.clear();
+    node.want(&[]);
+    assert_eq!(node.done, ["stop_containers", "remove_sandboxes", "cleanup"]);
+    assert_eq!(node.names(), Vec::<String>::new());
+    assert_eq!(node.facts, RuntimeFacts::default());
+}
+
+#[test]
+fn nothing_is_done_before_wishes_and_facts_are_known() {
+    let mut node = Node::new(NodeConfig::default());
+    node.want(&[&pod("a")]);
+    assert_eq!(node.done, Vec::<String>::new());
+    node.relist();
+    assert_eq!(node.view("a").phase, Phase::Running);
+}
+
+#[test]
+fn a_restarted_agent_adopts_what_runs_and_touches_nothing() {
+    let mut before = ready_node();
+    let mut with_two = pod("a");
+    with_two.containers.push(ContainerSpec { name: "second".to_owned(), ..with_two.containers[0].clone() });
+    before.want(&[&with_two, &pod("b")]);
+    before.run(Micros::secs(5));
+    let mut after = Node::new(NodeConfig::default());
+    after.facts = before.facts.clone();
+    after.now = before.now;
+    after.want(&[&with_two, &pod("b")]);
+    after.relist();
+    after.run(Micros::secs(60));
+    assert_eq!(after.done, ["prepare", "prepare"], "only what is idempotent");
+    assert_eq!(after.facts, before.facts);
+    assert_eq!(after.view("a").restarts(), 0);
+}
+
+#[test]
+fn a_crash_loop_backs_off_as_the_kubelet_does() {
+    let mut node = ready_node();
+    node.want(&[&pod("a")]);
+    let mut starts = Vec::new();
+    for _ in 0..5 {
+        node.run(Micros::secs(1));
+        let ended = node.now.mono;
+        node.end("main", 3);
+        if !matches!(node.view("a").containers[0].state, ContainerState::Running { .. }) {
+            let view = node.view("a");
+            assert_eq!(view.status_word(), "CrashLoopBackOff");
+            assert_eq!(view.phase, Phase::Running);
+            node.run(Micros::secs(400));
+        }
+        let ContainerState::Running { started } = node.view("a").containers[0].state else { panic!("it runs again") };
+        let started = started.0 - node.now.wall.0.min(started.0).min(started.0);
+        let _ = (ended, started);
+        starts.push(node.view("a").containers[0].restarts);
+    }
+    assert_eq!(starts, [1, 2, 3, 4, 5]);
+    let waits: Vec<u64> = node
+        .actions
+        .iter()
+        .filter_map(|a| match a {
+            Action::WakeAt(at) => Some(at.0 / 1_000_000),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(waits.len(), 4, "the first restart is at once: {waits:?}");
+    let last = node.view("a").containers[0].last.clone().expect("it ended before");
+    assert_eq!((last.code, last.reason.as_str()), (3, "Error"));
+}
+
+#[test]
+fn a_changed_manifest_replaces_the_pod_after_the_old_one_is_gone() {
+    let mut node = ready_node();
+    node.want(&[&pod("a")]);
+    node.done.clear();
+    let mut changed = pod("a");
+    changed.uid = "another".into();
+    node.want(&[&changed]);
+    let start = node.done.iter().position(|o| o == "start_sandbox").expect("the new one starts");
+    let clean = node.done.iter().position(|o| o == "cleanup").expect("the old one goes");
+    assert!(clean < start, "{:?}", node.done);
+    assert_eq!(node.names(), ["a"]);
+    assert_eq!(node.view("a").spec.uid.as_str(), "another");
+    assert_eq!(node.facts.sandboxes.len(), 1);
+}
+
+#[test]
+fn changed_resources_are_applied_in_place() {
+    let mut node = ready_node();
+    let mut first = pod("a");
+    first.containers[0].resources.cpu_request = Some(MilliCpu(100));
+    first.containers[0].resources.memory_request = Some(Bytes::mib(10));
+    node.want(&[&first]);
+    let before = node.facts.containers[0].id.clone();
+    node.done.clear();
+    let mut more = first.clone();
+    more.containers[0].resources.cpu_request = Some(MilliCpu(200));
+    node.want(&[&more]);
+    assert_eq!(node.done, ["resize"]);
+    assert_eq!(node.facts.containers[0].id, before);
+    node.want(&[&more]);
+    assert_eq!(node.done, ["resize"], "once");
+    // More than the node has: refused by name, and the pod runs on.
+    more.containers[0].resources.cpu_request = Some(MilliCpu(200_000));
+    node.want(&[&more]);
+    assert_eq!(node.done, ["resize"]);
+    assert!(node.view("a").resize.starts_with("Infeasible: "), "{}", node.view("a").resize);
+    assert_eq!(node.view("a").phase, Phase::Running);
+}
+
+#[test]
+fn a_pod_that_may_not_restart_ends_and_stays_ended_over_a_restart_of_the_agent() {
+    let mut node = ready_node();
+    let mut once = pod("a");
+    once.restart_policy = RestartPolicy::Never;
+    node.want(&[&once]);
+    node.end("main", 7);
+    let view = node.view("a");
+    assert_eq!((view.phase, view.status_word().as_str()), (Phase::Failed, "Error"));
+    assert_eq!(node.facts, RuntimeFacts::default(), "nothing of it is left in the runtime");
+    let remembered: Vec<_> = node
+        .actions
+        .iter()
+        .filter_map(|a| match a {
+            Action::Remember(end) => Some(end.clone()),
+            _ => None,
+        })
+        .collect();
+    let mut after = Node::new(NodeConfig::default());
+    after.send(Event::Remembered(remembered));
+    after.want(&[&once]);
+    after.relist();
+    assert_eq!(after.done, Vec::<String>::new());
+    let view = after.view("a");
+    assert_eq!((view.phase, view.status_word().as_str()), (Phase::Failed, "Error"));
+    after.want(&[]);
+    assert!(after.actions.contains(&Action::Forget(once.uid.clone())));
+    assert_eq!(after.names(), Vec::<String>::new());
+}
+
+#[test]
+fn an_image_that_is_not_there_is_named_and_retried() {
+    let mut node = ready_node();
+    let error = OpError { reason: "ErrImagePull".to_owned(), message: "no such image".to_owned() };
+    node.fail.insert("ensure_image", VecDeque::from([error.clone(), error]));
+    node.want(&[&pod("a"), &pod("b")]);
+    assert_eq!(node.view("a").status_word(), "ErrImagePull");
+    node.run(Micros::secs(11));
+    assert_eq!(node.done.iter().filter(|o| *o == "start_container").count(), 2, "both run in the end: {:?}", node.done);
+    assert_eq!(node.view("a").status_word(), "Running");
+}
+
+#[test]
+fn init_containers_run_one_after_the_other_before_the_rest() {
+    let mut node = ready_node();
+    let mut spec = pod("a");
+    let init = |name: &str| ContainerSpec { name: name.to_owned(), ..spec.containers[0].clone() };
+    spec.init_containers = vec![init("first"), init("second")];
+    node.want(&[&spec]);
+    assert_eq!(node.view("a").status_word(), "PodInitializing");
+    node.end("first", 0);
+    node.end("second", 0);
+    assert_eq!(node.view("a").phase, Phase::Running);
+    assert_eq!(node.facts.containers.len(), 3);
+}
+
+#[test]
+fn a_dead_sandbox_is_replaced_and_never_two_live() {
+    let mut node = ready_node();
+    node.want(&[&pod("a")]);
+    node.facts.sandboxes[0].ready = false;
+    node.relist();
+    assert_eq!(node.facts.sandboxes.len(), 1);
+    assert!(node.facts.sandboxes[0].ready);
+    assert_eq!(node.facts.sandboxes[0].attempt, 1);
+    assert_eq!(node.view("a").restarts(), 1);
+}
+
+#[test]
+fn what_nobody_wants_is_removed_only_if_it_is_ours() {
+    let mut before = ready_node();
+    before.want(&[&pod("a"), &pod("b")]);
+    let mut after = Node::new(NodeConfig::default());
+    after.facts = before.facts.clone();
+    after.facts.sandboxes[1].ours = false;
+    after.want(&[]);
+    after.relist();
+    after.relist();
+    assert_eq!(after.facts.sandboxes.len(), 1);
+    assert!(!after.facts.sandboxes[0].ours);
+}
+
+#[test]
+fn a_pod_that_does_not_fit_is_rejected_with_the_kubelets_words() {
+    let mut node = ready_node();
+    let mut big = pod("a");
+    big.containers[0].resources.memory_request = Some(Bytes::gib(64));
+    node.want(&[&big, &pod("b")]);
+    let view = node.view("a");
+    assert_eq!((view.phase, view.reason.as_str()), (Phase::Failed, "OutOfmemory"));
+    assert!(view.message.starts_with("Node didn't have enough resource: memory, requested: "), "{}", view.message);
+    assert_eq!(node.view("b").phase, Phase::Running);
+}
+
+#[test]
+fn beside_a_kubelet_everything_is_seen_and_nothing_is_done() {
+    let mut kubelet = ready_node();
+    kubelet.want(&[&pod("a")]);
+    let mut node = Node::new(NodeConfig { beside: true, ..NodeConfig::default() });
+    node.facts = kubelet.facts.clone();
+    node.facts.sandboxes[0].ours = false;
+    node.relist();
+    let view = node.view("a");
+    assert!(view.foreign);
+    assert_eq!(view.phase, Phase::Running);
+    node.end("main", 1);
+    node.facts = RuntimeFacts::default();
+    node.relist();
+    assert_eq!(node.names(), Vec::<String>::new());
+    assert_eq!(node.done, Vec::<String>::new());
+    let acts = |a: &&Action| !matches!(a, Action::Record(_) | Action::SampleEvery { .. } | Action::WakeAt(_));
+    assert_eq!(node.actions.iter().find(acts), None);
+}
