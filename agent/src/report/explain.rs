@@ -1,0 +1,249 @@
+//! Why a pod is as it is: everything known about one pod, as data and as sentences.
+//!
+//! Terms: *nearby* are the names of pods that somebody who mistyped may have meant.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use beelet_core::event::{Record, Rejected};
+use beelet_core::health::Health;
+use beelet_core::snapshot::{ContainerState, PodView, Snapshot};
+use beelet_core::units::{Bytes, Micros, Now};
+use serde::{Deserialize, Serialize};
+
+use super::words;
+
+/// Everything known about a pod.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Explanation {
+    /// `namespace/name`.
+    pub name: String,
+    /// As of when.
+    pub at: Now,
+    /// The pod with its verdict and evidence; `None` if it is gone or was never started.
+    pub pod: Option<Arc<PodView>>,
+    /// What is expected of its memory.
+    pub forecast: Option<Forecast>,
+    /// Its manifests that were refused.
+    pub rejected: Vec<Rejected>,
+    /// What happened to it and why, the newest last.
+    pub records: Vec<Record>,
+}
+
+/// What is expected of a pod's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Forecast {
+    /// Memory that reclaim cannot free.
+    pub unreclaimable: Option<Bytes>,
+    /// The pod's limit.
+    pub limit: Option<Bytes>,
+    /// Growth of the unreclaimable part, bytes per second.
+    pub growth: Option<i64>,
+    /// Time until the pod's limit is hit.
+    pub time_to_oom: Option<Micros>,
+    /// Time until all pods together or the node run out.
+    pub node_time_to_oom: Option<Micros>,
+}
+
+/// There is no such pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{error}")]
+pub struct NoSuchPod {
+    /// What was looked for.
+    pub error: String,
+    /// What exists, `namespace/name`.
+    pub nearby: Vec<String>,
+}
+
+/// Looks a pod up by the name it has here, or by its manifest's name without the node's suffix.
+///
+/// # Errors
+/// If nothing of that name is known, with what exists.
+pub fn explain(picture: &Snapshot, namespace: &str, name: &str) -> Result<Explanation, NoSuchPod> {
+    let suffixed = format!("{name}-{}", picture.node.name);
+    let of = |wanted: &str| {
+        let found = picture.pods.iter().filter(|p| p.spec.namespace == namespace && p.spec.name == wanted);
+        found.max_by_key(|p| (p.reading.is_some(), p.since)).cloned()
+    };
+    let pod = of(name).or_else(|| of(&suffixed));
+    let names = [format!("{namespace}/{name}"), format!("{namespace}/{suffixed}")];
+    let records: Vec<Record> = picture.records.iter().filter(|r| names.contains(&r.name)).cloned().collect();
+    let named = |r: &&Rejected| r.pod.as_ref().is_some_and(|pod| names.contains(pod));
+    let rejected: Vec<Rejected> = picture.rejected.iter().filter(named).cloned().collect();
+    if pod.is_none() && records.is_empty() && rejected.is_empty() {
+        return Err(missing(picture, namespace, name));
+    }
+    let forecast = pod.as_ref().map(|pod| {
+        let memory = pod.reading.and_then(|r| r.memory);
+        Forecast {
+            unreclaimable: memory.map(|m| m.unreclaimable()),
+            limit: memory.and_then(|m| m.limit),
+            growth: pod.memory_growth,
+            time_to_oom: pod.time_to_oom,
+            node_time_to_oom: picture.node.time_to_oom,
+        }
+    });
+    let full = pod.as_ref().map_or_else(|| names[0].clone(), |p| p.spec.full_name());
+    Ok(Explanation { name: full, at: picture.at, pod, forecast, rejected, records })
+}
+
+fn missing(picture: &Snapshot, namespace: &str, name: &str) -> NoSuchPod {
+    const MOST: usize = 10;
+    let mut all: Vec<(u8, String)> = picture
+        .pods
+        .iter()
+        .map(|p| {
+            let (same_space, own) = (p.spec.namespace == namespace, p.spec.name.as_str());
+            let shared = own.bytes().zip(name.bytes()).take_while(|(a, b)| a == b).count();
+            let alike = own.contains(name) || name.contains(own) || shared >= 3;
+            (u8::from(!alike) * 2 + u8::from(!same_space), p.spec.full_name())
+        })
+        .collect();
+    all.sort();
+    all.dedup();
+    let nearby = all.into_iter().take(MOST).map(|(_, name)| name).collect();
+    NoSuchPod { error: format!("there is no pod {namespace}/{name} on node {}", picture.node.name), nearby }
+}
+
+/// The explanation in sentences.
+#[must_use]
+pub fn sentences(explanation: &Explanation) -> String {
+    let mut out = String::new();
+    let now = explanation.at.wall;
+    match &explanation.pod {
+        Some(pod) => pod_sentences(&mut out, pod, explanation.forecast.as_ref(), now),
+        None => {
+            let _ = writeln!(out, "Pod {} is not on this node now.", explanation.name);
+        }
+    }
+    for rejected in &explanation.rejected {
+        let _ =
+            writeln!(out, "Its manifest {} was refused: {}.", rejected.origin, rejected.error.trim_end_matches('.'));
+    }
+    if !explanation.records.is_empty() {
+        out.push_str("What happened:\n");
+    }
+    for record in &explanation.records {
+        let container = record.container.as_ref().map(|c| format!(" [{c}]")).unwrap_or_default();
+        let _ = writeln!(out, "  {}{container} {}: {}", words::moment(record.at.wall), record.reason, record.message);
+        if !record.evidence.is_empty() {
+            let seen: Vec<String> = record.evidence.iter().map(|(name, value)| format!("{name} = {value}")).collect();
+            let _ = writeln!(out, "    because {}", seen.join(", "));
+        }
+    }
+    out
+}
+
+fn pod_sentences(out: &mut String, pod: &PodView, forecast: Option<&Forecast>, now: Micros) {
+    let by = if pod.foreign { ", started by somebody else" } else { "" };
+    let age = words::duration(now - pod.since);
+    let _ =
+        writeln!(out, "Pod {} is {} (state {}, age {age}{by}).", pod.spec.full_name(), pod.status_word(), pod.state);
+    if !pod.message.is_empty() {
+        let _ = writeln!(out, "It says: {}", pod.message.trim_end());
+    }
+    for container in &pod.containers {
+        let state = match &container.state {
+            ContainerState::Waiting { reason, message } if message.is_empty() => format!("waits: {reason}"),
+            ContainerState::Waiting { reason, message } => format!("waits: {reason}, {message}"),
+            ContainerState::Running { started } => format!("has been running for {}", words::duration(now - *started)),
+            ContainerState::Terminated(exit) => {
+                format!("ended {} ago with code {} ({})", words::duration(now - exit.finished), exit.code, exit.reason)
+            }
+        };
+        let _ = write!(out, "Container {} {state}; {} restarts", container.name, container.restarts);
+        if let Some(last) = &container.last {
+            let ago = words::duration(now - last.finished);
+            let _ = write!(out, ", the last run ended {ago} ago with code {} ({})", last.code, last.reason);
+        }
+        if container.oom_kills > 0 {
+            let _ = write!(out, ", {} OOM kills", container.oom_kills);
+        }
+        out.push_str(".\n");
+    }
+    let verdict = &pod.health;
+    let since = || words::duration(now - verdict.since);
+    let _ = match verdict.state {
+        Health::Unknown => writeln!(out, "Whether it is healthy is not known yet."),
+        Health::Healthy => writeln!(out, "Nothing speaks against its health, for {}.", since()),
+        Health::Suspect => writeln!(out, "It is suspect for {}: {}.", since(), verdict.reason),
+        Health::Unhealthy => writeln!(out, "It is unhealthy for {}: {}.", since(), verdict.reason),
+    };
+    for evidence in &verdict.evidence {
+        let _ = writeln!(out, "  seen: {evidence}");
+    }
+    if let Some(forecast) = forecast {
+        forecast_sentence(out, forecast);
+    }
+    if !pod.resize.is_empty() {
+        let _ = writeln!(out, "A change of its resources is under way: {}.", pod.resize);
+    }
+    if !pod.last_action.is_empty() {
+        let _ = writeln!(out, "The last thing done: {}.", pod.last_action);
+    }
+}
+
+fn forecast_sentence(out: &mut String, forecast: &Forecast) {
+    if let Some(used) = forecast.unreclaimable {
+        let limit = forecast.limit.map_or_else(|| "without a limit".to_owned(), |l| format!("of {}", words::bytes(l)));
+        let _ = write!(out, "Its memory that cannot be reclaimed is {} {limit}", words::bytes(used));
+        if let Some(growth) = forecast.growth {
+            let rate = words::bytes(Bytes(growth.unsigned_abs()));
+            let _ = write!(out, ", {} {rate}/s", if growth < 0 { "shrinking by" } else { "growing by" });
+        }
+        out.push_str(".\n");
+    }
+    if let Some(left) = forecast.time_to_oom {
+        let _ = writeln!(out, "At this rate its limit is hit in {}.", words::duration(left));
+    }
+    if let Some(left) = forecast.node_time_to_oom {
+        let _ =
+            writeln!(out, "At the present rate all pods together or the node run out in {}.", words::duration(left));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::samples;
+    use super::*;
+
+    #[test]
+    fn the_sentences_say_why() {
+        let explanation = explain(&samples::busy_node(), "default", "leak-node").unwrap();
+        assert_eq!(
+            sentences(&explanation),
+            "Pod default/leak-node is CrashLoopBackOff (state Running, age 2m5s).\n\
+             Container leak waits: CrashLoopBackOff, back-off 10s restarting failed container=leak; 3 restarts, \
+             the last run ended 5s ago with code 137 (OOMKilled), 3 OOM kills.\n\
+             It is unhealthy for 5s: OOMVictim.\n  \
+             seen: the OOM killer chose leak (pid 4711)\n\
+             Its memory that cannot be reclaimed is 43Mi of 128Mi, growing by 2Mi/s.\n\
+             At this rate its limit is hit in 42s.\n\
+             At the present rate all pods together or the node run out in 90s.\n\
+             The last thing done: back-off 10s.\n\
+             What happened:\n  \
+             2026-11-23T10:00:00Z [leak] BackOff: Back-off restarting failed container leak in pod leak-node\n    \
+             because exit code = 137\n"
+                .replace("10:00:00Z", "09:59:55Z")
+        );
+    }
+
+    #[test]
+    fn the_name_in_the_manifest_is_enough() {
+        assert_eq!(explain(&samples::busy_node(), "default", "web").unwrap().name, "default/web-node");
+    }
+
+    #[test]
+    fn a_wrong_name_gets_the_near_ones_first() {
+        let missing = explain(&samples::busy_node(), "default", "webb").unwrap_err();
+        assert_eq!(missing.nearby, ["default/web-node", "default/leak-node"]);
+        assert_eq!(missing.to_string(), "there is no pod default/webb on node node");
+    }
+
+    #[test]
+    fn a_pod_that_is_gone_is_explained_by_its_records() {
+        let picture = Snapshot { pods: vec![], ..samples::busy_node() };
+        let text = sentences(&explain(&picture, "default", "leak-node").unwrap());
+        assert!(text.starts_with("Pod default/leak-node is not on this node now.\nWhat happened:\n"), "{text}");
+    }
+}

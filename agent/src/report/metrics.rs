@@ -1,0 +1,541 @@
+//! `/metrics`: the picture as Prometheus series.
+//!
+//! Problem: a gauge per pod that somebody must remember to delete outlives its pod. Approach: no gauges are kept. A
+//! [`Collector`] renders the current picture at each scrape, through the table in [`super::table`], so a series lives exactly
+//! as long as what it is about.
+//!
+//! Terms: a *row* is one set of label values of a metric.
+//!
+//! Properties: only metrics of the table come out, with its labels; no two rows of a metric have the same labels, even while a
+//! pod and its successor of the same name are both there; floats are made here and nowhere before.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use beelet_core::health::Health;
+use beelet_core::sample::{CgroupReading, CpuReading, MemoryReading, NetworkReading, PressureReading};
+use beelet_core::snapshot::{ContainerState, ExitKind, Phase, PodView, Snapshot, Totals};
+use beelet_core::spec::QosClass;
+use beelet_core::units::{Bytes, Micros, MilliCpu};
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
+use prometheus::{Encoder as _, Registry, TextEncoder};
+
+use super::process::{self, ProcessUse};
+use super::table::{Kind, METRICS, MetricDef};
+use super::{AgentReport, Published, SelfReport};
+
+/// The content type of [`Metrics::text`].
+pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
+
+/// Why there are no metrics.
+#[derive(Debug, thiserror::Error)]
+pub enum MetricsError {
+    /// The table has an entry that Prometheus does not take.
+    #[error("a metric of the table cannot be registered: {0}")]
+    Register(#[source] prometheus::Error),
+    /// The series could not be written.
+    #[error("the metrics cannot be written as text: {0}")]
+    Encode(#[source] prometheus::Error),
+    /// The text is not UTF-8.
+    #[error("the metrics are not UTF-8")]
+    Utf8,
+}
+
+/// What `/metrics` serves.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    registry: Registry,
+}
+
+impl Metrics {
+    /// Metrics of what these two hold at each scrape.
+    ///
+    /// # Errors
+    /// If the table has an entry that Prometheus does not take.
+    pub fn new(published: Published, agent: AgentReport) -> Result<Self, MetricsError> {
+        let registry = Registry::new();
+        let descs = METRICS
+            .iter()
+            .map(|m| {
+                let labels = m.labels.iter().map(|&l| l.to_owned()).collect();
+                Desc::new(m.name.to_owned(), m.help.to_owned(), labels, std::collections::HashMap::new())
+            })
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(MetricsError::Register)?;
+        registry.register(Box::new(PictureCollector { published, agent, descs })).map_err(MetricsError::Register)?;
+        Ok(Self { registry })
+    }
+
+    /// The text format 0.0.4.
+    ///
+    /// # Errors
+    /// If a series cannot be written; then none is.
+    pub fn text(&self) -> Result<String, MetricsError> {
+        let mut out = Vec::with_capacity(64 << 10);
+        TextEncoder::new().encode(&self.registry.gather(), &mut out).map_err(MetricsError::Encode)?;
+        String::from_utf8(out).map_err(|_| MetricsError::Utf8)
+    }
+}
+
+/// Renders the current picture.
+struct PictureCollector {
+    published: Published,
+    agent: AgentReport,
+    descs: Vec<Desc>,
+}
+
+impl Collector for PictureCollector {
+    fn desc(&self) -> Vec<&Desc> {
+        self.descs.iter().collect()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        render(&self.published.current(), &self.agent.current(), process::read()).into_families()
+    }
+}
+
+/// The rows of every metric.
+#[derive(Default)]
+struct Rows {
+    by_name: BTreeMap<&'static str, BTreeMap<Vec<String>, f64>>,
+    /// Names that are not in the table, or were given too many or few label values: a mistake in this file, found by its test.
+    misfits: BTreeSet<&'static str>,
+}
+
+impl Rows {
+    /// One row. A second one with the same labels is left out: Prometheus would refuse the whole scrape.
+    fn put(&mut self, name: &'static str, labels: &[&str], value: f64) {
+        match super::table::find(name) {
+            Some(def) if def.labels.len() == labels.len() => {
+                let labels = labels.iter().map(|&l| l.to_owned()).collect();
+                self.by_name.entry(name).or_default().entry(labels).or_insert(value);
+            }
+            _ => {
+                self.misfits.insert(name);
+            }
+        }
+    }
+
+    fn into_families(self) -> Vec<MetricFamily> {
+        METRICS.iter().filter_map(|def| Some(family(def, self.by_name.get(def.name)?))).collect()
+    }
+}
+
+fn family(def: &MetricDef, rows: &BTreeMap<Vec<String>, f64>) -> MetricFamily {
+    let mut family = MetricFamily::default();
+    family.set_name(def.name.to_owned());
+    family.set_help(def.help.to_owned());
+    family.set_field_type(if def.kind == Kind::Counter { MetricType::COUNTER } else { MetricType::GAUGE });
+    let metrics = rows.iter().map(|(values, &value)| {
+        let labels = def.labels.iter().zip(values).map(|(&name, text)| {
+            let mut pair = LabelPair::default();
+            pair.set_name(name.to_owned());
+            pair.set_value(text.clone());
+            pair
+        });
+        let mut metric = Metric::from_label(labels.collect());
+        if def.kind == Kind::Counter {
+            let mut counter = Counter::default();
+            counter.set_value(value);
+            metric.set_counter(counter);
+        } else {
+            let mut gauge = Gauge::default();
+            gauge.set_value(value);
+            metric.set_gauge(gauge);
+        }
+        metric
+    });
+    family.set_metric(metrics.collect());
+    family
+}
+
+fn seconds(time: Micros) -> f64 {
+    time.get() as f64 / 1e6
+}
+
+fn bytes(bytes: Bytes) -> f64 {
+    bytes.get() as f64
+}
+
+fn cores(cpu: MilliCpu) -> f64 {
+    cpu.get() as f64 / 1e3
+}
+
+fn flag(on: bool) -> f64 {
+    f64::from(u8::from(on))
+}
+
+fn render(picture: &Snapshot, agent: &SelfReport, own: Option<ProcessUse>) -> Rows {
+    let mut rows = Rows::default();
+    node(&mut rows, picture, agent);
+    for pod in one_per_name(picture) {
+        pod_rows(&mut rows, pod);
+    }
+    for view in &picture.pods {
+        let spec = &view.spec;
+        let foreign = if view.foreign { "true" } else { "false" };
+        let labels =
+            [&spec.namespace, &spec.name, spec.uid.as_str(), &picture.node.name, qos(view.qos), &view.ip, foreign];
+        rows.put("beelet_pod_info", &labels, 1.0);
+    }
+    running(&mut rows, picture);
+    totals(&mut rows, &picture.totals);
+    itself(&mut rows, picture, agent);
+    if let Some(own) = own {
+        rows.put("process_cpu_seconds_total", &[], own.cpu_seconds);
+        rows.put("process_resident_memory_bytes", &[], own.resident_bytes as f64);
+        rows.put("process_virtual_memory_bytes", &[], own.virtual_bytes as f64);
+        rows.put("process_start_time_seconds", &[], own.start_seconds);
+        rows.put("process_open_fds", &[], own.open_fds as f64);
+        rows.put("process_max_fds", &[], own.max_fds as f64);
+        rows.put("process_threads", &[], own.threads as f64);
+    }
+    rows
+}
+
+/// The pods, one per namespace and name: while a pod waits for its predecessor of the same name to be cleaned, both are in
+/// the picture, and the one that runs is shown.
+fn one_per_name(picture: &Snapshot) -> impl Iterator<Item = &PodView> {
+    let mut best: BTreeMap<(&str, &str), &PodView> = BTreeMap::new();
+    let rank = |p: &PodView| (p.reading.is_some(), p.phase == Phase::Running, p.since);
+    for pod in picture.pods.iter().map(AsRef::as_ref) {
+        let slot = best.entry((&pod.spec.namespace, &pod.spec.name)).or_insert(pod);
+        if rank(pod) > rank(slot) {
+            *slot = pod;
+        }
+    }
+    best.into_values()
+}
+
+fn qos(class: QosClass) -> &'static str {
+    match class {
+        QosClass::Guaranteed => "Guaranteed",
+        QosClass::Burstable => "Burstable",
+        QosClass::BestEffort => "BestEffort",
+    }
+}
+
+fn node(rows: &mut Rows, picture: &Snapshot, agent: &SelfReport) {
+    let node = &picture.node;
+    rows.put("machine_cpu_cores", &[], cores(node.capacity.cpu));
+    rows.put("machine_memory_bytes", &[], bytes(node.capacity.memory));
+    rows.put("kubelet_node_name", &[&node.name], 1.0);
+    rows.put("beelet_node_time_to_oom_seconds", &[], node.time_to_oom.map_or(f64::INFINITY, seconds));
+    if let Some(available) = node.memory_available {
+        rows.put("beelet_node_memory_available_bytes", &[], bytes(available));
+    }
+    if let Some(available) = node.allocatable_available {
+        rows.put("beelet_allocatable_memory_available_bytes", &[], bytes(available));
+    }
+    rows.put("beelet_node_memory_pressure", &[], flag(node.memory_pressure));
+    for (state, cpu) in [("busy", node.cpu), ("idle", node.cpu_idle)] {
+        if let Some(cpu) = cpu {
+            rows.put("beelet_node_cpu_cores", &[state], cores(cpu));
+        }
+    }
+    rows.put("beelet_allocatable_cpu_cores", &[], cores(node.allocatable.cpu));
+    rows.put("beelet_allocatable_memory_bytes", &[], bytes(node.allocatable.memory));
+    rows.put("beelet_runtime_up", &[], flag(node.runtime_down.is_none()));
+    let mut rejected: BTreeMap<&str, u32> = BTreeMap::new();
+    for manifest in &picture.rejected {
+        *rejected.entry(&manifest.origin).or_default() += 1;
+    }
+    for (origin, count) in rejected {
+        rows.put("beelet_manifest_rejected", &[origin], f64::from(count));
+    }
+    if let Some(reading) = &node.kubepods {
+        let place = if agent.kubepods.is_empty() { "kubepods" } else { &agent.kubepods };
+        let id = format!("/{place}");
+        cgroup(rows, &Place { id: &id, ..Place::default() }, reading);
+    }
+}
+
+/// cAdvisor's labels.
+#[derive(Clone, Copy, Default)]
+struct Place<'a> {
+    container: &'a str,
+    id: &'a str,
+    image: &'a str,
+    name: &'a str,
+    namespace: &'a str,
+    pod: &'a str,
+}
+
+impl<'a> Place<'a> {
+    fn labels(&self) -> [&'a str; 6] {
+        [self.container, self.id, self.image, self.name, self.namespace, self.pod]
+    }
+}
+
+fn cgroup(rows: &mut Rows, place: &Place<'_>, reading: &CgroupReading) {
+    if let Some(cpu) = &reading.cpu {
+        cpu_rows(rows, place, cpu);
+    }
+    if let Some(memory) = &reading.memory {
+        memory_rows(rows, place, memory);
+    }
+    if let Some(pressure) = &reading.pressure {
+        pressure_rows(rows, place, pressure);
+    }
+    if let Some(pids) = reading.pids {
+        rows.put("container_threads", &place.labels(), pids as f64);
+    }
+}
+
+fn cpu_rows(rows: &mut Rows, place: &Place<'_>, cpu: &CpuReading) {
+    if let Some(usage) = cpu.best() {
+        let Place { container, id, image, name, namespace, pod } = *place;
+        let labels = [container, "total", id, image, name, namespace, pod];
+        rows.put("container_cpu_usage_seconds_total", &labels, seconds(usage));
+    }
+    let labels = place.labels();
+    if let Some(periods) = cpu.periods {
+        rows.put("container_cpu_cfs_periods_total", &labels, periods as f64);
+    }
+    if let Some(periods) = cpu.throttled_periods {
+        rows.put("container_cpu_cfs_throttled_periods_total", &labels, periods as f64);
+    }
+    if let Some(time) = cpu.throttled {
+        rows.put("container_cpu_cfs_throttled_seconds_total", &labels, seconds(time));
+    }
+    if let Some(run) = cpu.run.filter(|_| !place.pod.is_empty()) {
+        rows.put("beelet_cpu_ebpf_seconds_total", &[place.namespace, place.pod, place.container], seconds(run));
+    }
+}
+
+fn memory_rows(rows: &mut Rows, place: &Place<'_>, memory: &MemoryReading) {
+    let labels = place.labels();
+    rows.put("container_memory_usage_bytes", &labels, bytes(memory.usage));
+    rows.put("container_memory_working_set_bytes", &labels, bytes(memory.working_set()));
+    rows.put("container_memory_rss", &labels, bytes(memory.anon));
+    rows.put("container_memory_cache", &labels, bytes(memory.inactive_file + memory.active_file + memory.shmem));
+    rows.put("container_spec_memory_limit_bytes", &labels, memory.limit.map_or(0.0, bytes));
+    if !place.pod.is_empty() {
+        let labels = [place.namespace, place.pod, place.container];
+        rows.put("beelet_memory_unreclaimable_bytes", &labels, bytes(memory.unreclaimable()));
+    }
+}
+
+fn pressure_rows(rows: &mut Rows, place: &Place<'_>, pressure: &PressureReading) {
+    for (name, time) in [
+        ("container_pressure_cpu_waiting_seconds_total", pressure.cpu_some),
+        ("container_pressure_memory_waiting_seconds_total", pressure.memory_some),
+        ("container_pressure_memory_stalled_seconds_total", pressure.memory_full),
+        ("container_pressure_io_waiting_seconds_total", pressure.io_some),
+    ] {
+        rows.put(name, &place.labels(), seconds(time));
+    }
+}
+
+fn network_rows(rows: &mut Rows, place: &Place<'_>, network: &NetworkReading) {
+    let Place { container, id, image, name, namespace, pod } = *place;
+    // The programs count sockets, not interfaces.
+    let labels = [container, id, image, "all", name, namespace, pod];
+    for (metric, value) in [
+        ("container_network_receive_bytes_total", network.rx_bytes),
+        ("container_network_receive_packets_total", network.rx_packets),
+        ("container_network_transmit_bytes_total", network.tx_bytes),
+        ("container_network_transmit_packets_total", network.tx_packets),
+    ] {
+        rows.put(metric, &labels, value as f64);
+    }
+}
+
+fn pod_rows(rows: &mut Rows, view: &PodView) {
+    let (namespace, pod) = (view.spec.namespace.as_str(), view.spec.name.as_str());
+    let key = [namespace, pod];
+    for phase in [Phase::Pending, Phase::Running, Phase::Succeeded, Phase::Failed] {
+        rows.put("beelet_pod_phase", &[namespace, pod, phase.as_str()], flag(phase == view.phase));
+    }
+    rows.put("beelet_pod_start_time_seconds", &key, seconds(view.since));
+    let labels = [namespace, pod, health(view.health.state), &view.health.reason];
+    rows.put("beelet_pod_health_state", &labels, 1.0);
+    if view.reading.is_some() {
+        rows.put("beelet_pod_time_to_oom_seconds", &key, view.time_to_oom.map_or(f64::INFINITY, seconds));
+    }
+    if let Some(growth) = view.memory_growth {
+        rows.put("beelet_memory_growth_bytes_per_second", &key, growth as f64);
+    }
+    rows.put("beelet_pod_listening_ports", &key, view.listening.len() as f64);
+    rows.put("beelet_pod_resize_pending", &key, flag(!view.resize.is_empty()));
+
+    let id = format!("/{}", view.cgroup.trim_start_matches('/'));
+    let place = Place { id: &id, namespace, pod, ..Place::default() };
+    if let Some(reading) = &view.reading {
+        cgroup(rows, &place, reading);
+    }
+    if let Some(network) = &view.network {
+        network_rows(rows, &place, network);
+    }
+    rows.put("container_oom_events_total", &place.labels(), view.oom_kills as f64);
+    for container in &view.containers {
+        let inner = format!("{id}/{}", container.id);
+        // cAdvisor's users filter on a non-empty image.
+        let image = if container.image.is_empty() { "unknown" } else { &container.image };
+        let place = Place { container: &container.name, id: &inner, image, name: &container.id, namespace, pod };
+        if let Some(reading) = &container.reading {
+            cgroup(rows, &place, reading);
+        }
+        rows.put("container_oom_events_total", &place.labels(), container.oom_kills as f64);
+        if let ContainerState::Running { started } = container.state {
+            rows.put("container_start_time_seconds", &place.labels(), seconds(started));
+        }
+        let key = [namespace, pod, container.name.as_str()];
+        rows.put("beelet_container_cpu_burst_seconds", &key, seconds(container.burst));
+        rows.put("beelet_container_restart_count", &key, f64::from(container.restarts));
+    }
+}
+
+pub(super) fn health(state: Health) -> &'static str {
+    match state {
+        Health::Unknown => "Unknown",
+        Health::Healthy => "Healthy",
+        Health::Suspect => "Suspect",
+        Health::Unhealthy => "Unhealthy",
+    }
+}
+
+fn running(rows: &mut Rows, picture: &Snapshot) {
+    let (mut created, mut exited, mut running, mut pods) = (0_u32, 0_u32, 0_u32, 0_u32);
+    for pod in &picture.pods {
+        let mut runs = false;
+        for container in &pod.containers {
+            match &container.state {
+                ContainerState::Running { .. } => {
+                    running += 1;
+                    runs = true;
+                }
+                ContainerState::Terminated(_) => exited += 1,
+                ContainerState::Waiting { .. } if container.last.is_some() => exited += 1,
+                ContainerState::Waiting { .. } if !container.id.is_empty() => created += 1,
+                ContainerState::Waiting { .. } => {}
+            }
+        }
+        pods += u32::from(runs);
+    }
+    rows.put("kubelet_running_pods", &[], f64::from(pods));
+    for (state, count) in [("created", created), ("exited", exited), ("running", running)] {
+        rows.put("kubelet_running_containers", &[state], f64::from(count));
+    }
+}
+
+fn totals(rows: &mut Rows, totals: &Totals) {
+    for (signal, count) in &totals.evictions {
+        rows.put("kubelet_evictions", &[signal], *count as f64);
+        rows.put("beelet_evictions_total", &[signal], *count as f64);
+    }
+    for ((namespace, pod, container), count) in &totals.oom_kills {
+        rows.put("beelet_oom_kills_total", &[namespace, pod, container], *count as f64);
+    }
+    for ((namespace, pod, container), kind, count) in &totals.exits {
+        let (reason, value) = match kind {
+            ExitKind::Code(code) => ("code", code.to_string()),
+            ExitKind::Signal(signal) => ("signal", signal.to_string()),
+        };
+        rows.put("beelet_process_exits_total", &[namespace, pod, container, reason, &value], *count as f64);
+    }
+    for ((namespace, pod, container), count) in &totals.restarts {
+        rows.put("beelet_container_restarts_total", &[namespace, pod, container], *count as f64);
+    }
+    for ((action, ok), count) in &totals.actions {
+        let result = if *ok { "success" } else { "failure" };
+        rows.put("beelet_actions_total", &[action, result], *count as f64);
+    }
+    for (action, all, errors) in [
+        ("start_sandbox", "kubelet_started_pods_total", "kubelet_started_pods_errors_total"),
+        ("start_container", "kubelet_started_containers_total", "kubelet_started_containers_errors_total"),
+    ] {
+        let of = |wanted: bool| -> u64 {
+            totals.actions.iter().filter(|((name, ok), _)| name == action && *ok == wanted).map(|(_, n)| n).sum()
+        };
+        rows.put(all, &[], (of(true) + of(false)) as f64);
+        rows.put(errors, &[], of(false) as f64);
+    }
+    rows.put("beelet_illegal_transitions_total", &[], totals.illegal_transitions as f64);
+}
+
+fn itself(rows: &mut Rows, picture: &Snapshot, agent: &SelfReport) {
+    rows.put("beelet_build_info", &[&agent.version, &agent.revision, &agent.mode], 1.0);
+    rows.put("beelet_last_step_timestamp_seconds", &[], seconds(picture.at.wall));
+    rows.put("beelet_sample_interval_seconds", &[], seconds(picture.node.sample_interval));
+    for capability in &agent.capabilities {
+        rows.put("beelet_capability", &[&capability.name, &capability.reason], flag(capability.available));
+    }
+    for rpc in &agent.unimplemented_rpcs {
+        rows.put("beelet_runtime_rpc_missing", &[rpc], 1.0);
+    }
+    for program in &agent.programs {
+        rows.put("beelet_bpf_program_loaded", &[&program.name, &program.reason], flag(program.loaded));
+        rows.put("beelet_bpf_program_instructions", &[&program.name], program.instructions as f64);
+        rows.put("beelet_bpf_program_run_seconds_total", &[&program.name], program.run_time_ns as f64 / 1e9);
+        rows.put("beelet_bpf_program_runs_total", &[&program.name], program.run_count as f64);
+    }
+    for map in &agent.maps {
+        rows.put("beelet_bpf_map_entries", &[&map.name], map.entries as f64);
+        rows.put("beelet_bpf_map_max_entries", &[&map.name], map.max_entries as f64);
+    }
+    for (what, count) in &agent.events_lost {
+        rows.put("beelet_events_lost_total", &[what], *count as f64);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::samples;
+    use super::*;
+
+    #[test]
+    fn every_metric_of_the_table_is_filled_and_no_other() {
+        let rows = render(&samples::busy_node(), &samples::agent(), process::read());
+        assert!(rows.misfits.is_empty(), "not in the table, or other labels: {:?}", rows.misfits);
+        let missing: Vec<_> = METRICS.iter().map(|m| m.name).filter(|n| !rows.by_name.contains_key(n)).collect();
+        assert!(missing.is_empty(), "nothing fills {missing:?}");
+    }
+
+    #[test]
+    fn the_text_has_pod_and_container_rows_that_do_not_count_twice() {
+        let metrics = Metrics::new(Published::new(samples::busy_node()), AgentReport::new(samples::agent())).unwrap();
+        let text = metrics.text().unwrap();
+        for line in [
+            r#"container_cpu_usage_seconds_total{container="web",cpu="total",id="/kubepods/burstable/pod1111/c1",image="docker.io/library/web:1",name="c1",namespace="default",pod="web-node"} 12.5"#,
+            r#"container_cpu_usage_seconds_total{container="",cpu="total",id="/kubepods/burstable/pod1111",image="",name="",namespace="default",pod="web-node"} 13"#,
+            r#"container_network_receive_bytes_total{container="",id="/kubepods/burstable/pod1111",image="",interface="all",name="",namespace="default",pod="web-node"} 1000"#,
+            r#"beelet_oom_kills_total{namespace="default",pod="gone",container="leak"} 2"#,
+            r#"beelet_process_exits_total{namespace="default",pod="leak-node",container="leak",reason="signal",value="9"} 3"#,
+            r#"kubelet_evictions{eviction_signal="memory.available"} 1"#,
+            r#"beelet_pod_health_state{namespace="default",pod="leak-node",state="Unhealthy",reason="OOMVictim"} 1"#,
+            r#"kubelet_started_containers_total 5"#,
+            r#"beelet_pod_time_to_oom_seconds{namespace="default",pod="leak-node"} 42"#,
+        ] {
+            assert!(text.lines().any(|l| l == line), "missing: {line}\nin:\n{text}");
+        }
+        assert_eq!(text.matches("container_network_receive_bytes_total{").count(), 1, "once per pod");
+    }
+
+    #[test]
+    fn a_pod_that_is_gone_leaves_no_series() {
+        let published = Published::new(samples::busy_node());
+        let metrics = Metrics::new(published.clone(), AgentReport::default()).unwrap();
+        assert!(metrics.text().unwrap().contains("web-node"));
+        published.publish(Snapshot { pods: Vec::new(), ..samples::busy_node() });
+        let text = metrics.text().unwrap();
+        assert!(!text.contains("web-node") && text.contains("beelet_oom_kills_total"), "{text}");
+    }
+
+    #[test]
+    fn a_pod_and_its_successor_of_the_same_name_give_one_row_each() {
+        let mut picture = samples::busy_node();
+        let mut successor = (*picture.pods[0]).clone();
+        std::sync::Arc::make_mut(&mut successor.spec).uid = "2222".into();
+        (successor.reading, successor.phase) = (None, Phase::Pending);
+        picture.pods.push(successor.into());
+        let text = Metrics::new(Published::new(picture), AgentReport::default()).unwrap().text().unwrap();
+        let mut seen = BTreeSet::new();
+        for line in text.lines().filter(|l| !l.starts_with('#')) {
+            let series = line.rsplit_once(' ').unwrap().0;
+            assert!(seen.insert(series), "twice: {series}");
+        }
+        assert_eq!(text.matches("beelet_pod_info{").count(), 3);
+        assert!(text.contains(r#"beelet_pod_phase{namespace="default",pod="web-node",phase="Running"} 1"#));
+    }
+}

@@ -1,0 +1,400 @@
+//! `/pods`: the pods as Kubernetes objects with their status.
+//!
+//! Problem: tools that read a kubelet's `/pods` expect a `v1` PodList. Approach: the manifest as it was given (or, of a pod that
+//! somebody else started, what could be found out), and a status made from the picture. A manifest that cannot be run is there
+//! too, as a failed pod whose message is the error, because that is where people look.
+//!
+//! Terms: the condition `beelet.dev/Healthy` is the verdict; its message is the evidence.
+
+use std::collections::BTreeMap;
+
+use beelet_core::event::{Exit, Rejected};
+use beelet_core::health::Health;
+use beelet_core::snapshot::{ContainerState as State, ContainerView, Phase, PodView, Snapshot};
+use beelet_core::spec::{self, EnvValue, PodSpec, PodUid, QosClass, RestartPolicy};
+use beelet_core::units::Micros;
+use k8s_openapi::List;
+use k8s_openapi::api::core::v1::{
+    Container, ContainerPort, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting,
+    ContainerStatus, EnvVar, HostIP, Pod, PodCondition, PodIP, PodStatus, ResourceRequirements, VolumeMount,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+
+/// The kubelet's annotation of a static pod.
+const CONFIG_SOURCE: &str = "kubernetes.io/config.source";
+/// Where the manifest is.
+const ORIGIN: &str = "beelet.dev/origin";
+
+/// The PodList of a picture. `host_ip` is "" where unknown.
+#[must_use]
+pub fn pod_list(picture: &Snapshot, manifests: &BTreeMap<PodUid, Pod>, host_ip: &str) -> List<Pod> {
+    let pods = picture.pods.iter().map(|view| pod(view, manifests.get(view.uid()), &picture.node.name, host_ip));
+    let rejected = picture.rejected.iter().map(|r| refused(r, &picture.node.name));
+    List { items: pods.chain(rejected).collect(), ..List::default() }
+}
+
+fn pod(view: &PodView, manifest: Option<&Pod>, node: &str, host_ip: &str) -> Pod {
+    let mut pod = manifest.cloned().unwrap_or_else(|| found_out(&view.spec));
+    pod.metadata.name = Some(view.spec.name.clone());
+    pod.metadata.namespace = Some(view.spec.namespace.clone());
+    pod.metadata.uid = Some(view.spec.uid.to_string());
+    if !view.foreign && view.spec.origin != "api" {
+        let annotations = pod.metadata.annotations.get_or_insert_default();
+        annotations.entry(CONFIG_SOURCE.to_owned()).or_insert_with(|| "file".to_owned());
+        annotations.insert(ORIGIN.to_owned(), view.spec.origin.clone());
+    }
+    pod.spec.get_or_insert_default().node_name = Some(node.to_owned());
+    pod.status = Some(status(view, host_ip));
+    pod
+}
+
+/// A pod that never was: its manifest cannot be run.
+fn refused(rejected: &Rejected, node: &str) -> Pod {
+    let (namespace, name) = match rejected.pod.as_deref().map(|p| p.split_once('/').unwrap_or(("default", p))) {
+        Some((namespace, name)) => (namespace.to_owned(), name.to_owned()),
+        None => ("default".to_owned(), name_of_file(&rejected.origin)),
+    };
+    let annotations = [(CONFIG_SOURCE, "file"), (ORIGIN, &rejected.origin)];
+    Pod {
+        metadata: ObjectMeta {
+            namespace: Some(namespace),
+            name: Some(name),
+            annotations: Some(annotations.map(|(k, v)| (k.to_owned(), v.to_owned())).into()),
+            ..ObjectMeta::default()
+        },
+        spec: Some(k8s_openapi::api::core::v1::PodSpec { node_name: Some(node.to_owned()), ..Default::default() }),
+        status: Some(PodStatus {
+            phase: Some(Phase::Failed.as_str().to_owned()),
+            reason: Some("InvalidManifest".to_owned()),
+            message: Some(rejected.error.clone()),
+            ..PodStatus::default()
+        }),
+    }
+}
+
+/// A name for a manifest whose own cannot be read: that of its file, with what a name may not have replaced.
+fn name_of_file(origin: &str) -> String {
+    let stem = std::path::Path::new(origin).file_stem().map(|s| s.to_string_lossy().to_lowercase()).unwrap_or_default();
+    let fits = |c: char| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' };
+    let name: String = stem.chars().map(fits).take(253).collect();
+    let name = name.trim_matches(['-', '.']);
+    if name.is_empty() { "manifest".to_owned() } else { name.to_owned() }
+}
+
+fn found_out(spec: &PodSpec) -> Pod {
+    let filled = |map: &BTreeMap<String, String>| Some(map.clone()).filter(|m| !m.is_empty());
+    let policy = match spec.restart_policy {
+        RestartPolicy::Always => "Always",
+        RestartPolicy::OnFailure => "OnFailure",
+        RestartPolicy::Never => "Never",
+    };
+    let init: Vec<Container> = spec.init_containers.iter().map(container).collect();
+    Pod {
+        metadata: ObjectMeta {
+            labels: filled(&spec.labels),
+            annotations: filled(&spec.annotations),
+            ..ObjectMeta::default()
+        },
+        spec: Some(k8s_openapi::api::core::v1::PodSpec {
+            containers: spec.containers.iter().map(container).collect(),
+            init_containers: Some(init).filter(|c| !c.is_empty()),
+            restart_policy: Some(policy.to_owned()),
+            priority: Some(spec.priority),
+            host_network: Some(spec.host_network).filter(|&on| on),
+            termination_grace_period_seconds: i64::try_from(spec.termination_grace.get() / 1_000_000).ok(),
+            ..Default::default()
+        }),
+        status: None,
+    }
+}
+
+fn container(spec: &spec::ContainerSpec) -> Container {
+    let list = |items: &[String]| Some(items.to_vec()).filter(|l| !l.is_empty());
+    let env = spec.env.iter().filter_map(|e| match &e.value {
+        EnvValue::Literal(value) => {
+            Some(EnvVar { name: e.name.clone(), value: Some(value.clone()), ..EnvVar::default() })
+        }
+        EnvValue::Field(_) => None,
+    });
+    let ports = spec.ports.iter().map(|p| ContainerPort {
+        container_port: i32::from(p.container_port),
+        host_port: Some(i32::from(p.host_port)).filter(|&port| port != 0),
+        protocol: Some(p.protocol.clone()),
+        ..ContainerPort::default()
+    });
+    let mounts = spec.mounts.iter().map(|m| VolumeMount {
+        name: m.volume.clone(),
+        mount_path: m.path.clone(),
+        read_only: Some(m.read_only).filter(|&on| on),
+        ..VolumeMount::default()
+    });
+    Container {
+        name: spec.name.clone(),
+        image: Some(spec.image.clone()).filter(|i| !i.is_empty()),
+        command: list(&spec.command),
+        args: list(&spec.args),
+        env: Some(env.collect::<Vec<_>>()).filter(|l| !l.is_empty()),
+        ports: Some(ports.collect::<Vec<_>>()).filter(|l| !l.is_empty()),
+        volume_mounts: Some(mounts.collect::<Vec<_>>()).filter(|l| !l.is_empty()),
+        resources: resources(&spec.resources),
+        ..Container::default()
+    }
+}
+
+fn resources(of: &spec::Resources) -> Option<ResourceRequirements> {
+    let list = |cpu: Option<_>, memory: Option<_>| {
+        let cpu = cpu.map(|v: beelet_core::units::MilliCpu| ("cpu".to_owned(), Quantity(v.to_string())));
+        let memory = memory.map(|v: beelet_core::units::Bytes| ("memory".to_owned(), Quantity(v.to_string())));
+        let all: BTreeMap<_, _> = cpu.into_iter().chain(memory).collect();
+        Some(all).filter(|m| !m.is_empty())
+    };
+    let (requests, limits) = (list(of.cpu_request, of.memory_request), list(of.cpu_limit, of.memory_limit));
+    (requests.is_some() || limits.is_some()).then(|| ResourceRequirements {
+        requests,
+        limits,
+        ..ResourceRequirements::default()
+    })
+}
+
+fn time(wall: Micros) -> Option<Time> {
+    let seconds = i64::try_from(wall.get() / 1_000_000).ok().filter(|&s| s > 0)?;
+    jiff::Timestamp::from_second(seconds).ok().map(Time)
+}
+
+fn text(value: &str) -> Option<String> {
+    Some(value.to_owned()).filter(|v| !v.is_empty())
+}
+
+fn status(view: &PodView, host_ip: &str) -> PodStatus {
+    let qos = match view.qos {
+        QosClass::Guaranteed => "Guaranteed",
+        QosClass::Burstable => "Burstable",
+        QosClass::BestEffort => "BestEffort",
+    };
+    let of = |init: bool| {
+        let list: Vec<_> =
+            view.containers.iter().filter(|c| c.init == init).map(|c| container_status(view, c)).collect();
+        Some(list).filter(|l| !l.is_empty())
+    };
+    PodStatus {
+        phase: Some(view.phase.as_str().to_owned()),
+        reason: text(&view.reason),
+        message: text(&view.message),
+        pod_ip: text(&view.ip),
+        pod_ips: text(&view.ip).map(|ip| vec![PodIP { ip }]),
+        host_ip: text(host_ip),
+        host_ips: text(host_ip).map(|ip| vec![HostIP { ip }]),
+        qos_class: Some(qos.to_owned()),
+        start_time: time(view.since),
+        conditions: Some(conditions(view)),
+        container_statuses: of(false),
+        init_container_statuses: of(true),
+        ..PodStatus::default()
+    }
+}
+
+fn container_status(view: &PodView, container: &ContainerView) -> ContainerStatus {
+    let id = |id: &str| text(id).map(|id| format!("containerd://{id}"));
+    let mut state = ContainerState::default();
+    match &container.state {
+        State::Waiting { reason, message } => {
+            state.waiting = Some(ContainerStateWaiting { reason: text(reason), message: text(message) });
+        }
+        State::Running { started } => state.running = Some(ContainerStateRunning { started_at: time(*started) }),
+        State::Terminated(exit) => state.terminated = Some(terminated(exit, id(&container.id))),
+    }
+    let last = container.last.as_ref().map(|exit| {
+        // While it waits, the newest run is the last one.
+        let waiting = matches!(container.state, State::Waiting { .. });
+        ContainerState {
+            terminated: Some(terminated(exit, id(&container.id).filter(|_| waiting))),
+            ..ContainerState::default()
+        }
+    });
+    ContainerStatus {
+        name: container.name.clone(),
+        container_id: id(&container.id),
+        image: container.image.clone(),
+        image_id: container.image_id.clone(),
+        state: Some(state),
+        last_state: last,
+        ready: container.ready,
+        started: Some(matches!(container.state, State::Running { .. })),
+        restart_count: i32::try_from(container.restarts).unwrap_or(i32::MAX),
+        resources: view.spec.container(&container.name).and_then(|c| resources(&c.resources)),
+        ..ContainerStatus::default()
+    }
+}
+
+fn terminated(exit: &Exit, container_id: Option<String>) -> ContainerStateTerminated {
+    ContainerStateTerminated {
+        container_id,
+        exit_code: exit.code,
+        reason: text(&exit.reason),
+        message: text(&exit.message),
+        started_at: time(exit.started),
+        finished_at: time(exit.finished),
+        signal: None,
+    }
+}
+
+/// A condition before its time is filled in: type, what holds, reason, message.
+fn condition(type_: &str, status: Option<bool>, reason: &str, message: &str, since: Micros) -> PodCondition {
+    let status = match status {
+        Some(true) => "True",
+        Some(false) => "False",
+        None => "Unknown",
+    };
+    PodCondition {
+        type_: type_.to_owned(),
+        status: status.to_owned(),
+        reason: text(reason),
+        message: text(message),
+        last_transition_time: time(since),
+        ..PodCondition::default()
+    }
+}
+
+fn conditions(view: &PodView) -> Vec<PodCondition> {
+    let over = matches!(view.phase, Phase::Succeeded | Phase::Failed);
+    let done = |c: &&ContainerView| matches!(&c.state, State::Terminated(exit) if exit.code == 0);
+    let names = |list: &[&ContainerView]| list.iter().map(|c| c.name.as_str()).collect::<Vec<_>>().join(" ");
+    let starting: Vec<_> = view.containers.iter().filter(|c| c.init && !done(c)).collect();
+    let unready: Vec<_> = view.containers.iter().filter(|c| !c.init && !c.ready).collect();
+    let begun =
+        view.containers.iter().any(|c| !c.init && !matches!(c.state, State::Waiting { .. }) || c.last.is_some());
+    let sandbox = !over && (!view.ip.is_empty() || view.containers.iter().any(|c| !c.id.is_empty()));
+    let changed = view.containers.iter().filter_map(|c| match &c.state {
+        State::Running { started } => Some(*started),
+        State::Terminated(exit) => Some(exit.finished),
+        State::Waiting { .. } => c.last.as_ref().map(|exit| exit.finished),
+    });
+    let changed = changed.max().unwrap_or(view.since);
+
+    let initialized = starting.is_empty() || begun || view.phase == Phase::Succeeded;
+    let ready = !over && unready.is_empty() && view.phase == Phase::Running;
+    let (init_reason, init_message) = match initialized {
+        true => ("", String::new()),
+        false => ("ContainersNotInitialized", format!("containers with incomplete status: [{}]", names(&starting))),
+    };
+    let (ready_reason, ready_message) = match view.phase {
+        _ if ready => ("", String::new()),
+        Phase::Succeeded => ("PodCompleted", String::new()),
+        Phase::Failed => ("PodFailed", String::new()),
+        _ => ("ContainersNotReady", format!("containers with unready status: [{}]", names(&unready))),
+    };
+    let healthy = match view.health.state {
+        Health::Unknown => None,
+        Health::Healthy => Some(true),
+        Health::Suspect | Health::Unhealthy => Some(false),
+    };
+    let health_reason =
+        if view.health.reason.is_empty() { super::metrics::health(view.health.state) } else { &view.health.reason };
+    let evidence = view.health.evidence.join("; ");
+    let mut all = vec![
+        condition("PodReadyToStartContainers", Some(sandbox), "", "", view.since),
+        condition("Initialized", Some(initialized), init_reason, &init_message, view.since),
+        condition("Ready", Some(ready), ready_reason, &ready_message, changed),
+        condition("ContainersReady", Some(ready), ready_reason, &ready_message, changed),
+        condition("PodScheduled", Some(true), "", "", view.since),
+        condition("beelet.dev/Healthy", healthy, health_reason, &evidence, view.health.since),
+    ];
+    if view.reason == "Evicted" {
+        all.push(condition("DisruptionTarget", Some(true), "TerminationByKubelet", &view.message, changed));
+    }
+    if view.resize.starts_with("InProgress") {
+        all.push(condition("PodResizeInProgress", Some(true), "", "", changed));
+    } else if !view.resize.is_empty() {
+        let (reason, message) = view.resize.split_once(": ").unwrap_or((&view.resize, ""));
+        all.push(condition("PodResizePending", Some(true), reason, message, changed));
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::samples;
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn list(picture: &Snapshot, manifests: &BTreeMap<PodUid, Pod>) -> Value {
+        serde_json::to_value(pod_list(picture, manifests, "192.0.2.1")).unwrap()
+    }
+
+    fn condition_of<'a>(pod: &'a Value, type_: &str) -> &'a Value {
+        let all = pod["status"]["conditions"].as_array().unwrap();
+        all.iter().find(|c| c["type"] == type_).unwrap_or_else(|| panic!("no condition {type_}"))
+    }
+
+    #[test]
+    fn a_crash_looping_pod_reads_as_kubectl_expects() {
+        let list = list(&samples::busy_node(), &BTreeMap::new());
+        assert_eq!((list["kind"].as_str(), list["apiVersion"].as_str()), (Some("PodList"), Some("v1")));
+        let leak = &list["items"][0];
+        assert_eq!(leak["status"]["phase"], "Running");
+        assert_eq!(leak["status"]["qosClass"], "Burstable");
+        assert_eq!(leak["status"]["hostIP"], "192.0.2.1");
+        let container = &leak["status"]["containerStatuses"][0];
+        assert_eq!(container["state"]["waiting"]["reason"], "CrashLoopBackOff");
+        assert_eq!(container["lastState"]["terminated"]["exitCode"], 137);
+        assert_eq!(container["lastState"]["terminated"]["finishedAt"], "2026-11-23T09:59:55Z");
+        assert_eq!(container["containerID"], "containerd://c2");
+        assert_eq!(container["resources"]["limits"], json!({"cpu": "500m", "memory": "128Mi"}));
+        assert_eq!(condition_of(leak, "Ready")["message"], "containers with unready status: [leak]");
+        let healthy = condition_of(leak, "beelet.dev/Healthy");
+        assert_eq!((healthy["status"].as_str(), healthy["reason"].as_str()), (Some("False"), Some("OOMVictim")));
+        assert_eq!(healthy["message"], "the OOM killer chose leak (pid 4711)");
+        assert_eq!(condition_of(&list["items"][1], "Ready")["status"], "True");
+    }
+
+    #[test]
+    fn the_manifest_is_shown_as_it_was_given() {
+        let manifest: Pod = serde_json::from_value(json!({
+            "metadata": {"name": "web", "annotations": {"team": "a"}},
+            "spec": {"containers": [{"name": "web", "image": "web:1", "lifecycle": {}}]},
+        }))
+        .unwrap();
+        let list = list(&samples::busy_node(), &[("1111".into(), manifest)].into());
+        let web = &list["items"][1];
+        assert_eq!(web["metadata"]["name"], "web-node");
+        assert_eq!(web["metadata"]["uid"], "1111");
+        assert_eq!(web["metadata"]["annotations"]["team"], "a");
+        assert_eq!(web["metadata"]["annotations"][CONFIG_SOURCE], "file");
+        assert_eq!(web["spec"]["containers"][0]["lifecycle"], json!({}));
+        assert_eq!(web["spec"]["nodeName"], "node");
+    }
+
+    #[test]
+    fn a_refused_manifest_is_a_failed_pod() {
+        let list = list(&samples::busy_node(), &BTreeMap::new());
+        let bad = &list["items"][2];
+        assert_eq!(bad["metadata"]["name"], "bad");
+        assert_eq!(bad["metadata"]["annotations"][CONFIG_SOURCE], "file");
+        assert_eq!(bad["status"]["phase"], "Failed");
+        assert_eq!(bad["status"]["reason"], "InvalidManifest");
+        assert_eq!(bad["status"]["message"], "spec.containers: missing");
+        assert_eq!(name_of_file("/pods/My Pod!.yaml"), "my-pod");
+        assert_eq!(name_of_file(".."), "manifest");
+    }
+
+    #[test]
+    fn an_evicted_pod_says_who_disrupted_it() {
+        let mut picture = samples::busy_node();
+        let mut view = (*picture.pods[0]).clone();
+        (view.phase, view.reason, view.message) = (Phase::Failed, "Evicted".into(), "The node was low.".into());
+        picture.pods = vec![view.into()];
+        let list = list(&picture, &BTreeMap::new());
+        let pod = &list["items"][0];
+        assert_eq!(condition_of(pod, "DisruptionTarget")["reason"], "TerminationByKubelet");
+        assert_eq!(condition_of(pod, "Ready")["reason"], "PodFailed");
+        assert_eq!(condition_of(pod, "PodReadyToStartContainers")["status"], "False");
+    }
+
+    #[test]
+    fn the_list_reads_back() {
+        let text = serde_json::to_string(&pod_list(&samples::busy_node(), &BTreeMap::new(), "")).unwrap();
+        let back: List<Pod> = serde_json::from_str(&text).unwrap();
+        assert_eq!(back.items.len(), 3);
+    }
+}

@@ -1,0 +1,253 @@
+//! Pictures for tests of reports.
+
+use std::sync::Arc;
+
+use beelet_core::event::{Exit, Record, Rejected, ResourceList};
+use beelet_core::health::{Health, Verdict};
+use beelet_core::sample::{CgroupReading, CpuReading, MemoryReading, NetworkReading, PressureReading};
+use beelet_core::snapshot::{ContainerState, ContainerView, ExitKind, NodeView, Phase, PodView, Snapshot, Totals};
+use beelet_core::spec::{
+    ContainerSecurity, ContainerSpec, PodSecurity, PodSpec, PullPolicy, QosClass, Resources, RestartPolicy,
+};
+use beelet_core::units::{Bytes, Micros, MilliCpu, Now};
+
+use super::{Capability, MapUse, Program, SelfReport};
+
+/// 2026-11-23T10:00:00Z.
+pub(crate) const WALL: Micros = Micros::secs(1_795_428_000);
+
+pub(crate) fn spec(uid: &str, name: &str, container: &str) -> PodSpec {
+    PodSpec {
+        uid: uid.into(),
+        namespace: "default".into(),
+        name: name.into(),
+        labels: [("app".to_owned(), name.to_owned())].into(),
+        annotations: [].into(),
+        origin: format!("/pods/{container}.yaml"),
+        priority: 0,
+        restart_policy: RestartPolicy::Always,
+        termination_grace: Micros::secs(30),
+        host_network: false,
+        host_pid: false,
+        host_ipc: false,
+        share_process_namespace: false,
+        hostname: name.into(),
+        security: PodSecurity::default(),
+        volumes: vec![],
+        init_containers: vec![],
+        containers: vec![ContainerSpec {
+            name: container.into(),
+            image: format!("docker.io/library/{container}:1"),
+            pull: PullPolicy::IfNotPresent,
+            command: vec!["/serve".into()],
+            args: vec![],
+            working_dir: String::new(),
+            env: vec![],
+            ports: vec![],
+            mounts: vec![],
+            resources: Resources {
+                cpu_request: Some(MilliCpu(250)),
+                cpu_limit: Some(MilliCpu(500)),
+                memory_request: Some(Bytes::mib(64)),
+                memory_limit: Some(Bytes::mib(128)),
+            },
+            security: ContainerSecurity::default(),
+            stdin: false,
+            tty: false,
+        }],
+    }
+}
+
+fn reading(cpu: Micros) -> CgroupReading {
+    CgroupReading {
+        id: 77,
+        cpu: Some(CpuReading {
+            usage: Some(cpu),
+            run: Some(cpu),
+            periods: Some(100),
+            throttled_periods: Some(7),
+            throttled: Some(Micros::millis(350)),
+        }),
+        memory: Some(MemoryReading {
+            usage: Bytes::mib(60),
+            inactive_file: Bytes::mib(10),
+            active_file: Bytes::mib(5),
+            anon: Bytes::mib(40),
+            shmem: Bytes::mib(1),
+            slab_reclaimable: Bytes::mib(2),
+            limit: Some(Bytes::mib(128)),
+            oom_kills: Some(0),
+        }),
+        pressure: Some(PressureReading {
+            cpu_some: Micros::secs(1),
+            memory_some: Micros::secs(2),
+            memory_full: Micros::secs(1),
+            io_some: Micros::secs(3),
+        }),
+        pids: Some(3),
+    }
+}
+
+fn container(name: &str, id: &str, state: ContainerState) -> ContainerView {
+    ContainerView {
+        name: name.into(),
+        id: id.into(),
+        init: false,
+        image: format!("docker.io/library/{name}:1"),
+        image_id: format!("sha256:{id}"),
+        state,
+        last: None,
+        restarts: 0,
+        ready: true,
+        reading: Some(reading(Micros::millis(12_500))),
+        cpu: Some(MilliCpu(120)),
+        burst: Micros::millis(50),
+        oom_kills: 0,
+    }
+}
+
+fn pod(spec: PodSpec, containers: Vec<ContainerView>) -> PodView {
+    let qos = spec.qos();
+    let cgroup = format!("kubepods/burstable/pod{}", spec.uid);
+    PodView {
+        spec: Arc::new(spec),
+        foreign: false,
+        phase: Phase::Running,
+        reason: String::new(),
+        message: String::new(),
+        qos,
+        state: "Running".into(),
+        ip: "10.88.0.5".into(),
+        since: WALL - Micros::secs(125),
+        cgroup,
+        containers,
+        reading: Some(reading(Micros::secs(13))),
+        cpu: Some(MilliCpu(123)),
+        network: Some(NetworkReading { rx_bytes: 1000, rx_packets: 10, tx_bytes: 2000, tx_packets: 20 }),
+        network_rate: Some((1_500, 2_500_000)),
+        memory_growth: Some(0),
+        time_to_oom: None,
+        listening: vec![80],
+        health: Verdict {
+            state: Health::Healthy,
+            reason: String::new(),
+            evidence: vec![],
+            since: WALL - Micros::secs(60),
+        },
+        resize: String::new(),
+        last_action: "started web".into(),
+        oom_kills: 0,
+    }
+}
+
+/// A web server that is well and a leak that was killed and waits.
+pub(crate) fn busy_node() -> Snapshot {
+    let web = pod(
+        spec("1111", "web-node", "web"),
+        vec![container("web", "c1", ContainerState::Running { started: WALL - Micros::secs(120) })],
+    );
+    let waiting = ContainerState::Waiting {
+        reason: "CrashLoopBackOff".into(),
+        message: "back-off 10s restarting failed container=leak".into(),
+    };
+    let mut leak = pod(
+        spec("3333", "leak-node", "leak"),
+        vec![ContainerView { ready: false, ..container("leak", "c2", waiting) }],
+    );
+    leak.containers[0].last = Some(Exit {
+        started: WALL - Micros::secs(30),
+        finished: WALL - Micros::secs(5),
+        code: 137,
+        reason: "OOMKilled".into(),
+        message: String::new(),
+    });
+    (leak.containers[0].restarts, leak.containers[0].oom_kills, leak.oom_kills) = (3, 3, 3);
+    (leak.network, leak.network_rate, leak.listening) = (None, None, vec![]);
+    (leak.memory_growth, leak.time_to_oom) = (Some(2 << 20), Some(Micros::secs(42)));
+    leak.health = Verdict {
+        state: Health::Unhealthy,
+        reason: "OOMVictim".into(),
+        evidence: vec!["the OOM killer chose leak (pid 4711)".into()],
+        since: WALL - Micros::secs(5),
+    };
+    leak.last_action = "back-off 10s".into();
+    let key = |pod: &str, container: &str| ("default".to_owned(), pod.to_owned(), container.to_owned());
+    Snapshot {
+        at: Now { mono: Micros::secs(1_000), wall: WALL },
+        node: NodeView {
+            name: "node".into(),
+            capacity: ResourceList { cpu: MilliCpu(2_000), memory: Bytes::gib(4) },
+            allocatable: ResourceList { cpu: MilliCpu(1_500), memory: Bytes::gib(3) },
+            runtime_down: None,
+            memory_pressure: false,
+            memory_available: Some(Bytes::gib(2)),
+            allocatable_available: Some(Bytes::mib(1_500)),
+            time_to_oom: Some(Micros::secs(90)),
+            sample_interval: Micros::millis(250),
+            cpu: Some(MilliCpu(700)),
+            cpu_idle: Some(MilliCpu(1_300)),
+            kubepods: Some(reading(Micros::secs(20))),
+        },
+        pods: vec![Arc::new(leak), Arc::new(web)],
+        rejected: vec![Rejected {
+            origin: "/pods/bad.yaml".into(),
+            pod: None,
+            error: "spec.containers: missing".into(),
+        }],
+        records: vec![Record {
+            at: Now { mono: Micros::secs(995), wall: WALL - Micros::secs(5) },
+            uid: Some("3333".into()),
+            name: "default/leak-node".into(),
+            container: Some("leak".into()),
+            warning: true,
+            reason: "BackOff".into(),
+            message: "Back-off restarting failed container leak in pod leak-node".into(),
+            evidence: vec![("exit code".into(), "137".into())],
+        }],
+        totals: Totals {
+            evictions: vec![("memory.available".into(), 1)],
+            oom_kills: vec![(key("gone", "leak"), 2)],
+            exits: vec![
+                (key("leak-node", "leak"), ExitKind::Code(1), 1),
+                (key("leak-node", "leak"), ExitKind::Signal(9), 3),
+            ],
+            restarts: vec![(key("leak-node", "leak"), 3)],
+            actions: vec![
+                (("start_container".into(), false), 1),
+                (("start_container".into(), true), 4),
+                (("start_sandbox".into(), true), 2),
+            ],
+            illegal_transitions: 0,
+        },
+    }
+}
+
+/// An agent with one program loaded of two.
+pub(crate) fn agent() -> SelfReport {
+    let program = |name: &str, loaded: bool, reason: &str| Program {
+        name: name.into(),
+        loaded,
+        reason: reason.into(),
+        instructions: 100,
+        run_time_ns: 2_000_000,
+        run_count: 10_000,
+    };
+    SelfReport {
+        version: "0.1.0".into(),
+        revision: "abc".into(),
+        mode: "standalone".into(),
+        host_ip: "192.0.2.1".into(),
+        kubepods: "kubepods".into(),
+        capabilities: vec![Capability { name: "btf".into(), available: true, reason: String::new() }],
+        programs: vec![program("sched_switch", true, ""), program("mark_victim", false, "no such tracepoint")],
+        maps: vec![MapUse { name: "CPU".into(), entries: 3, max_entries: 8192 }],
+        events_lost: vec![("exit".into(), 0)],
+        unimplemented_rpcs: vec!["UpdatePodSandboxResources".into()],
+    }
+}
+
+/// What a picture shows of a pod's QoS class, so that a change of the samples is noticed.
+#[test]
+fn the_samples_are_burstable() {
+    assert!(busy_node().pods.iter().all(|p| p.qos == QosClass::Burstable));
+}
