@@ -31,6 +31,7 @@ use anyhow::{Context, Result, bail};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
+pub(crate) use cgroups::is_hybrid;
 pub(crate) use command::BedCommand;
 pub(crate) use supervisor::{BedHandle, Owner};
 

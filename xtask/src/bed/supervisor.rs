@@ -137,6 +137,8 @@ pub(crate) struct SuperviseArgs {
 /// The supervisor's life.
 pub(crate) fn supervise(ctx: &Ctx, args: &SuperviseArgs) -> Result<()> {
     rustix::process::setsid().ok();
+    // Shims and their containers become this process's children when containerd ends: not every process 1 reaps.
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid())).ok();
     let asked = Arc::new(AtomicBool::new(false));
     for signal in [SIGTERM, SIGINT, SIGHUP] {
         signal_hook::flag::register(signal, Arc::clone(&asked))?;
@@ -157,6 +159,7 @@ pub(crate) fn supervise(ctx: &Ctx, args: &SuperviseArgs) -> Result<()> {
     };
     println!("going down");
     let down = take_down(&info);
+    reap();
     up.and(done).and(down)
 }
 
@@ -195,14 +198,7 @@ fn bring_up(ctx: &Ctx, info: &mut Info) -> Result<()> {
         cgroups::create(&format!("{}{group}", info.cgroup_root))?;
     }
     runtime::configure(info)?;
-    let mut containerd = runtime::start(info)?;
-    info.containerd_pid = containerd.id();
-    // Reaped here, so that its end (or a test's kill) leaves no zombie.
-    std::thread::spawn(move || {
-        if let Ok(status) = containerd.wait() {
-            println!("containerd ended: {status}");
-        }
-    });
+    info.containerd_pid = runtime::start(info)?.id();
     runtime::import(info, &images::all(ctx)?)?;
     info.images = [images::PAUSE, images::BUSYBOX, images::WORKLOAD].map(str::to_owned).to_vec();
     info.write()?;
@@ -213,6 +209,7 @@ fn bring_up(ctx: &Ctx, info: &mut Info) -> Result<()> {
 /// Sleeps until the owner has ended or somebody asked.
 fn wait(owner: &OwnedFd, asked: &AtomicBool) -> Result<()> {
     while !asked.load(Ordering::Relaxed) {
+        reap();
         let mut fds = [PollFd::new(owner, PollFlags::IN)];
         // A signal interrupts the wait; the time limit covers one that came just before it.
         match poll(&mut fds, Some(&Timespec { tv_sec: 1, tv_nsec: 0 })) {
@@ -226,6 +223,13 @@ fn wait(owner: &OwnedFd, asked: &AtomicBool) -> Result<()> {
     }
     println!("asked to end");
     Ok(())
+}
+
+/// Collects the ends of children, wanted or adopted.
+fn reap() {
+    while let Ok(Some((pid, status))) = rustix::process::wait(rustix::process::WaitOptions::NOHANG) {
+        println!("process {pid} ended: {status:?}");
+    }
 }
 
 /// Stops or starts the bed's containerd, for tests of a runtime that goes away. Pods go on.
