@@ -241,6 +241,8 @@ impl Vm {
         let writing = std::thread::spawn(move || -> Result<()> {
             let mut tar = tar::Builder::new(BufWriter::new(writer));
             tar.follow_symlinks(false);
+            // The guest's tar knows no holes.
+            tar.sparse(false);
             if local_owned.is_dir() {
                 tar.append_dir_all(remote_owned, &local_owned)?;
             } else {
@@ -252,9 +254,9 @@ impl Vm {
         let limit = Duration::from_secs(300);
         let ended = self.try_exec(&["tar", "-x", "-o", "-C", "/"], Some(Box::new(reader)), limit)?;
         let written = writing.join().map_err(|_| anyhow::anyhow!("the copying thread panicked"))?;
-        written.with_context(|| format!("cannot read {}", local.display()))?;
+        // Its refusal first: it is what breaks the pipe that is read from here.
         ensure!(ended.code == 0, "cannot copy {} into the VM: {}", local.display(), ended.stderr);
-        Ok(())
+        written.with_context(|| format!("cannot read {}", local.display()))
     }
 
     /// Its name, for the command line.
