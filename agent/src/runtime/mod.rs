@@ -1,1 +1,35 @@
-//! To be filled.
+//! The client of the container runtime (CRI v1).
+//!
+//! Problem: a runtime may be away, restart in the middle of a call, lack optional calls, or have done half of what a crashed
+//! agent asked of it. Approach: one [`Runtime`] handle over a connection that is made when needed; what the runtime has is
+//! always listed in full ([`Runtime::facts`]), events only wake ([`Runtime::watch`]); every operation looks at what is there
+//! before it acts, so that it can be repeated after a crash at any moment.
+//!
+//! Terms: a *sandbox* is what containers of a pod share (network, IPC, cgroup parent); an *attempt* counts the sandboxes of a
+//! pod and the runs of a container, and is part of their names in the runtime; to *adopt* is to take what an earlier life of
+//! the agent made.
+//!
+//! Properties: no call waits for ever, but a pull; nothing that lacks our mark ([`names::MANAGED`]) is removed by
+//! [`Runtime::start_sandbox`]; what is gone already counts as stopped and removed.
+
+mod client;
+mod env;
+mod error;
+mod events;
+mod facts;
+pub mod names;
+mod ops;
+pub mod paths;
+mod reference;
+mod spec_to_cri;
+
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
+mod tests;
+
+pub use client::{Condition, DEFAULT_TIMEOUT, Health, MAX_MESSAGE, Runtime, Version};
+pub use error::{RuntimeError, SpecError};
+pub use events::Wake;
+pub use ops::ContainerStart;
+pub use spec_to_cri::{ImageUser, NodeEnv, container_config, sandbox_config};

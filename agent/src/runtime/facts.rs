@@ -1,0 +1,346 @@
+//! What the runtime has, as the core wants to know it.
+//!
+//! Problem: the listings lack the address of a sandbox, the start of a running container and the exit of a dead one, and
+//! asking for each of them every second is costly. Approach: what cannot change any more is asked once and kept by id: a
+//! sandbox's address and cgroup parent, a running container's start, a dead one's exit.
+//!
+//! Sandboxes are listed before containers, so the sandbox of each listed container is there unless it is newer than the listing.
+//!
+//! Properties: one bad object does not hide the others; nothing is kept of an object that is no longer listed.
+
+use std::collections::{HashMap, HashSet};
+
+use beelet_core::event::{CgroupKnobs, ContainerFact, ContainerFactState, Exit, RuntimeFacts, SandboxFact};
+use beelet_core::spec::{PodUid, Resources};
+use beelet_core::units::{Bytes, Micros, MilliCpu};
+use beelet_proto::cri;
+use futures::StreamExt;
+use futures::stream;
+
+use super::client::{Runtime, lock};
+use super::error::RuntimeError;
+use super::names;
+
+/// How many objects are asked about at the same time.
+const AT_ONCE: usize = 16;
+
+/// What was asked once.
+#[derive(Debug, Default)]
+pub(super) struct Cache {
+    sandboxes: HashMap<String, SandboxDetails>,
+    containers: HashMap<String, ContainerDetails>,
+    /// Resources that this life of the agent gave to a running container.
+    updated: HashMap<String, Resources>,
+}
+
+/// What a sandbox keeps for life.
+#[derive(Clone, Debug, Default)]
+struct SandboxDetails {
+    attempt: u32,
+    ip: String,
+    cgroup_parent: String,
+}
+
+/// What a container keeps while it is in this state.
+#[derive(Clone, Debug)]
+struct ContainerDetails {
+    state: ContainerFactState,
+    /// The resources that the runtime reported when the container was first seen by this life of the agent.
+    reported: Option<cri::LinuxContainerResources>,
+}
+
+impl Runtime {
+    /// Lists what the runtime has. `asked` is the moment before the call, on the core's monotonic clock.
+    ///
+    /// # Errors
+    /// See [`RuntimeError`].
+    pub async fn facts(&self, asked: Micros) -> Result<RuntimeFacts, RuntimeError> {
+        let listed = self.list_sandboxes(cri::PodSandboxFilter::default()).await?;
+        let containers = self.list_containers(cri::ContainerFilter::default()).await?;
+
+        let uids: HashMap<String, PodUid> = listed.iter().map(|s| (s.id.clone(), uid_of(s))).collect();
+        {
+            let ids: HashSet<&str> = containers.iter().map(|c| &*c.id).collect();
+            let mut cache = lock(&self.cache);
+            cache.sandboxes.retain(|id, _| uids.contains_key(id));
+            cache.containers.retain(|id, _| ids.contains(id.as_str()));
+            cache.updated.retain(|id, _| ids.contains(id.as_str()));
+        }
+
+        let sandboxes: Vec<_> = stream::iter(listed).map(|s| self.sandbox_fact(s)).buffered(AT_ONCE).collect().await;
+        let uids = &uids;
+        let containers: Vec<_> =
+            stream::iter(containers).map(|c| self.container_fact(c, uids)).buffered(AT_ONCE).collect().await;
+        Ok(RuntimeFacts { asked, sandboxes: known(sandboxes)?, containers: known(containers)? })
+    }
+
+    /// The sandboxes that match.
+    pub(super) async fn list_sandboxes(
+        &self,
+        filter: cri::PodSandboxFilter,
+    ) -> Result<Vec<cri::PodSandbox>, RuntimeError> {
+        let request = cri::ListPodSandboxRequest { filter: Some(filter) };
+        Ok(self.call("ListPodSandbox", self.timeout, self.pods().list_pod_sandbox(request)).await?.items)
+    }
+
+    /// The containers that match.
+    pub(super) async fn list_containers(
+        &self,
+        filter: cri::ContainerFilter,
+    ) -> Result<Vec<cri::Container>, RuntimeError> {
+        let request = cri::ListContainersRequest { filter: Some(filter) };
+        Ok(self.call("ListContainers", self.timeout, self.pods().list_containers(request)).await?.containers)
+    }
+
+    /// The state of one container.
+    pub(super) async fn container_status(&self, id: &str) -> Result<cri::ContainerStatus, RuntimeError> {
+        let request = cri::ContainerStatusRequest { container_id: id.to_owned(), verbose: false };
+        let answer = self.call("ContainerStatus", self.timeout, self.pods().container_status(request)).await?;
+        Ok(answer.status.unwrap_or_default())
+    }
+
+    /// Completes what the listing tells of a sandbox.
+    pub(super) async fn sandbox_fact(&self, listed: cri::PodSandbox) -> Result<SandboxFact, RuntimeError> {
+        let ready = listed.state() == cri::PodSandboxState::SandboxReady;
+        let details = self.sandbox_details(&listed).await?;
+        let uid = uid_of(&listed);
+        let metadata = listed.metadata.unwrap_or_default();
+        let mut labels: std::collections::BTreeMap<_, _> = listed.labels.into_iter().collect();
+        let named = |name: &str, fallback: String| labels.get(name).cloned().unwrap_or(fallback);
+        let (name, namespace) =
+            (named(names::POD_NAME, metadata.name), named(names::POD_NAMESPACE, metadata.namespace));
+        labels.retain(|key, _| ![names::POD_NAME, names::POD_NAMESPACE, names::POD_UID].contains(&key.as_str()));
+        Ok(SandboxFact {
+            ours: listed.annotations.get(names::MANAGED).is_some_and(|value| value == "true"),
+            uid,
+            namespace,
+            name,
+            attempt: metadata.attempt,
+            ready,
+            ip: if ready { details.ip } else { String::new() },
+            created: micros(listed.created_at),
+            cgroup_parent: details.cgroup_parent,
+            labels,
+            id: listed.id,
+        })
+    }
+
+    /// What was the attempt of this sandbox; 0 for one that was never seen.
+    pub(super) fn sandbox_attempt(&self, id: &str) -> u32 {
+        lock(&self.cache).sandboxes.get(id).map_or(0, |details| details.attempt)
+    }
+
+    /// This container has other resources now than it was made with.
+    pub(super) fn resources_changed(&self, id: &str, resources: Resources) {
+        lock(&self.cache).updated.insert(id.to_owned(), resources);
+    }
+
+    async fn sandbox_details(&self, listed: &cri::PodSandbox) -> Result<SandboxDetails, RuntimeError> {
+        if let Some(known) = lock(&self.cache).sandboxes.get(&listed.id) {
+            return Ok(known.clone());
+        }
+        let request = cri::PodSandboxStatusRequest { pod_sandbox_id: listed.id.clone(), verbose: true };
+        let answer = match self.call("PodSandboxStatus", self.timeout, self.pods().pod_sandbox_status(request)).await {
+            Ok(answer) => answer,
+            // It is listed, so it is there; what it lacks is not worth losing sight of it. Asked again next time.
+            Err(RuntimeError::Rejected { message, .. }) => {
+                tracing::warn!(sandbox = listed.id, message, "no status of a sandbox");
+                return Ok(SandboxDetails::default());
+            }
+            Err(error) => return Err(error),
+        };
+        let status = answer.status.unwrap_or_default();
+        let details = SandboxDetails {
+            attempt: listed.metadata.as_ref().map_or(0, |m| m.attempt),
+            ip: status.network.unwrap_or_default().ip,
+            cgroup_parent: answer.info.get("info").and_then(|info| cgroup_parent_of(info)).unwrap_or_default(),
+        };
+        // One that is down gave its address back; one that comes up may not have it yet.
+        if status.state == i32::from(cri::PodSandboxState::SandboxReady) || listed.state == status.state {
+            lock(&self.cache).sandboxes.insert(listed.id.clone(), details.clone());
+        }
+        Ok(details)
+    }
+
+    async fn container_fact(
+        &self,
+        listed: cri::Container,
+        uids: &HashMap<String, PodUid>,
+    ) -> Result<ContainerFact, RuntimeError> {
+        let details = self.container_details(&listed.id, listed.state()).await?;
+        let made_with = listed.annotations.get(names::RESOURCES).and_then(|json| serde_json::from_str(json).ok());
+        let knobs = listed.annotations.get(names::KNOBS).and_then(|json| serde_json::from_str(json).ok());
+        let updated = lock(&self.cache).updated.get(&listed.id).copied();
+        let resources = updated.or_else(|| {
+            let made_with: Resources = made_with?;
+            Some(match (knobs, &details.reported) {
+                (Some(knobs), Some(reported)) => effective(made_with, &knobs, reported),
+                _ => made_with,
+            })
+        });
+        let image = listed.image.unwrap_or_default();
+        let metadata = listed.metadata.unwrap_or_default();
+        let label = |name: &str| listed.labels.get(name).filter(|value| !value.is_empty());
+        let uid = label(names::POD_UID).map(|uid| PodUid::from(uid.as_str()));
+        Ok(ContainerFact {
+            uid: uid
+                .or_else(|| uids.get(&listed.pod_sandbox_id).cloned())
+                .unwrap_or_else(|| PodUid::from(listed.pod_sandbox_id.as_str())),
+            name: label(names::CONTAINER_NAME).cloned().unwrap_or(metadata.name),
+            attempt: metadata.attempt,
+            image: if image.user_specified_image.is_empty() { image.image } else { image.user_specified_image },
+            image_id: if listed.image_id.is_empty() { listed.image_ref } else { listed.image_id },
+            state: details.state,
+            resources,
+            sandbox_id: listed.pod_sandbox_id,
+            id: listed.id,
+        })
+    }
+
+    async fn container_details(&self, id: &str, listed: cri::ContainerState) -> Result<ContainerDetails, RuntimeError> {
+        use cri::ContainerState as Cri;
+        let plain = |state| ContainerDetails { state, reported: None };
+        match listed {
+            Cri::ContainerCreated => return Ok(plain(ContainerFactState::Created)),
+            Cri::ContainerUnknown => return Ok(plain(ContainerFactState::Unknown)),
+            Cri::ContainerRunning | Cri::ContainerExited => {}
+        }
+        if let Some(known) = lock(&self.cache).containers.get(id) {
+            let running = matches!(known.state, ContainerFactState::Running { .. });
+            // A container ends once: what was seen to be over stays so, even if this listing is the older one.
+            if !running || listed == Cri::ContainerRunning {
+                return Ok(known.clone());
+            }
+        }
+        let status = match self.container_status(id).await {
+            Ok(status) => status,
+            Err(RuntimeError::Rejected { message, .. }) => {
+                tracing::warn!(container = id, message, "no status of a container");
+                return Ok(plain(ContainerFactState::Unknown));
+            }
+            Err(error) => return Err(error),
+        };
+        let reported = status.resources.as_ref().and_then(|resources| resources.linux.clone());
+        let details = ContainerDetails { state: state_of(status), reported };
+        lock(&self.cache).containers.insert(id.to_owned(), details.clone());
+        Ok(details)
+    }
+}
+
+/// Drops what went between the listing and the question about it.
+fn known<T>(facts: Vec<Result<T, RuntimeError>>) -> Result<Vec<T>, RuntimeError> {
+    facts.into_iter().filter(|fact| !fact.as_ref().is_err_and(RuntimeError::is_not_found)).collect()
+}
+
+/// The state, from a container's full status.
+pub(super) fn state_of(status: cri::ContainerStatus) -> ContainerFactState {
+    match status.state() {
+        cri::ContainerState::ContainerCreated => ContainerFactState::Created,
+        cri::ContainerState::ContainerRunning => ContainerFactState::Running { started: micros(status.started_at) },
+        cri::ContainerState::ContainerExited => ContainerFactState::Exited(Exit {
+            started: micros(status.started_at),
+            finished: micros(status.finished_at),
+            code: status.exit_code,
+            reason: status.reason,
+            message: status.message,
+        }),
+        cri::ContainerState::ContainerUnknown => ContainerFactState::Unknown,
+    }
+}
+
+/// Which pod a sandbox is of. One that another CRI client made without a UID stands for itself.
+fn uid_of(sandbox: &cri::PodSandbox) -> PodUid {
+    let label = sandbox.labels.get(names::POD_UID).map(String::as_str);
+    let metadata = sandbox.metadata.as_ref().map(|m| m.uid.as_str());
+    let uid = [label, metadata].into_iter().flatten().find(|uid| !uid.is_empty());
+    PodUid::from(uid.unwrap_or(&sandbox.id))
+}
+
+/// The cgroup parent, from containerd's and CRI-O's verbose status.
+fn cgroup_parent_of(info: &str) -> Option<String> {
+    let info: serde_json::Value = serde_json::from_str(info).ok()?;
+    let linux = info.get("config")?.get("linux")?;
+    Some(linux.get("cgroup_parent").or_else(|| linux.get("cgroupParent"))?.as_str()?.to_owned())
+}
+
+/// The resources of a container that an earlier life of the agent may have changed: what it was made with, but for the knobs
+/// that the runtime reports to be different now. A changed memory request leaves no trace in a knob.
+fn effective(made_with: Resources, knobs: &CgroupKnobs, now: &cri::LinuxContainerResources) -> Resources {
+    let mut resources = made_with;
+    let positive = |value: i64| u64::try_from(value).ok().filter(|value| *value > 0);
+    // A runtime that tells nothing of CPU or memory tells no change.
+    if let Some(shares) = positive(now.cpu_shares).filter(|shares| Some(*shares) != knobs.cpu_shares) {
+        resources.cpu_request = Some(MilliCpu(shares.saturating_mul(1_000).div_ceil(1_024)));
+    }
+    if now.cpu_shares != 0 && positive(now.cpu_quota) != knobs.cpu_quota.map(Micros::get) {
+        let period = positive(now.cpu_period).unwrap_or(100_000);
+        resources.cpu_limit = positive(now.cpu_quota).map(|quota| MilliCpu(quota.saturating_mul(1_000) / period));
+    }
+    if now.memory_limit_in_bytes != 0 && positive(now.memory_limit_in_bytes) != knobs.memory_max.map(Bytes::get) {
+        resources.memory_limit = positive(now.memory_limit_in_bytes).map(Bytes);
+    }
+    resources
+}
+
+/// From CRI's nanoseconds; what is not set is 0.
+pub(super) fn micros(nanos: i64) -> Micros {
+    Micros(u64::try_from(nanos / 1_000).unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cgroup_parent_is_found_in_the_verbose_status() {
+        let info = r#"{"pid":1,"config":{"metadata":{},"linux":{"cgroup_parent":"/kubepods/podx","sysctls":{}}}}"#;
+        assert_eq!(cgroup_parent_of(info).as_deref(), Some("/kubepods/podx"));
+        for nothing in ["", "{}", r#"{"config":{"linux":{}}}"#, "not json"] {
+            assert_eq!(cgroup_parent_of(nothing), None, "{nothing}");
+        }
+    }
+
+    #[test]
+    fn a_resize_by_an_earlier_life_shows_in_the_knobs() {
+        let made_with = Resources {
+            cpu_request: Some(MilliCpu(101)),
+            cpu_limit: Some(MilliCpu(333)),
+            memory_request: Some(Bytes::mib(10)),
+            memory_limit: Some(Bytes::mib(20)),
+        };
+        let knobs = CgroupKnobs {
+            cpu_shares: Some(103),
+            cpu_quota: Some(Micros(33_300)),
+            cpu_period: Micros(100_000),
+            memory_max: Some(Bytes::mib(20)),
+        };
+        let now = |cpu_shares, cpu_quota, memory| cri::LinuxContainerResources {
+            cpu_period: 100_000,
+            cpu_shares,
+            cpu_quota,
+            memory_limit_in_bytes: memory,
+            ..cri::LinuxContainerResources::default()
+        };
+        let same = now(103, 33_300, 20 << 20);
+        assert_eq!(effective(made_with, &knobs, &same), made_with);
+        assert_eq!(effective(made_with, &knobs, &cri::LinuxContainerResources::default()), made_with, "tells nothing");
+        let raised = effective(made_with, &knobs, &now(204, 50_000, 40 << 20));
+        let expected = Resources {
+            cpu_request: Some(MilliCpu(200)),
+            cpu_limit: Some(MilliCpu(500)),
+            memory_limit: Some(Bytes::mib(40)),
+            ..made_with
+        };
+        assert_eq!(raised, expected);
+        let unlimited = effective(made_with, &knobs, &now(103, -1, -1));
+        assert_eq!(unlimited, Resources { cpu_limit: None, memory_limit: None, ..made_with });
+    }
+
+    #[test]
+    fn every_request_in_millicores_is_found_again_in_its_shares() {
+        for milli in 3..5_000_u64 {
+            let shares = milli * 1_024 / 1_000;
+            assert_eq!((shares * 1_000).div_ceil(1_024), milli);
+        }
+    }
+}

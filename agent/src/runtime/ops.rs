@@ -1,0 +1,328 @@
+//! What the core's operations do in the runtime.
+//!
+//! Problem: the agent may die between a call and its answer, and will then order the same again. Approach: each operation looks
+//! first whether its result is there already; names (pod UID, container name, attempt) make that certain. What is half made
+//! under the same name is removed, and the operation tried once more.
+
+use std::time::Duration;
+
+use beelet_core::event::{ContainerFactState, Done, LinuxResources, OpError, SandboxFact};
+use beelet_core::spec::{PodSpec, PullPolicy};
+use beelet_core::units::Micros;
+use beelet_proto::cri;
+use futures::future::join_all;
+use tokio::time::Instant;
+
+use super::client::Runtime;
+use super::error::RuntimeError;
+use super::facts::state_of;
+use super::spec_to_cri::{
+    ImageUser, NodeEnv, changed_resources, container_config, needs_image_user, sandbox_config, whole_secs,
+};
+use super::{names, reference};
+
+/// How often a name that is taken is tried again. The holder may be a call of an earlier life of the agent that the runtime is
+/// still busy with.
+const TRIES: u32 = 3;
+const BETWEEN_TRIES: Duration = Duration::from_millis(300);
+
+/// A run of a container, to be started.
+#[derive(Clone, Copy, Debug)]
+pub struct ContainerStart<'a> {
+    /// The pod.
+    pub spec: &'a PodSpec,
+    /// The container's name.
+    pub container: &'a str,
+    /// Counts the runs of this container.
+    pub attempt: u32,
+    /// The sandbox.
+    pub sandbox_id: &'a str,
+    /// The sandbox's address, "" for none.
+    pub pod_ip: &'a str,
+    /// The pod's cgroup, relative to the hierarchies' roots.
+    pub cgroup: &'a str,
+    /// What the runtime is told.
+    pub linux: &'a LinuxResources,
+}
+
+impl Runtime {
+    /// Sees that the pod's sandbox of this attempt is ready. Ends with [`Done::Sandbox`].
+    ///
+    /// # Errors
+    /// `FailedCreatePodSandBox`.
+    pub async fn start_sandbox(
+        &self,
+        node: &NodeEnv,
+        spec: &PodSpec,
+        cgroup: &str,
+        attempt: u32,
+    ) -> Result<Done, OpError> {
+        let config = sandbox_config(node, spec, cgroup, attempt);
+        let made = self.ready_sandbox(&config).await;
+        made.map(Done::Sandbox).map_err(|error| OpError {
+            reason: "FailedCreatePodSandBox".to_owned(),
+            message: format!("Failed to create pod sandbox: {error}"),
+        })
+    }
+
+    /// Sees that the image is there. Ends with [`Done::Image`].
+    ///
+    /// # Errors
+    /// `InvalidImageName`, `ImageInspectError`, `ErrImageNeverPull`, `ErrImagePull`, `RegistryUnavailable`,
+    /// `SignatureValidationFailed`.
+    pub async fn ensure_image(&self, image: &str, pull: PullPolicy) -> Result<Done, OpError> {
+        let fail = |reason: &str, message: String| Err(OpError { reason: reason.to_owned(), message });
+        if let Some(fault) = reference::fault(image) {
+            let message =
+                format!("Failed to apply default image tag {image:?}: couldn't parse image name {image:?}: {fault}");
+            return fail("InvalidImageName", message);
+        }
+        let present = match self.image(image).await {
+            Ok(found) => found.is_some(),
+            Err(error) => return fail("ImageInspectError", format!("Failed to inspect image {image:?}: {error}")),
+        };
+        match (present, pull) {
+            (true, PullPolicy::IfNotPresent | PullPolicy::Never) => return Ok(Done::Image { pulled: None }),
+            (false, PullPolicy::Never) => {
+                let message = format!("Container image {image:?} is not present with pull policy of Never");
+                return fail("ErrImageNeverPull", message);
+            }
+            (_, PullPolicy::Always) | (false, PullPolicy::IfNotPresent) => {}
+        }
+        let began = Instant::now();
+        let request = cri::PullImageRequest { image: Some(image_spec(image)), auth: None, sandbox_config: None };
+        let answer = self.images().pull_image(request).await;
+        match self.judge("PullImage", answer) {
+            Ok(_) => {
+                let took = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+                Ok(Done::Image { pulled: Some(Micros(took)) })
+            }
+            Err(error) => {
+                let text = error.to_string();
+                // Runtimes tell these two by a word at the head of the message (k8s.io/cri-api/pkg/errors).
+                let named = ["RegistryUnavailable", "SignatureValidationFailed"];
+                let reason = named.into_iter().find(|word| text.contains(word)).unwrap_or("ErrImagePull");
+                fail(reason, format!("failed to pull image {image:?}: {text}"))
+            }
+        }
+    }
+
+    /// Makes and starts a container, or finds it made or started. Ends with [`Done::Container`].
+    ///
+    /// # Errors
+    /// `CreateContainerConfigError`, `CreateContainerError`, `RunContainerError`.
+    pub async fn start_container(&self, node: &NodeEnv, start: &ContainerStart<'_>) -> Result<Done, OpError> {
+        let user = match start.spec.container(start.container) {
+            Some(container) if needs_image_user(container) => {
+                let image = self.image(&container.image).await.map_err(|e| e.because("ImageInspectError"))?;
+                image.map(|image| ImageUser { uid: image.uid.map(|uid| uid.value), name: image.username })
+            }
+            _ => None,
+        };
+        let config = container_config(node, start, user.as_ref())?;
+        let sandbox_config = sandbox_config(node, start.spec, start.cgroup, self.sandbox_attempt(start.sandbox_id));
+        let request = cri::CreateContainerRequest {
+            pod_sandbox_id: start.sandbox_id.to_owned(),
+            config: Some(config),
+            sandbox_config: Some(sandbox_config),
+        };
+        let (id, state) = self.made_container(&request).await.map_err(|e| e.because("CreateContainerError"))?;
+        if state == cri::ContainerState::ContainerCreated {
+            let request = cri::StartContainerRequest { container_id: id.clone() };
+            self.call("StartContainer", self.timeout, self.pods().start_container(request))
+                .await
+                .map_err(|e| e.because("RunContainerError"))?;
+        }
+        // It runs. When it was started can be learnt later too, so a failure here is none of the container.
+        let started = match self.container_status(&id).await.map(state_of) {
+            Ok(ContainerFactState::Running { started }) => started,
+            Ok(ContainerFactState::Exited(exit)) => exit.started,
+            _ => Micros::ZERO,
+        };
+        Ok(Done::Container { id, started })
+    }
+
+    /// Stops containers, all at the same time: their stop signal, after `grace` SIGKILL. No grace is SIGKILL at once.
+    ///
+    /// # Errors
+    /// `KillContainerError`, naming each that would not stop.
+    pub async fn stop_containers(&self, ids: &[String], grace: Micros) -> Result<Done, OpError> {
+        let secs = whole_secs(grace);
+        let stop = async |id: &String| {
+            let timeout = i64::try_from(secs).unwrap_or(i64::MAX);
+            let request = cri::StopContainerRequest { container_id: id.clone(), timeout };
+            let within = self.timeout.saturating_add(Duration::from_secs(secs));
+            gone_is_done(self.call("StopContainer", within, self.pods().stop_container(request)).await)
+        };
+        all_of("KillContainerError", ids, join_all(ids.iter().map(stop)).await)
+    }
+
+    /// Removes dead containers.
+    ///
+    /// # Errors
+    /// `RemoveContainerError`, naming each that could not be removed.
+    pub async fn remove_containers(&self, ids: &[String]) -> Result<Done, OpError> {
+        let remove = async |id: &String| self.remove_container(id).await;
+        all_of("RemoveContainerError", ids, join_all(ids.iter().map(remove)).await)
+    }
+
+    /// Stops and removes sandboxes with everything in them.
+    ///
+    /// # Errors
+    /// `KillPodSandboxError`, naming each that could not be removed.
+    pub async fn remove_sandboxes(&self, ids: &[String]) -> Result<Done, OpError> {
+        let remove = async |id: &String| self.remove_sandbox(id).await;
+        all_of("KillPodSandboxError", ids, join_all(ids.iter().map(remove)).await)
+    }
+
+    /// Gives a running container other resources.
+    ///
+    /// # Errors
+    /// `ResizeContainerInPlaceError`.
+    pub async fn update_resources(&self, id: &str, linux: &LinuxResources) -> Result<Done, OpError> {
+        let request = cri::UpdateContainerResourcesRequest {
+            container_id: id.to_owned(),
+            linux: Some(changed_resources(linux)),
+            ..cri::UpdateContainerResourcesRequest::default()
+        };
+        self.call("UpdateContainerResources", self.timeout, self.pods().update_container_resources(request))
+            .await
+            .map_err(|e| e.because("ResizeContainerInPlaceError"))?;
+        self.resources_changed(id, linux.resources);
+        Ok(Done::Ok)
+    }
+
+    /// The image, if it is there.
+    async fn image(&self, image: &str) -> Result<Option<cri::Image>, RuntimeError> {
+        let request = cri::ImageStatusRequest { image: Some(image_spec(image)), verbose: false };
+        match self.call("ImageStatus", self.timeout, self.images().image_status(request)).await {
+            Ok(answer) => Ok(answer.image),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The ready sandbox of this config's names: found, or made.
+    async fn ready_sandbox(&self, config: &cri::PodSandboxConfig) -> Result<SandboxFact, RuntimeError> {
+        let metadata = config.metadata.clone().unwrap_or_default();
+        let mut tries = 0;
+        loop {
+            if let Some(adopted) = self.adopt_sandbox(&metadata).await? {
+                return self.sandbox_fact(adopted).await;
+            }
+            tries += 1;
+            let request = cri::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
+            // Like the kubelet, twice the time of other calls: the network plugins work in it.
+            let made = self.call("RunPodSandbox", self.timeout * 2, self.pods().run_pod_sandbox(request)).await;
+            match made {
+                Ok(answer) => return self.new_sandbox(&answer.pod_sandbox_id).await,
+                Err(error) => match error.reserved_for() {
+                    Some(holder) if tries < TRIES => {
+                        self.remove_sandbox(holder).await?;
+                        tokio::time::sleep(BETWEEN_TRIES).await;
+                    }
+                    _ => return Err(error),
+                },
+            }
+        }
+    }
+
+    /// The ready sandbox of these names. One that is down is removed: its name is needed.
+    async fn adopt_sandbox(&self, wanted: &cri::PodSandboxMetadata) -> Result<Option<cri::PodSandbox>, RuntimeError> {
+        let label_selector = [(names::POD_UID.to_owned(), wanted.uid.clone())].into();
+        let filter = cri::PodSandboxFilter { label_selector, ..cri::PodSandboxFilter::default() };
+        for found in self.list_sandboxes(filter).await? {
+            if found.metadata.as_ref() != Some(wanted) {
+                continue;
+            }
+            if found.annotations.get(names::MANAGED).is_none_or(|value| value != "true") {
+                let message = format!("sandbox {} of this pod was made by somebody else", found.id);
+                return Err(RuntimeError::Rejected { code: tonic::Code::AlreadyExists, message });
+            }
+            if found.state() == cri::PodSandboxState::SandboxReady {
+                tracing::info!(sandbox = found.id, pod = wanted.name, "adopted a sandbox");
+                return Ok(Some(found));
+            }
+            self.remove_sandbox(&found.id).await?;
+        }
+        Ok(None)
+    }
+
+    async fn new_sandbox(&self, id: &str) -> Result<SandboxFact, RuntimeError> {
+        let filter = cri::PodSandboxFilter { id: id.to_owned(), ..cri::PodSandboxFilter::default() };
+        let message = format!("sandbox {id} went away as soon as it was made");
+        let listed = self.list_sandboxes(filter).await?.into_iter().find(|found| found.id == id);
+        self.sandbox_fact(listed.ok_or(RuntimeError::NotFound { message })?).await
+    }
+
+    async fn remove_sandbox(&self, id: &str) -> Result<(), RuntimeError> {
+        let stop = cri::StopPodSandboxRequest { pod_sandbox_id: id.to_owned() };
+        gone_is_done(self.call("StopPodSandbox", self.timeout, self.pods().stop_pod_sandbox(stop)).await)?;
+        let remove = cri::RemovePodSandboxRequest { pod_sandbox_id: id.to_owned() };
+        gone_is_done(self.call("RemovePodSandbox", self.timeout, self.pods().remove_pod_sandbox(remove)).await)
+    }
+
+    async fn remove_container(&self, id: &str) -> Result<(), RuntimeError> {
+        let request = cri::RemoveContainerRequest { container_id: id.to_owned() };
+        gone_is_done(self.call("RemoveContainer", self.timeout, self.pods().remove_container(request)).await)
+    }
+
+    /// The container of this request's names, with its state: found, or made.
+    async fn made_container(
+        &self,
+        request: &cri::CreateContainerRequest,
+    ) -> Result<(String, cri::ContainerState), RuntimeError> {
+        use cri::ContainerState::{ContainerCreated, ContainerUnknown};
+        let wanted = request.config.as_ref().and_then(|config| config.metadata.clone()).unwrap_or_default();
+        let mut tries = 0;
+        loop {
+            let filter = cri::ContainerFilter {
+                pod_sandbox_id: request.pod_sandbox_id.clone(),
+                ..cri::ContainerFilter::default()
+            };
+            let found = self.list_containers(filter).await?.into_iter();
+            let found = found.filter(|c| c.pod_sandbox_id == request.pod_sandbox_id);
+            if let Some(container) = found.into_iter().find(|c| c.metadata.as_ref() == Some(&wanted)) {
+                if container.state() != ContainerUnknown {
+                    tracing::info!(container = container.id, name = wanted.name, "adopted a container");
+                    return Ok((container.id.clone(), container.state()));
+                }
+                self.remove_container(&container.id).await?;
+            }
+            tries += 1;
+            let made = self.call("CreateContainer", self.timeout, self.pods().create_container(request.clone())).await;
+            match made {
+                Ok(answer) => return Ok((answer.container_id, ContainerCreated)),
+                Err(error) => match error.reserved_for() {
+                    Some(holder) if tries < TRIES => {
+                        self.remove_container(holder).await?;
+                        tokio::time::sleep(BETWEEN_TRIES).await;
+                    }
+                    _ => return Err(error),
+                },
+            }
+        }
+    }
+}
+
+fn image_spec(image: &str) -> cri::ImageSpec {
+    cri::ImageSpec { image: image.to_owned(), user_specified_image: image.to_owned(), ..cri::ImageSpec::default() }
+}
+
+/// What is not there need not be stopped or removed.
+fn gone_is_done<T>(answer: Result<T, RuntimeError>) -> Result<(), RuntimeError> {
+    match answer {
+        Err(error) if !error.is_not_found() => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// One result for many objects.
+fn all_of(reason: &str, ids: &[String], results: Vec<Result<(), RuntimeError>>) -> Result<Done, OpError> {
+    let failures = ids.iter().zip(results).filter_map(|(id, result)| result.err().map(|e| format!("{id}: {e}")));
+    let failures: Vec<String> = failures.collect();
+    if failures.is_empty() {
+        return Ok(Done::Ok);
+    }
+    Err(OpError { reason: reason.to_owned(), message: failures.join("; ") })
+}

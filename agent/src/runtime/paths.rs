@@ -1,0 +1,59 @@
+//! Where a pod's files are, in the kubelet's layout. Pure; `crate::volumes` makes the files.
+//!
+//! `root` is `/var/lib/kubelet` or what takes its place; `uid`, names and so on are checked when a manifest is read, so that
+//! none has a slash in it.
+
+use std::path::{Path, PathBuf};
+
+use beelet_core::spec::{PodSpec, PodUid, Volume, VolumeKind};
+
+/// `<root>/pods/<uid>`.
+#[must_use]
+pub fn pod_dir(root: &Path, uid: &PodUid) -> PathBuf {
+    root.join("pods").join(uid.as_str())
+}
+
+/// The file that becomes `/etc/hosts` of each container.
+#[must_use]
+pub fn etc_hosts(root: &Path, uid: &PodUid) -> PathBuf {
+    pod_dir(root, uid).join("etc-hosts")
+}
+
+/// The file that becomes `/dev/termination-log` of a run of a container.
+#[must_use]
+pub fn termination_log(root: &Path, uid: &PodUid, container: &str, attempt: u32) -> PathBuf {
+    pod_dir(root, uid).join("containers").join(container).join(attempt.to_string())
+}
+
+/// The folder of an emptyDir volume.
+#[must_use]
+pub fn empty_dir(root: &Path, uid: &PodUid, volume: &str) -> PathBuf {
+    pod_dir(root, uid).join("volumes").join("kubernetes.io~empty-dir").join(volume)
+}
+
+/// What is mounted into containers for this volume.
+#[must_use]
+pub fn volume(root: &Path, uid: &PodUid, volume: &Volume) -> PathBuf {
+    match &volume.kind {
+        VolumeKind::EmptyDir { .. } => empty_dir(root, uid, &volume.name),
+        VolumeKind::HostPath { path, .. } => PathBuf::from(path),
+    }
+}
+
+/// `<namespace>_<name>_<uid>`, the name of the pod's log folder.
+#[must_use]
+pub fn log_dir_name(spec: &PodSpec) -> String {
+    format!("{}_{}_{}", spec.namespace, spec.name, spec.uid)
+}
+
+/// The pod's log folder.
+#[must_use]
+pub fn log_dir(pod_logs_dir: &Path, spec: &PodSpec) -> PathBuf {
+    pod_logs_dir.join(log_dir_name(spec))
+}
+
+/// The log file of a run of a container, relative to the pod's log folder.
+#[must_use]
+pub fn log_path(container: &str, attempt: u32) -> String {
+    format!("{container}/{attempt}.log")
+}

@@ -1,0 +1,409 @@
+//! From a pod's spec to what the runtime is told. Pure.
+//!
+//! Property: the same spec, node and attempt give the same request; the sandbox config that goes with each container is the
+//! one that the sandbox was made with, `privileged` included.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+
+use beelet_core::event::LinuxResources;
+use beelet_core::spec::{ContainerSpec, PodSpec};
+use beelet_core::units::Micros;
+use beelet_proto::cri;
+
+use super::env::{Fields, expand, variables};
+use super::error::SpecError;
+use super::ops::ContainerStart;
+use super::{names, paths};
+
+/// What of the node goes into every pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeEnv {
+    /// The node's name.
+    pub node_name: String,
+    /// The node's addresses, the first one leading.
+    pub host_ips: Vec<String>,
+    /// `/var/lib/kubelet` or what takes its place.
+    pub root: PathBuf,
+    /// `podLogsDir`.
+    pub pod_logs_dir: PathBuf,
+    /// The text of the file that `resolvConf` names; `None` where that is "".
+    pub resolv_conf: Option<String>,
+    /// The controllers are on cgroup v2.
+    pub cgroup_v2: bool,
+    /// `seccompDefault`: containers without a profile get the runtime's rather than none.
+    pub seccomp_default: bool,
+}
+
+/// The user that an image asks for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ImageUser {
+    /// By number.
+    pub uid: Option<i64>,
+    /// By name, "" for none.
+    pub name: String,
+}
+
+/// Paths of /proc and /sys that a container must not read (`procMount: Default`).
+const MASKED: [&str; 12] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+];
+
+/// Paths of /proc that a container must not write.
+const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+/// Where a container leaves its last words.
+const TERMINATION_LOG: &str = "/dev/termination-log";
+
+/// What a sandbox is made from. `cgroup` is the pod's, relative to the hierarchies' roots.
+#[must_use]
+pub fn sandbox_config(node: &NodeEnv, spec: &PodSpec, cgroup: &str, attempt: u32) -> cri::PodSandboxConfig {
+    let mut annotations: HashMap<String, String> = owned(&spec.annotations);
+    annotations.insert(names::MANAGED.to_owned(), "true".to_owned());
+    let mut labels: HashMap<String, String> = owned(&spec.labels);
+    labels.extend(pod_labels(spec));
+
+    cri::PodSandboxConfig {
+        metadata: Some(cri::PodSandboxMetadata {
+            name: spec.name.clone(),
+            uid: spec.uid.as_str().to_owned(),
+            namespace: spec.namespace.clone(),
+            attempt,
+        }),
+        hostname: if spec.host_network { String::new() } else { spec.hostname.clone() },
+        log_directory: paths::log_dir(&node.pod_logs_dir, spec).display().to_string(),
+        dns_config: Some(dns(node)),
+        port_mappings: if spec.host_network { Vec::new() } else { port_mappings(spec) },
+        labels,
+        annotations,
+        linux: Some(cri::LinuxPodSandboxConfig {
+            cgroup_parent: format!("/{cgroup}"),
+            security_context: Some(cri::LinuxSandboxSecurityContext {
+                namespace_options: Some(namespaces(spec)),
+                run_as_user: spec.security.run_as_user.map(int),
+                // The runtime refuses a group without a user.
+                run_as_group: spec.security.run_as_user.and(spec.security.run_as_group).map(int),
+                supplemental_groups: groups(spec),
+                privileged: spec.all_containers().any(|c| c.security.privileged),
+                // Nothing of the pod's author runs in it, so the tightest profile fits all.
+                seccomp: Some(profile(cri::security_profile::ProfileType::RuntimeDefault)),
+                ..cri::LinuxSandboxSecurityContext::default()
+            }),
+            sysctls: owned(&spec.security.sysctls),
+            ..cri::LinuxPodSandboxConfig::default()
+        }),
+    }
+}
+
+/// What a container is made from. `image_user` is needed only where [`needs_image_user`] says so.
+///
+/// # Errors
+/// If the spec asks for what is not there, or for a user that it forbids itself.
+pub fn container_config(
+    node: &NodeEnv,
+    start: &ContainerStart<'_>,
+    image_user: Option<&ImageUser>,
+) -> Result<cri::ContainerConfig, SpecError> {
+    let spec = start.spec;
+    let container =
+        spec.container(start.container).ok_or_else(|| SpecError::NoContainer(start.container.to_owned()))?;
+    let fields = Fields { spec, node_name: &node.node_name, host_ips: &node.host_ips, pod_ip: start.pod_ip };
+    let env = variables(fields, start.container)?;
+    let all_expanded = |texts: &[String]| texts.iter().map(|text| expand(text, &env)).collect();
+
+    let mut labels: HashMap<String, String> = pod_labels(spec).collect();
+    labels.insert(names::CONTAINER_NAME.to_owned(), container.name.clone());
+    let user = user(container, image_user)?;
+
+    Ok(cri::ContainerConfig {
+        metadata: Some(cri::ContainerMetadata { name: container.name.clone(), attempt: start.attempt }),
+        image: Some(cri::ImageSpec {
+            image: container.image.clone(),
+            user_specified_image: container.image.clone(),
+            ..cri::ImageSpec::default()
+        }),
+        command: all_expanded(&container.command),
+        args: all_expanded(&container.args),
+        working_dir: container.working_dir.clone(),
+        mounts: mounts(node, start, container)?,
+        devices: Vec::new(),
+        labels,
+        annotations: container_annotations(start, container),
+        log_path: paths::log_path(&container.name, start.attempt),
+        stdin: container.stdin,
+        stdin_once: false,
+        tty: container.tty,
+        linux: Some(cri::LinuxContainerConfig {
+            resources: Some(resources(start.linux, node.cgroup_v2)),
+            security_context: Some(container_security(node, spec, container, user)),
+        }),
+        envs: env.into_iter().map(|(key, value)| cri::KeyValue { key, value: value.into_bytes() }).collect(),
+    })
+}
+
+/// Making the container takes a look at the image's user: to check `runAsNonRoot`, or because a group is given without a user.
+pub(super) fn needs_image_user(container: &ContainerSpec) -> bool {
+    let security = &container.security;
+    security.run_as_user.is_none() && (security.run_as_non_root || security.run_as_group.is_some())
+}
+
+/// The resources of a new container.
+pub(super) fn resources(linux: &LinuxResources, cgroup_v2: bool) -> cri::LinuxContainerResources {
+    let knobs = &linux.knobs;
+    let mut unified = HashMap::new();
+    if cgroup_v2 {
+        // The OOM killer takes all of a container or nothing: half a container is no container.
+        unified.insert("memory.oom.group".to_owned(), "1".to_owned());
+    }
+    cri::LinuxContainerResources {
+        cpu_period: signed(knobs.cpu_period.get()),
+        cpu_quota: knobs.cpu_quota.map_or(0, |quota| signed(quota.get())),
+        cpu_shares: knobs.cpu_shares.map_or(0, signed),
+        memory_limit_in_bytes: knobs.memory_max.map_or(0, |limit| signed(limit.get())),
+        oom_score_adj: i64::from(linux.oom_score_adj),
+        unified,
+        ..cri::LinuxContainerResources::default()
+    }
+}
+
+/// The resources that a container gets in place of what it has. Here 0 would mean "as it was", so no limit is -1.
+pub(super) fn changed_resources(linux: &LinuxResources) -> cri::LinuxContainerResources {
+    let mut new = resources(linux, false);
+    if linux.knobs.cpu_quota.is_none() {
+        new.cpu_quota = -1;
+    }
+    if linux.knobs.memory_max.is_none() {
+        new.memory_limit_in_bytes = -1;
+    }
+    new
+}
+
+fn container_annotations(start: &ContainerStart<'_>, container: &ContainerSpec) -> HashMap<String, String> {
+    // These types have no map with odd keys and no custom code, so writing them as JSON cannot fail.
+    let json = |value: serde_json::Result<String>| value.unwrap_or_default();
+    let mut annotations = HashMap::from([
+        (names::CONTAINER_HASH, format!("{:x}", hash(container))),
+        (names::RESTART_COUNT, start.attempt.to_string()),
+        (names::TERMINATION_MESSAGE_PATH, TERMINATION_LOG.to_owned()),
+        (names::TERMINATION_MESSAGE_POLICY, "File".to_owned()),
+        (names::TERMINATION_GRACE, whole_secs(start.spec.termination_grace).to_string()),
+        (names::MANAGED, "true".to_owned()),
+        (names::RESOURCES, json(serde_json::to_string(&start.linux.resources))),
+        (names::KNOBS, json(serde_json::to_string(&start.linux.knobs))),
+    ]);
+    if !container.ports.is_empty() {
+        let ports = container.ports.iter().map(|port| {
+            let mut entry = serde_json::json!({ "containerPort": port.container_port, "protocol": port.protocol });
+            if port.host_port != 0 {
+                entry["hostPort"] = port.host_port.into();
+            }
+            if !port.host_ip.is_empty() {
+                entry["hostIP"] = port.host_ip.clone().into();
+            }
+            entry
+        });
+        annotations.insert(names::PORTS, serde_json::Value::from_iter(ports).to_string());
+    }
+    annotations.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+/// FNV-1a over the container's spec without its resources.
+fn hash(container: &ContainerSpec) -> u64 {
+    let mut container = container.clone();
+    container.resources = beelet_core::spec::Resources::default();
+    let text = serde_json::to_string(&container).unwrap_or_default();
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+fn mounts(node: &NodeEnv, start: &ContainerStart<'_>, container: &ContainerSpec) -> Result<Vec<cri::Mount>, SpecError> {
+    let spec = start.spec;
+    let mut mounts = Vec::with_capacity(container.mounts.len() + 2);
+    for mount in &container.mounts {
+        let volume = spec
+            .volumes
+            .iter()
+            .find(|v| v.name == mount.volume)
+            .ok_or_else(|| SpecError::NoVolume { container: container.name.clone(), volume: mount.volume.clone() })?;
+        mounts.push(cri::Mount {
+            container_path: mount.path.clone(),
+            host_path: paths::volume(&node.root, &spec.uid, volume).display().to_string(),
+            readonly: mount.read_only,
+            ..cri::Mount::default()
+        });
+    }
+    let files = [
+        ("/etc/hosts", paths::etc_hosts(&node.root, &spec.uid)),
+        (TERMINATION_LOG, paths::termination_log(&node.root, &spec.uid, &container.name, start.attempt)),
+    ];
+    for (inside, outside) in files {
+        // What the pod's author mounts there goes first.
+        if container.mounts.iter().all(|mount| mount.path.trim_end_matches('/') != inside) {
+            mounts.push(cri::Mount {
+                container_path: inside.to_owned(),
+                host_path: outside.display().to_string(),
+                ..cri::Mount::default()
+            });
+        }
+    }
+    Ok(mounts)
+}
+
+/// Whom the container runs as: user and group; `None` leaves it to the image.
+fn user(container: &ContainerSpec, image: Option<&ImageUser>) -> Result<(Option<i64>, Option<i64>), SpecError> {
+    let security = &container.security;
+    let (group, non_root) = (security.run_as_group, security.run_as_non_root);
+    match security.run_as_user {
+        Some(0) if non_root => Err(SpecError::RunsAsRoot),
+        Some(user) => Ok((Some(user), group)),
+        None if !needs_image_user(container) => Ok((None, None)),
+        None => {
+            let nobody = ImageUser::default();
+            let image = image.unwrap_or(&nobody);
+            match image.uid {
+                None if !image.name.is_empty() && non_root => Err(SpecError::ImageUserName(image.name.clone())),
+                None if !image.name.is_empty() => Err(SpecError::GroupWithoutUser(image.name.clone())),
+                // An image that names no user runs as root.
+                None | Some(0) if non_root => Err(SpecError::ImageRunsAsRoot),
+                uid => Ok((Some(uid.unwrap_or(0)), group)),
+            }
+        }
+    }
+}
+
+fn container_security(
+    node: &NodeEnv,
+    spec: &PodSpec,
+    container: &ContainerSpec,
+    (user, group): (Option<i64>, Option<i64>),
+) -> cri::LinuxContainerSecurityContext {
+    use cri::security_profile::ProfileType::{RuntimeDefault, Unconfined};
+    let security = &container.security;
+    let hidden = |paths: &[&str]| {
+        if security.privileged { Vec::new() } else { paths.iter().map(|&path| path.to_owned()).collect() }
+    };
+    cri::LinuxContainerSecurityContext {
+        capabilities: Some(cri::Capability {
+            add_capabilities: security.cap_add.clone(),
+            drop_capabilities: security.cap_drop.clone(),
+        }),
+        privileged: security.privileged,
+        namespace_options: Some(namespaces(spec)),
+        run_as_user: user.map(int),
+        run_as_group: group.map(int),
+        readonly_rootfs: security.read_only_root,
+        supplemental_groups: groups(spec),
+        no_new_privs: security.allow_privilege_escalation == Some(false),
+        masked_paths: hidden(&MASKED),
+        readonly_paths: hidden(&READ_ONLY),
+        seccomp: Some(profile(if node.seccomp_default { RuntimeDefault } else { Unconfined })),
+        ..cri::LinuxContainerSecurityContext::default()
+    }
+}
+
+fn namespaces(spec: &PodSpec) -> cri::NamespaceOption {
+    use cri::NamespaceMode::{Container, Node, Pod};
+    let or_pod = |host: bool| (if host { Node } else { Pod }).into();
+    let pid = match (spec.host_pid, spec.share_process_namespace) {
+        (true, _) => Node,
+        (false, true) => Pod,
+        (false, false) => Container,
+    };
+    cri::NamespaceOption {
+        network: or_pod(spec.host_network),
+        pid: pid.into(),
+        ipc: or_pod(spec.host_ipc),
+        target_id: String::new(),
+    }
+}
+
+/// `fsGroup` is one of the groups of every process.
+fn groups(spec: &PodSpec) -> Vec<i64> {
+    spec.security.fs_group.into_iter().chain(spec.security.supplemental_groups.iter().copied()).collect()
+}
+
+/// The runtime maps a port only if the node has one for it.
+fn port_mappings(spec: &PodSpec) -> Vec<cri::PortMapping> {
+    let ports = spec.containers.iter().flat_map(|c| &c.ports).filter(|port| port.host_port != 0);
+    let mapping = |port: &beelet_core::spec::Port| cri::PortMapping {
+        protocol: match port.protocol.as_str() {
+            "UDP" => cri::Protocol::Udp,
+            "SCTP" => cri::Protocol::Sctp,
+            _ => cri::Protocol::Tcp,
+        }
+        .into(),
+        container_port: port.container_port.into(),
+        host_port: port.host_port.into(),
+        host_ip: port.host_ip.clone(),
+    };
+    ports.map(mapping).collect()
+}
+
+/// `dnsPolicy: Default`: as the node's resolv.conf, cut to what the C library takes. Without a resolv.conf, names are looked up
+/// nowhere but at the pod itself.
+fn dns(node: &NodeEnv) -> cri::DnsConfig {
+    /// MaxDNSNameservers, MaxDNSSearchPaths, MaxDNSSearchListChars (pkg/apis/core/validation).
+    const MAX: (usize, usize, usize) = (3, 32, 2048);
+    let Some(text) = &node.resolv_conf else {
+        let loopback = |ip: &String| if ip.contains(':') { "::1" } else { "127.0.0.1" }.to_owned();
+        let mut servers: Vec<String> = node.host_ips.iter().map(loopback).collect();
+        servers.dedup();
+        return cri::DnsConfig { servers, searches: vec![".".to_owned()], options: Vec::new() };
+    };
+    let mut dns = cri::DnsConfig::default();
+    for line in text.lines() {
+        let mut words = line.split_whitespace();
+        match words.next() {
+            Some("nameserver") => dns.servers.extend(words.next().map(str::to_owned)),
+            // The last line of these wins.
+            Some("search") => {
+                dns.searches = words.map(|s| if s == "." { s } else { s.trim_end_matches('.') }.to_owned()).collect();
+            }
+            Some("options") => dns.options = words.map(str::to_owned).collect(),
+            _ => {}
+        }
+    }
+    dns.servers.truncate(MAX.0);
+    dns.searches.truncate(MAX.1);
+    while dns.searches.iter().map(|s| s.len() + 1).sum::<usize>() > MAX.2 + 1 {
+        dns.searches.pop();
+    }
+    dns
+}
+
+fn pod_labels(spec: &PodSpec) -> impl Iterator<Item = (String, String)> {
+    [(names::POD_NAME, &*spec.name), (names::POD_NAMESPACE, &*spec.namespace), (names::POD_UID, spec.uid.as_str())]
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+}
+
+/// Whole seconds, rounded up: a grace period is never cut.
+pub(super) fn whole_secs(time: Micros) -> u64 {
+    time.get().div_ceil(1_000_000)
+}
+
+fn owned(map: &BTreeMap<String, String>) -> HashMap<String, String> {
+    map.iter().map(|(key, value)| (key.clone(), value.clone())).collect()
+}
+
+fn profile(kind: cri::security_profile::ProfileType) -> cri::SecurityProfile {
+    cri::SecurityProfile { profile_type: kind.into(), localhost_ref: String::new() }
+}
+
+fn int(value: i64) -> cri::Int64Value {
+    cri::Int64Value { value }
+}
+
+fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,343 @@
+//! The client against the fake runtime, over a real socket.
+
+use std::time::Duration;
+
+use beelet_core::event::{CgroupKnobs, ContainerFactState, Done, LinuxResources, OpError, SandboxFact};
+use beelet_core::spec::{ContainerSpec, PodSpec, PodUid, PullPolicy, Resources};
+use beelet_core::units::{Bytes, Micros, MilliCpu};
+use beelet_proto::cri;
+use futures::StreamExt;
+use tokio::time::{Instant, timeout};
+use tonic::Status;
+
+use super::fake::Fake;
+use super::{ContainerStart, NodeEnv, Runtime, RuntimeError, Wake};
+
+fn node() -> NodeEnv {
+    NodeEnv {
+        node_name: "n1".to_owned(),
+        host_ips: vec!["192.0.2.1".to_owned()],
+        root: "/var/lib/kubelet".into(),
+        pod_logs_dir: "/var/log/pods".into(),
+        resolv_conf: None,
+        cgroup_v2: true,
+        seccomp_default: false,
+    }
+}
+
+fn spec() -> PodSpec {
+    let container = ContainerSpec { image: "busybox".to_owned(), ..ContainerSpec::unknown("c") };
+    PodSpec { name: "p".to_owned(), containers: vec![container], ..PodSpec::unknown(PodUid::from("u1")) }
+}
+
+fn linux(limit: Option<Bytes>) -> LinuxResources {
+    LinuxResources {
+        knobs: CgroupKnobs {
+            cpu_shares: Some(204),
+            cpu_quota: None,
+            cpu_period: Micros::millis(100),
+            memory_max: limit,
+        },
+        oom_score_adj: 999,
+        resources: Resources { cpu_request: Some(MilliCpu(200)), memory_limit: limit, ..Resources::default() },
+    }
+}
+
+fn client(fake: &Fake) -> Runtime {
+    Runtime::connect(&fake.endpoint(), Duration::from_secs(5)).expect("a socket's address")
+}
+
+async fn sandbox(runtime: &Runtime) -> SandboxFact {
+    match runtime.start_sandbox(&node(), &spec(), "kubepods/podu1", 0).await {
+        Ok(Done::Sandbox(fact)) => fact,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn container(runtime: &Runtime, sandbox_id: &str, attempt: u32) -> Result<String, OpError> {
+    let (spec, linux) = (spec(), linux(Some(Bytes::mib(64))));
+    let start = ContainerStart {
+        spec: &spec,
+        container: "c",
+        attempt,
+        sandbox_id,
+        pod_ip: "10.0.0.7",
+        cgroup: "kubepods/podu1",
+        linux: &linux,
+    };
+    match runtime.start_container(&node(), &start).await? {
+        Done::Container { id, started } => {
+            assert_eq!(started, Micros::secs(7));
+            Ok(id)
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_pod_runs_and_is_found_again() {
+    let fake = Fake::start();
+    let runtime = client(&fake);
+    let sandbox = sandbox(&runtime).await;
+    assert_eq!((sandbox.ip.as_str(), sandbox.ours, sandbox.ready), ("10.0.0.7", true, true));
+    assert_eq!((sandbox.cgroup_parent.as_str(), sandbox.created), ("/kubepods/podu1", Micros::secs(5)));
+    let id = container(&runtime, &sandbox.id, 0).await.expect("started");
+
+    // Another life of the agent sees the same.
+    for runtime in [&runtime, &client(&fake)] {
+        let facts = runtime.facts(Micros(42)).await.expect("facts");
+        assert_eq!(facts.asked, Micros(42));
+        assert_eq!(facts.sandboxes, [sandbox.clone()]);
+        let found = &facts.containers[0];
+        assert_eq!((found.id.as_str(), found.name.as_str(), found.uid.as_str()), (id.as_str(), "c", "u1"));
+        assert_eq!(found.state, ContainerFactState::Running { started: Micros::secs(7) });
+        assert_eq!(found.resources, Some(linux(Some(Bytes::mib(64))).resources));
+        assert_eq!(found.image, "busybox");
+    }
+
+    // What cannot change is not asked again.
+    let asked = |fake: &Fake| fake.with(|w| w.count("PodSandboxStatus") + w.count("ContainerStatus"));
+    let before = asked(&fake);
+    runtime.facts(Micros(43)).await.expect("facts");
+    assert_eq!(asked(&fake), before);
+
+    runtime.stop_containers(std::slice::from_ref(&id), Micros(1_000_001)).await.expect("stopped");
+    assert!(fake.with(|w| w.calls.contains(&format!("StopContainer {id} 2"))), "a grace period is rounded up");
+    let facts = runtime.facts(Micros(44)).await.expect("facts");
+    let ContainerFactState::Exited(exit) = &facts.containers[0].state else { panic!("{facts:?}") };
+    assert_eq!((exit.code, exit.started, exit.finished), (143, Micros::secs(7), Micros::secs(9)));
+}
+
+#[tokio::test]
+async fn what_an_earlier_life_made_is_adopted() {
+    let fake = Fake::start();
+    let first = client(&fake);
+    let sandbox_before = sandbox(&first).await;
+    let running = container(&first, &sandbox_before.id, 0).await.expect("started");
+    // The agent died between making and starting the second run.
+    let created = fake.with(|w| {
+        let mut made = w.containers[&running].clone();
+        made.id = "made".to_owned();
+        made.state = cri::ContainerState::ContainerCreated.into();
+        made.metadata = Some(cri::ContainerMetadata { name: "c".to_owned(), attempt: 1 });
+        w.homes.insert(made.id.clone(), sandbox_before.id.clone());
+        w.containers.insert(made.id.clone(), made.clone());
+        made.id
+    });
+
+    let second = client(&fake);
+    assert_eq!(sandbox(&second).await, sandbox_before);
+    assert_eq!(container(&second, &sandbox_before.id, 0).await, Ok(running));
+    assert_eq!(container(&second, &sandbox_before.id, 1).await, Ok(created));
+    fake.with(|w| {
+        assert_eq!((w.count("RunPodSandbox"), w.count("CreateContainer"), w.count("StartContainer")), (1, 1, 2));
+    });
+}
+
+#[tokio::test]
+async fn a_sandbox_of_somebody_else_is_left_alone() {
+    let fake = Fake::start();
+    let runtime = client(&fake);
+    let made = sandbox(&runtime).await;
+    fake.with(|w| w.sandboxes.get_mut(&made.id).expect("made").annotations.clear());
+    let error = runtime.start_sandbox(&node(), &spec(), "kubepods/podu1", 0).await.expect_err("not ours");
+    assert!(error.message.contains("somebody else"), "{error:?}");
+    assert_eq!(fake.with(|w| w.count("RemovePodSandbox")), 0);
+    assert!(!runtime.facts(Micros(1)).await.expect("facts").sandboxes[0].ours);
+}
+
+#[tokio::test]
+async fn names_that_a_crash_left_taken_are_freed() {
+    let fake = Fake::start();
+    fake.with(|w| {
+        w.strict = true;
+        w.reserved.insert("p_default_u1_0".to_owned(), "half-made".to_owned());
+    });
+    let runtime = client(&fake);
+    let made = sandbox(&runtime).await;
+    fake.with(|w| {
+        assert!(w.calls.contains(&"RemovePodSandbox half-made".to_owned()));
+        w.reserved.insert(format!("c_{}_0", made.id), "half-container".to_owned());
+    });
+    container(&runtime, &made.id, 0).await.expect("started");
+    // A sandbox that is down has the name too.
+    fake.with(|w| w.sandboxes.get_mut(&made.id).expect("made").state = 1);
+    let again = sandbox(&runtime).await;
+    assert_ne!(again.id, made.id);
+}
+
+#[tokio::test]
+async fn a_name_that_stays_taken_is_an_error() {
+    let fake = Fake::start();
+    fake.with(|w| {
+        for attempt in 0..9 {
+            w.reserved.insert(format!("p_default_u1_{attempt}"), format!("holder{attempt}"));
+        }
+    });
+    let runtime = client(&fake);
+    // Removing the holder of attempt 3 does not help: another one takes the name at once.
+    let world = fake.world.clone();
+    let thief = tokio::spawn(async move {
+        loop {
+            super::client::lock(&world).reserved.insert("p_default_u1_3".to_owned(), "thief".to_owned());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    let error = runtime.start_sandbox(&node(), &spec(), "kubepods/podu1", 3).await.expect_err("taken");
+    thief.abort();
+    assert_eq!(error.reason, "FailedCreatePodSandBox");
+    assert!(error.message.contains("is reserved for"), "{error:?}");
+}
+
+#[tokio::test]
+async fn images_are_pulled_by_policy_and_failures_have_the_kubelets_reasons() {
+    use PullPolicy::{Always, IfNotPresent, Never};
+    let fake = Fake::start();
+    let runtime = client(&fake);
+    let reason = async |image: &str, pull| match runtime.ensure_image(image, pull).await {
+        Ok(Done::Image { pulled }) => if pulled.is_some() { "pulled" } else { "present" }.to_owned(),
+        Ok(other) => panic!("{other:?}"),
+        Err(error) => format!("{}: {}", error.reason, error.message),
+    };
+    let never = r#"ErrImageNeverPull: Container image "a" is not present with pull policy of Never"#;
+    assert_eq!(reason("a", Never).await, never);
+    assert_eq!(reason("a", IfNotPresent).await, "pulled");
+    assert_eq!(reason("a", IfNotPresent).await, "present");
+    assert_eq!(reason("a", Never).await, "present");
+    assert_eq!(reason("a", Always).await, "pulled");
+    assert!(reason("Bad Name", Always).await.starts_with("InvalidImageName: "));
+    for (error, expected) in [
+        (Status::not_found("manifest unknown"), r#"ErrImagePull: failed to pull image "b": manifest unknown"#),
+        (
+            Status::unknown("RegistryUnavailable: no"),
+            r#"RegistryUnavailable: failed to pull image "b": RegistryUnavailable: no"#,
+        ),
+    ] {
+        fake.with(|w| w.pull_error = Some(error));
+        assert_eq!(reason("b", IfNotPresent).await, expected);
+    }
+}
+
+#[tokio::test]
+async fn a_container_that_cannot_start_says_why() {
+    let fake = Fake::start();
+    let runtime = client(&fake);
+    let made = sandbox(&runtime).await;
+    fake.with(|w| w.start_error = Some(Status::unknown("exec: \"/nope\": no such file")));
+    let error = container(&runtime, &made.id, 0).await.expect_err("cannot start");
+    let expected =
+        OpError { reason: "RunContainerError".to_owned(), message: "exec: \"/nope\": no such file".to_owned() };
+    assert_eq!(error, expected);
+}
+
+#[tokio::test]
+async fn what_is_gone_counts_as_stopped_and_removed() {
+    let fake = Fake::start();
+    fake.with(|w| w.strict = true);
+    let runtime = client(&fake);
+    let ids = ["gone".to_owned(), "too".to_owned()];
+    assert_eq!(runtime.stop_containers(&ids, Micros::ZERO).await, Ok(Done::Ok));
+    assert_eq!(runtime.remove_containers(&ids).await, Ok(Done::Ok));
+    assert_eq!(runtime.remove_sandboxes(&ids).await, Ok(Done::Ok));
+    fake.with(|w| {
+        assert!(w.calls.contains(&"StopContainer gone 0".to_owned()));
+        assert_eq!(w.count("RemovePodSandbox"), 2);
+    });
+}
+
+#[tokio::test]
+async fn a_resize_is_seen_by_this_life_and_the_next() {
+    let fake = Fake::start();
+    let runtime = client(&fake);
+    let made = sandbox(&runtime).await;
+    let id = container(&runtime, &made.id, 0).await.expect("started");
+    let without_limit = linux(None);
+    runtime.update_resources(&id, &without_limit).await.expect("resized");
+    let sent = fake.with(|w| w.updates[0].linux.clone().expect("resources"));
+    assert_eq!((sent.memory_limit_in_bytes, sent.cpu_quota), (-1, -1), "0 would leave the old limit");
+    for runtime in [&runtime, &client(&fake)] {
+        let facts = runtime.facts(Micros(1)).await.expect("facts");
+        assert_eq!(facts.containers[0].resources, Some(without_limit.resources));
+    }
+}
+
+#[tokio::test]
+async fn the_sandbox_config_of_a_container_is_that_of_its_sandbox() {
+    let fake = Fake::start();
+    let runtime = client(&fake);
+    let made = sandbox(&runtime).await;
+    container(&runtime, &made.id, 0).await.expect("started");
+    fake.with(|w| {
+        assert_eq!(w.sandbox_configs.len(), 2);
+        assert_eq!(w.sandbox_configs[0], w.sandbox_configs[1]);
+    });
+}
+
+#[tokio::test]
+async fn a_runtime_that_is_away_is_told_at_once() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let endpoint = format!("unix://{}/none.sock", dir.path().display());
+    let runtime = Runtime::connect(&endpoint, super::DEFAULT_TIMEOUT).expect("a socket's address");
+    let began = Instant::now();
+    let error = runtime.facts(Micros(1)).await.expect_err("nobody there");
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    let RuntimeError::Unavailable { reason, .. } = &error else { panic!("{error:?}") };
+    assert!(reason.contains("No such file"), "{reason}");
+}
+
+#[tokio::test]
+async fn a_runtime_that_hangs_is_given_up_in_time() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = dir.path().join("hangs.sock");
+    let _silent = std::os::unix::net::UnixListener::bind(&path).expect("the socket");
+    let runtime = Runtime::connect(&format!("unix://{}", path.display()), Duration::from_millis(300)).expect("address");
+    let error = runtime.version().await.expect_err("nobody answers");
+    assert_eq!(error, RuntimeError::Timeout { rpc: "Version", after: Duration::from_millis(300) });
+}
+
+#[tokio::test]
+async fn a_restarted_runtime_is_connected_to_again() {
+    let mut fake = Fake::start();
+    let runtime = client(&fake);
+    let made = sandbox(&runtime).await;
+    fake.kill();
+    let error = runtime.facts(Micros(1)).await.expect_err("killed");
+    assert!(matches!(error, RuntimeError::Unavailable { .. }), "{error:?}");
+    fake.resume();
+    let facts = runtime.facts(Micros(2)).await.expect("it is back");
+    assert_eq!(facts.sandboxes, [made]);
+}
+
+#[tokio::test]
+async fn events_wake_and_a_restart_wakes_too() {
+    let mut fake = Fake::start();
+    let runtime = client(&fake);
+    let mut wakes = runtime.watch();
+    let next = async |wakes: &mut (dyn futures::Stream<Item = Wake> + Unpin + Send)| {
+        timeout(Duration::from_secs(10), wakes.next()).await.expect("in time").expect("no end")
+    };
+    assert_eq!(next(&mut wakes).await, Wake::Changed, "listed once at first");
+    assert_eq!(fake.with(|w| w.count("GetContainerEvents")), 1);
+    assert!(timeout(Duration::from_millis(300), wakes.next()).await.is_err(), "nothing happened");
+    fake.emit();
+    assert_eq!(next(&mut wakes).await, Wake::Changed);
+    fake.kill();
+    assert!(matches!(next(&mut wakes).await, Wake::Lost(_)));
+    fake.resume();
+    // Without any event: what happened in between must be listed.
+    while next(&mut wakes).await != Wake::Changed {}
+    assert_eq!(fake.with(|w| w.count("GetContainerEvents")), 2);
+}
+
+#[tokio::test]
+async fn a_runtime_without_events_says_so_once() {
+    let fake = Fake::start();
+    fake.with(|w| w.no_events = true);
+    let runtime = client(&fake);
+    let wakes: Vec<Wake> = timeout(Duration::from_secs(5), runtime.watch().collect()).await.expect("ends");
+    let [Wake::Unsupported(why)] = &wakes[..] else { panic!("{wakes:?}") };
+    assert!(why.contains("GetContainerEvents"), "{why}");
+    assert_eq!(runtime.unimplemented(), ["GetContainerEvents"]);
+    assert_eq!(runtime.systemd_cgroups().await, Err(RuntimeError::Unimplemented { rpc: "Status" }));
+    assert_eq!(runtime.unimplemented(), ["GetContainerEvents", "RuntimeConfig", "Status"]);
+}
