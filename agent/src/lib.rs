@@ -5,6 +5,7 @@
 //! [`cgroup`] and [`volumes`]; [`report`], [`server`] and [`top`] show. [`agent`] ties them together: one task owns the state.
 
 pub mod act;
+pub mod agent;
 pub mod cgroup;
 pub mod clock;
 pub mod config;

@@ -550,6 +550,7 @@ impl Pod {
 }
 
 /// The one next thing to do for a container.
+#[expect(clippy::large_enum_variant, reason = "lives for one call, on the stack")]
 enum Plan {
     Do(PodOp),
     Wait(Micros),

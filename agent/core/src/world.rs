@@ -312,7 +312,7 @@ impl World {
         let op = pod.doing.take();
         match result {
             Ok(done) => self.on_success(uid, op, done, now),
-            Err(error) => self.on_failure(uid, op, error, now),
+            Err(error) => self.on_failure(uid, op.as_ref(), &error, now),
         }
     }
 
@@ -440,10 +440,10 @@ impl World {
         }
     }
 
-    fn on_failure(&mut self, uid: &PodUid, op: Option<PodOp>, error: OpError, now: Now) {
+    fn on_failure(&mut self, uid: &PodUid, op: Option<&PodOp>, error: &OpError, now: Now) {
         let max = self.config.max_backoff;
         let Some(pod) = self.pods.get_mut(uid) else { return };
-        let container = match &op {
+        let container = match op {
             Some(PodOp::EnsureImage { image, .. }) => {
                 let users: Vec<String> =
                     pod.spec.all_containers().filter(|c| c.image == *image).map(|c| c.name.clone()).collect();
@@ -473,7 +473,7 @@ impl World {
         };
         pod.needs_facts = true;
         self.out.push(Action::Relist);
-        let event = match op.as_ref().map(PodOp::name) {
+        let event = match op.map(PodOp::name) {
             Some("start_sandbox") => "FailedCreatePodSandBox",
             Some("prepare") => "FailedMount",
             Some("stop_containers" | "remove_sandboxes" | "remove_containers" | "cleanup") => "FailedKillPod",
@@ -521,7 +521,7 @@ impl World {
     // === planning ===
 
     fn plan_all(&mut self, now: Now) {
-        if !(self.wishes_known && self.facts_known) && !self.config.beside {
+        if !(self.config.beside || self.wishes_known && self.facts_known) {
             return;
         }
         self.plan_tree();

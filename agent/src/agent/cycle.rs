@@ -1,0 +1,194 @@
+//! The cycle: one task owns the world, takes events, and hands out the actions.
+//!
+//! Properties: no lock around state; a sample is taken before other events, because near an OOM it is the most urgent; after
+//! each burst of events, at most every [`PUBLISH_EVERY`], a new picture is published.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use beelet_core::World;
+use beelet_core::event::{Action, Event, Record};
+use beelet_core::sample::Sample;
+use beelet_core::spec::PodUid;
+use beelet_core::units::Micros;
+use tokio::sync::{Notify, mpsc};
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info, warn};
+
+use crate::act::executor::Executor;
+use crate::act::memory::TerminalStore;
+use crate::cgroup::tree::Tree;
+use crate::clock::Clock;
+use crate::measure::{Command, Sampler, Target};
+use crate::report::Published;
+
+/// Pictures are published this far apart at least.
+const PUBLISH_EVERY: Duration = Duration::from_millis(100);
+/// And at least this often, so that whoever watches sees that the cycle goes on.
+const PUBLISH_IDLE: Duration = Duration::from_secs(1);
+
+/// What the cycle works with.
+pub(super) struct Cycle {
+    pub(super) world: World,
+    pub(super) clock: Clock,
+    pub(super) events: mpsc::UnboundedReceiver<Event>,
+    pub(super) samples: mpsc::Receiver<Sample>,
+    pub(super) executor: Executor,
+    pub(super) tree: Option<Arc<Tree>>,
+    pub(super) sampler: Sampler,
+    pub(super) relist: Arc<Notify>,
+    pub(super) store: TerminalStore,
+    pub(super) published: Published,
+}
+
+impl Cycle {
+    /// Runs until it is told to stop.
+    pub(super) async fn run(mut self, stop: CancellationToken) -> Executor {
+        let mut wake: Option<Instant> = None;
+        let mut publish = Instant::now();
+        let mut dirty = true;
+        let mut targets = Vec::new();
+        loop {
+            let far = Instant::now() + Duration::from_secs(3_600);
+            let event = tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                Some(sample) = self.samples.recv() => Event::Sample(sample),
+                Some(event) = self.events.recv() => event,
+                () = sleep_until(wake.unwrap_or(far)) => Event::Tick,
+                () = sleep_until(publish) => {
+                    if dirty {
+                        self.aim(&mut targets);
+                    }
+                    self.published.publish(self.world.snapshot(self.clock.now()));
+                    publish = Instant::now() + PUBLISH_IDLE;
+                    dirty = false;
+                    continue;
+                }
+            };
+            if event == Event::Tick {
+                wake = None;
+            }
+            if matches!(event, Event::Done { .. } | Event::Runtime(_)) {
+                // New containers are to be known before their first event comes.
+                self.step(event, &mut wake);
+                self.aim(&mut targets);
+            } else {
+                self.step(event, &mut wake);
+            }
+            if !dirty {
+                publish = publish.min(Instant::now() + PUBLISH_EVERY);
+                dirty = true;
+            }
+        }
+        self.published.publish(self.world.snapshot(self.clock.now()));
+        self.executor
+    }
+
+    fn step(&mut self, event: Event, wake: &mut Option<Instant>) {
+        let now = self.clock.now();
+        for action in self.world.step(event, now) {
+            match action {
+                Action::Pod { .. } | Action::Kill { .. } | Action::Knob(_) => self.executor.execute(action),
+                Action::Cgroups(cgroups) => self.make(&cgroups),
+                Action::Relist => self.relist.notify_one(),
+                Action::SampleEvery { interval, all_pods } => self.sampler.tell(Command::Pace { interval, all_pods }),
+                Action::WakeAt(at) => {
+                    *wake = Some(Instant::now() + Duration::from_micros((at - now.mono).0));
+                }
+                Action::Remember(end) => {
+                    if let Err(error) = self.store.remember(&end) {
+                        error!(%error, pod = %end.uid, "how a pod ended cannot be written down; a restarted agent will run it again");
+                    }
+                }
+                Action::Forget(uid) => {
+                    if let Err(error) = self.store.forget(&uid) {
+                        warn!(%error, pod = %uid, "the note of a pod's end cannot be removed");
+                    }
+                }
+                Action::Record(record) => tell(&record),
+            }
+        }
+    }
+
+    fn make(&self, cgroups: &[beelet_core::event::PodCgroup]) {
+        let Some(tree) = &self.tree else { return };
+        for cgroup in cgroups {
+            if let Err(error) = tree.ensure(cgroup) {
+                error!(%error, cgroup = cgroup.path, "FailedNodeAllocatableEnforcement: a cgroup above the pods' cannot be set");
+            }
+        }
+    }
+
+    /// Tells the sampler which pods there are, if that has changed.
+    fn aim(&self, before: &mut Vec<Target>) {
+        let config = self.world.config();
+        let mut targets = Vec::new();
+        for (uid, pod) in self.world.pods() {
+            if pod.sandboxes.is_empty() && pod.containers.is_empty() {
+                continue;
+            }
+            // Ended ones too: the kernel's last words of them may still be on their way.
+            let containers: BTreeMap<String, String> =
+                pod.containers.iter().map(|c| (c.id.clone(), c.name.clone())).collect();
+            targets.push(Target {
+                uid: PodUid::clone(uid),
+                cgroup: pod.cgroup(config),
+                containers: containers.into_iter().collect(),
+                host_network: pod.spec.host_network,
+            });
+        }
+        if *before != targets {
+            before.clone_from(&targets);
+            self.sampler.tell(Command::Aim(targets));
+        }
+    }
+}
+
+/// A record goes to the log, in the words of an event.
+fn tell(record: &Record) {
+    let container = record.container.as_deref().unwrap_or_default();
+    let evidence = || record.evidence.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join("; ");
+    if record.warning {
+        warn!(pod = record.name, container, reason = record.reason, evidence = evidence(), "{}", record.message);
+    } else if record.reason == "Exited" || !record.evidence.is_empty() {
+        info!(pod = record.name, container, reason = record.reason, evidence = evidence(), "{}", record.message);
+    } else {
+        info!(pod = record.name, container, reason = record.reason, "{}", record.message);
+    }
+}
+
+/// Lists what the runtime has, whenever asked and at least every `period`, never twice at once.
+pub(super) async fn list(
+    runtime: crate::runtime::Runtime,
+    clock: Clock,
+    relist: Arc<Notify>,
+    period: tokio::sync::watch::Receiver<Micros>,
+    events: mpsc::UnboundedSender<Event>,
+) {
+    // What comes in a burst is answered by one listing.
+    const GATHER: Duration = Duration::from_millis(5);
+    loop {
+        let asked = clock.now().mono;
+        let event = match runtime.facts(asked).await {
+            Ok(facts) => Event::Runtime(facts),
+            Err(error) => Event::RuntimeDown { reason: error.to_string() },
+        };
+        let down = matches!(event, Event::RuntimeDown { .. });
+        if events.send(event).is_err() {
+            debug!("the cycle has ended");
+            return;
+        }
+        let period = Duration::from_micros(period.borrow().0);
+        if down {
+            tokio::time::sleep(period.min(Duration::from_secs(1))).await;
+            continue;
+        }
+        tokio::select! {
+            () = relist.notified() => tokio::time::sleep(GATHER).await,
+            () = tokio::time::sleep(period) => {}
+        }
+    }
+}

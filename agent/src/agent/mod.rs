@@ -1,0 +1,379 @@
+//! Ties the rooms together: start-up, the cycle, the end.
+//!
+//! Problem: a node agent has a dozen parts with an order of birth and death; most bugs of agents live there.
+//! Approach: [`run`] builds every part in one place, top to bottom, and nothing is global. What fails for good is an
+//! [`AgentError`] that says what to do; what is merely missing (eBPF, PSI, a file) is named once, in the log and in
+//! `beelet_capability`, and the next best takes over.
+//!
+//! Properties: pods are not touched by the start or the end of the agent; what beelet changed by its own judgement (burst) is
+//! put back at the end, or at the next start if there was no orderly end.
+
+mod cycle;
+mod machine;
+mod watchers;
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use beelet_core::World;
+use beelet_core::event::Event;
+use beelet_core::units::Micros;
+use beelet_ebpf_common::program;
+use tokio::net::TcpListener;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::act::executor::{Executor, ExecutorParts};
+use crate::act::journal::Journal;
+use crate::act::memory::{MemoryError, TerminalStore};
+use crate::cgroup::layout::Hierarchies;
+use crate::cgroup::tree::Tree;
+use crate::clock::Clock;
+use crate::config::{Config, ConfigError};
+use crate::kernel::cgroup::{CgroupError, CgroupLayout};
+use crate::kernel::loader::{Programs, Switches};
+use crate::kernel::preflight;
+use crate::measure::{Command, Sampler, SamplerParts};
+use crate::report::{AgentReport, Capability, Manifests, Metrics, MetricsError, Program, Published, SelfReport};
+use crate::runtime::{NodeEnv, Runtime, RuntimeError};
+use crate::server::{self, ServerState};
+use crate::sources::SourceState;
+
+/// Where pods come from.
+#[derive(Clone, Debug)]
+pub enum PodSource {
+    /// Files in a folder (or one file), watched.
+    Folder(PathBuf),
+    /// Whoever holds the other end.
+    Channel(watch::Receiver<Arc<SourceState>>),
+    /// Nowhere: beside a kubelet.
+    None,
+}
+
+/// How to run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The node's name.
+    pub node_name: String,
+    /// The node's address; found out where it is `None`.
+    pub node_ip: Option<IpAddr>,
+    /// Where pods come from.
+    pub source: PodSource,
+    /// The settings.
+    pub config: Config,
+    /// Where beelet keeps its files: volumes, journal.
+    pub root: PathBuf,
+    /// The eBPF programs.
+    pub bpf_object: PathBuf,
+    /// Pods belong to a kubelet: write nothing.
+    pub beside: bool,
+}
+
+/// Why the agent cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The settings do not fit the machine.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// There are no usable cgroups.
+    #[error("no usable cgroups: {0}")]
+    Cgroups(#[from] CgroupError),
+    /// The cgroup tree cannot be written.
+    #[error("the cgroups cannot be used: {0}; beelet needs root and a writable cgroup file system (or --beside-kubelet, which writes nothing)")]
+    Tree(#[from] crate::cgroup::Error),
+    /// The machine cannot be read.
+    #[error("the machine's CPUs and memory cannot be found out: {0}")]
+    Machine(#[from] procfs::ProcError),
+    /// A folder of our own cannot be used.
+    #[error("cannot use {path}: {source}; give another one with --root-dir, or run as root")]
+    Root {
+        /// The folder.
+        path: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Another agent runs on this root.
+    #[error("another beelet uses {path} (it holds the lock); stop it, or give this one a --root-dir of its own")]
+    Locked {
+        /// The lock file.
+        path: String,
+    },
+    /// The folder of ended pods.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The journal.
+    #[error(transparent)]
+    Journal(#[from] crate::act::journal::JournalError),
+    /// The runtime's endpoint is not one.
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    /// The server's address cannot be had.
+    #[error("cannot listen on {address}: {source}; free the port, or set `address` and `readOnlyPort` in the configuration")]
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The metrics contradict each other.
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
+    /// No thread.
+    #[error("the sampler's thread cannot be started: {0}")]
+    Thread(std::io::Error),
+}
+
+/// What a running agent shows to those who started it.
+#[derive(Clone, Debug)]
+pub struct Handles {
+    /// The newest picture.
+    pub published: Published,
+    /// Where it serves.
+    pub address: SocketAddr,
+}
+
+/// Runs until `stop` is cancelled. `started` is told once the agent serves.
+///
+/// # Errors
+/// What keeps it from running; see [`AgentError`]. A runtime that is not there yet is waited for.
+pub async fn run(
+    options: Options,
+    started: Option<tokio::sync::oneshot::Sender<Handles>>,
+    stop: CancellationToken,
+) -> Result<(), AgentError> {
+    let clock = Clock;
+    let layout = CgroupLayout::detect()?;
+    let machine = machine::find_out(&layout)?;
+    if !options.beside
+        && let Some(degraded) = options.config.check_cgroup_layout(&machine)?
+    {
+        warn!("{degraded}");
+    }
+    let mut node = options.config.node_config(&machine, &options.node_name)?;
+    node.beside = options.beside;
+    let _lock = lock(&options.root)?;
+    let kubelet = &options.config.kubelet;
+
+    // The tree first: the eBPF programs are attached to it.
+    let tree = if options.beside { None } else { Some(Arc::new(Tree::new(Hierarchies::detect()?))) };
+    if let Some(tree) = &tree {
+        tree.create(&node.kubepods)?;
+    }
+    let pods_root = pods_root(&layout, &node.kubepods);
+    let journal = Journal::open(&options.root)?;
+    if let Some(tree) = &tree {
+        for line in journal.recover(tree) {
+            info!("{line}");
+        }
+    }
+
+    // What measures.
+    let switches = switches(&options.config);
+    let mut programs = Programs::load(&options.bpf_object, &switches, &layout.unified().join(&pods_root));
+    for program in &programs.report().programs {
+        if program.loaded {
+            info!(program = program.name, instructions = program.verified_insns, "eBPF program loaded");
+        } else {
+            warn!(program = program.name, reason = program.reason, "eBPF program not loaded; the next best source takes over");
+        }
+    }
+    let (samples_to, samples) = mpsc::channel(1);
+    let (events_to, events) = mpsc::unbounded_channel();
+    let (sampler, thread) = Sampler::spawn(SamplerParts {
+        layout: layout.clone(),
+        kubepods: pods_root.clone(),
+        counters: programs.take_counters(),
+        clock,
+        samples: samples_to,
+        events: events_to.clone(),
+    })
+    .map_err(AgentError::Thread)?;
+
+    // What acts.
+    let host_ip = options.node_ip.or_else(machine::address).map(|ip| ip.to_string()).unwrap_or_default();
+    if host_ip.is_empty() {
+        warn!("this node has no address but loopback; status.hostIP is empty (give one with --node-ip)");
+    }
+    let runtime = Runtime::connect(
+        &format!("unix://{}", kubelet.runtime_socket.display()),
+        Duration::from_micros(kubelet.runtime_timeout.0),
+    )?;
+    let env = NodeEnv {
+        node_name: options.node_name.clone(),
+        host_ips: vec![host_ip.clone()],
+        root: options.root.clone(),
+        pod_logs_dir: kubelet.pod_logs_dir.clone(),
+        resolv_conf: machine::resolv_conf(kubelet.resolv_conf.as_deref()),
+        cgroup_v2: machine.cgroup_v2,
+        seccomp_default: false,
+    };
+    let executor = Executor::spawn(ExecutorParts {
+        runtime: runtime.clone(),
+        env,
+        tree: tree.clone(),
+        journal,
+        events: events_to.clone(),
+    });
+    let store = TerminalStore::open(&options.root)?;
+    let (ends, torn) = store.load()?;
+    for file in torn {
+        warn!(file, "the note of a pod's end cannot be read; if the pod is still wanted it runs again");
+    }
+    let _ = events_to.send(Event::Remembered(ends));
+
+    // What shows.
+    let (published, manifests) = (Published::default(), Manifests::default());
+    let report = AgentReport::new(SelfReport {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        mode: if options.beside { "beside" } else { "standalone" }.to_owned(),
+        host_ip: host_ip.clone(),
+        kubepods: node.kubepods.clone(),
+        capabilities: capabilities(&layout, &pods_root, &programs),
+        ..SelfReport::default()
+    });
+    let address = kubelet.server_address();
+    let listener = TcpListener::bind(address).await.map_err(|source| AgentError::Bind { address, source })?;
+    let address = listener.local_addr().map_err(|source| AgentError::Bind { address, source })?;
+    let metrics = Metrics::new(published.clone(), report.clone())?;
+    let state = ServerState::new(published.clone(), manifests.clone(), report.clone(), metrics);
+    let serving = tokio::spawn(server::serve(listener, state, stop.clone()));
+    info!(%address, "serving /metrics, /pods, /healthz and /debug");
+    if let Some(started) = started {
+        let _ = started.send(Handles { published: published.clone(), address });
+    }
+
+    // What wakes.
+    let (relist, period) = (Arc::new(Notify::new()), watch::channel(Micros::secs(1)));
+    let mut tasks = tokio::task::JoinSet::new();
+    let runtime_events = watchers::runtime_events(runtime.clone(), Arc::clone(&relist), period.0, report.clone());
+    tasks.spawn(runtime_events);
+    tasks.spawn(cycle::list(runtime.clone(), clock, Arc::clone(&relist), period.1, events_to.clone()));
+    tasks.spawn(watchers::pressure(layout.clone(), pods_root.clone(), sampler.clone(), report.clone()));
+    tasks.spawn(watchers::memory_events(layout.clone(), pods_root, sampler.clone(), report.clone()));
+    match programs.take_events() {
+        Ok(Some(stream)) => {
+            tasks.spawn(watchers::kernel_events(stream, sampler.clone()));
+        }
+        Ok(None) => {}
+        Err(error) => warn!(%error, "kernel events cannot be read; exits and OOM kills are told by the runtime and by counters"),
+    }
+    if let Some(log) = programs.take_log() {
+        tasks.spawn(watchers::program_log(log));
+    }
+    tasks.spawn(watchers::wishes(options.source.clone(), options.clone(), manifests, events_to.clone()));
+    tasks.spawn(watchers::self_report(programs, runtime, sampler.clone(), report));
+
+    let cycle = cycle::Cycle {
+        world: World::new(node),
+        clock,
+        events,
+        samples,
+        executor,
+        tree,
+        sampler: sampler.clone(),
+        relist,
+        store,
+        published,
+    };
+    let executor = cycle.run(stop).await;
+    tasks.shutdown().await;
+    sampler.tell(Command::Stop);
+    executor.restore().await;
+    if thread.join().is_err() {
+        warn!("the sampler ended in a panic");
+    }
+    if let Err(error) = serving.await {
+        warn!(%error, "the server did not end in order");
+    }
+    info!("stopped; pods go on");
+    Ok(())
+}
+
+/// One agent per root.
+fn lock(root: &Path) -> Result<std::fs::File, AgentError> {
+    let failed = |source| AgentError::Root { path: root.display().to_string(), source };
+    std::fs::create_dir_all(root).map_err(failed)?;
+    let path = root.join("lock");
+    let file = std::fs::File::create(&path).map_err(failed)?;
+    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(AgentError::Locked { path: path.display().to_string() }),
+        Err(error) => Err(failed(error.into())),
+    }
+}
+
+/// `kubepods`, or beside a kubelet that has none the root of all.
+fn pods_root(layout: &CgroupLayout, kubepods: &str) -> PathBuf {
+    let path = PathBuf::from(kubepods);
+    if layout.unified().join(&path).is_dir() {
+        return path;
+    }
+    let systemd = PathBuf::from("kubepods.slice");
+    if layout.unified().join(&systemd).is_dir() {
+        return systemd;
+    }
+    warn!(kubepods, "there is no such cgroup; programs are attached at the root");
+    PathBuf::new()
+}
+
+fn switches(config: &Config) -> Switches {
+    let wants = |name: &str| config.policy.wants_program(name);
+    Switches {
+        cpu: wants(program::SCHED_SWITCH),
+        network: wants(program::SKB_INGRESS) && wants(program::SKB_EGRESS),
+        oom: wants(program::OOM_VICTIM),
+        exits: wants(program::PROCESS_EXIT),
+        listeners: wants(program::LISTEN_STATE),
+        ..Switches::default()
+    }
+}
+
+fn capabilities(layout: &CgroupLayout, pods_root: &Path, programs: &Programs) -> Vec<Capability> {
+    let mut found: Vec<Capability> = preflight::probe(Some(layout), pods_root)
+        .into_iter()
+        .map(|c| Capability { name: c.name.to_owned(), available: c.available, reason: c.reason })
+        .collect();
+    for field in &programs.report().missing_fields {
+        found.push(Capability { name: "btf_field".to_owned(), available: false, reason: field.clone() });
+    }
+    for capability in &found {
+        if !capability.available {
+            warn!(capability = capability.name, reason = capability.reason, "not available here");
+        }
+    }
+    found
+}
+
+/// The eBPF programs as the report shows them.
+fn program_report(programs: &Programs) -> Vec<Program> {
+    let costs: BTreeMap<&str, _> = programs.costs().into_iter().map(|c| (c.name, c)).collect();
+    let report = programs.report();
+    report
+        .programs
+        .iter()
+        .map(|p| {
+            let cost = costs.get(p.name);
+            Program {
+                name: p.name.to_owned(),
+                loaded: p.loaded,
+                reason: p.reason.clone(),
+                instructions: p.verified_insns.into(),
+                run_time_ns: cost.map_or(0, |c| u64::try_from(c.run_time.as_nanos()).unwrap_or(u64::MAX)),
+                run_count: cost.map_or(0, |c| c.run_count),
+            }
+        })
+        .collect()
+}
+
+/// Adds what was found out later than at start.
+fn add_capability(report: &AgentReport, name: &str, available: bool, reason: &str) {
+    let mut next = SelfReport::clone(&report.current());
+    next.capabilities.retain(|c| c.name != name);
+    next.capabilities.push(Capability { name: name.to_owned(), available, reason: reason.to_owned() });
+    report.publish(next);
+}
+

@@ -1,0 +1,200 @@
+//! What wakes the agent: each a task that turns one source of news into commands and events.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use beelet_core::event::Event;
+use beelet_core::units::Micros;
+use futures::StreamExt;
+use tokio::sync::{Notify, mpsc, watch};
+use tracing::{debug, info, warn};
+
+use super::{Options, PodSource, add_capability, program_report};
+use crate::kernel::cgroup::{Cgroup, CgroupLayout};
+use crate::kernel::events::EventStream;
+use crate::kernel::loader::{ProgramLog, Programs};
+use crate::kernel::memory_events::MemoryEvents;
+use crate::kernel::psi::{PsiTrigger, Stalled, Threshold, Wake};
+use crate::measure::{Command, Sampler};
+use crate::report::{AgentReport, Manifests, SelfReport};
+use crate::runtime::Runtime;
+use crate::runtime::events::Wake as RuntimeWake;
+use crate::sources::{FolderSource, SourceState};
+
+/// The distance of listings where the runtime tells of changes by itself.
+const RELIST_WITH_EVENTS: Micros = Micros::secs(10);
+/// And where it does not: the kubelet's (pkg/kubelet/kubelet.go, genericPlegRelistPeriod, release 1.37).
+const RELIST_WITHOUT: Micros = Micros::secs(1);
+/// A watched cgroup that is gone is looked for again after this long.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+
+/// Listens to the runtime's events, and sets the distance of listings by whether it has any.
+pub(super) async fn runtime_events(
+    runtime: Runtime,
+    relist: Arc<Notify>,
+    period: watch::Sender<Micros>,
+    report: AgentReport,
+) {
+    let mut wakes = runtime.watch();
+    while let Some(wake) = wakes.next().await {
+        match wake {
+            RuntimeWake::Changed => {
+                if *period.borrow() != RELIST_WITH_EVENTS {
+                    add_capability(&report, "runtime_events", true, "");
+                    period.send_replace(RELIST_WITH_EVENTS);
+                }
+                relist.notify_one();
+            }
+            RuntimeWake::Lost(reason) => {
+                debug!(reason, "the runtime's event stream broke");
+                period.send_replace(RELIST_WITHOUT);
+                relist.notify_one();
+            }
+            RuntimeWake::Unsupported(reason) => {
+                warn!(reason, "the runtime has no event stream; listing each second instead");
+                add_capability(&report, "runtime_events", false, &reason);
+                period.send_replace(RELIST_WITHOUT);
+            }
+        }
+    }
+    // The sender must live on: a listing reads it.
+    std::future::pending::<()>().await;
+}
+
+/// Passes the kernel's events to the sampler, which knows whose they are.
+pub(super) async fn kernel_events(mut stream: EventStream, sampler: Sampler) {
+    loop {
+        match stream.next().await {
+            Ok(event) => sampler.tell(Command::Kernel(event)),
+            Err(error) => {
+                warn!(%error, "kernel events end here; exits and OOM kills are told by the runtime and by counters");
+                return;
+            }
+        }
+    }
+}
+
+/// Passes the eBPF programs' log lines on.
+pub(super) async fn program_log(log: ProgramLog) {
+    if let Err(error) = log.run().await {
+        warn!(%error, "the log of the eBPF programs ends here");
+    }
+}
+
+/// Looks whenever tasks below `kubepods` wait for memory.
+pub(super) async fn pressure(layout: CgroupLayout, kubepods: PathBuf, sampler: Sampler, report: AgentReport) {
+    // 70 ms of waiting within a second, lmkd's measure of a moderate stall (system/memory/lmkd/lmkd.cpp).
+    const THRESHOLD: Threshold = Threshold { stalled: Stalled::Some, stall_us: 70_000, window_us: 1_000_000 };
+    let path = layout.unified().join(&kubepods).join("memory.pressure");
+    let mut told = false;
+    loop {
+        match PsiTrigger::set(&path, THRESHOLD) {
+            Ok(trigger) => {
+                if !told {
+                    let window = Micros(trigger.threshold().window_us);
+                    let reason = format!("{} of waiting within {window} wakes", Micros(trigger.threshold().stall_us));
+                    add_capability(&report, "psi_trigger", true, &reason);
+                    told = true;
+                }
+                loop {
+                    match trigger.wait().await {
+                        Ok(Wake::Stalled) => sampler.tell(Command::Now),
+                        Ok(Wake::Gone) => break,
+                        Err(error) => {
+                            warn!(%error, "memory pressure does not wake any more; sampling goes on");
+                            break;
+                        }
+                    }
+                }
+            }
+            Err(error) => {
+                if !told {
+                    warn!(%error, "memory pressure cannot wake the agent; sampling goes on");
+                    add_capability(&report, "psi_trigger", false, &error.to_string());
+                    told = true;
+                }
+            }
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+}
+
+/// Looks whenever `memory.events` of `kubepods` change (v2).
+pub(super) async fn memory_events(layout: CgroupLayout, kubepods: PathBuf, sampler: Sampler, report: AgentReport) {
+    let watched = MemoryEvents::new(&layout).and_then(|mut events| {
+        if let Ok(Some(cgroup)) = Cgroup::open(&layout, &kubepods) {
+            events.watch(cgroup.id(), &layout.unified().join(&kubepods))?;
+        }
+        Ok(events)
+    });
+    let mut events = match watched {
+        Ok(events) => events,
+        Err(error) => {
+            info!(%error, "memory.events cannot wake the agent; sampling goes on");
+            add_capability(&report, "memory_events", false, &error.to_string());
+            return;
+        }
+    };
+    add_capability(&report, "memory_events", true, "");
+    loop {
+        match events.next().await {
+            Ok(_) => sampler.tell(Command::Now),
+            Err(error) => {
+                warn!(%error, "memory.events do not wake any more; sampling goes on");
+                return;
+            }
+        }
+    }
+}
+
+/// Passes on which pods are wanted.
+pub(super) async fn wishes(
+    source: PodSource,
+    options: Options,
+    manifests: Manifests,
+    events: mpsc::UnboundedSender<Event>,
+) {
+    let mut states = match source {
+        PodSource::Folder(path) => FolderSource::spawn(path, options.node_name.clone(), options.config.kubelet.file_check),
+        PodSource::Channel(states) => states,
+        PodSource::None => return,
+    };
+    let mut last: Option<Arc<SourceState>> = None;
+    loop {
+        let state = states.borrow_and_update().clone();
+        if state.ready && last.as_ref().is_none_or(|l| !Arc::ptr_eq(l, &state)) {
+            manifests.publish(state.manifests.clone());
+            let event = Event::Pods { pods: state.pods.clone(), rejected: state.rejected.clone() };
+            if events.send(event).is_err() {
+                return;
+            }
+            last = Some(state);
+        }
+        if states.changed().await.is_err() {
+            debug!("the pod source ended; pods go on as they are");
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// Keeps the report of the agent itself fresh.
+pub(super) async fn self_report(programs: Programs, runtime: Runtime, sampler: Sampler, report: AgentReport) {
+    loop {
+        let health = sampler.health();
+        let count = |n: &std::sync::atomic::AtomicU64| n.load(Ordering::Relaxed);
+        let next = SelfReport {
+            programs: program_report(&programs),
+            events_lost: vec![
+                ("ebpf".to_owned(), count(&health.lost)),
+                ("sample".to_owned(), count(&health.dropped)),
+                ("stranger".to_owned(), count(&health.strangers)),
+            ],
+            unimplemented_rpcs: runtime.unimplemented().into_iter().map(str::to_owned).collect(),
+            ..SelfReport::clone(&report.current())
+        };
+        report.publish(next);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
