@@ -24,6 +24,8 @@ use crate::ctx::{self, Ctx};
 pub(super) const AGENT_PORT: u16 = 1;
 /// Where beelet's server listens in the guest; always forwarded.
 pub(crate) const SERVER_PORT: u16 = 10255;
+/// The kernel of a VM for which none is asked.
+pub(crate) const DEFAULT_KERNEL: &str = "6.12";
 /// How long a process may take to die of SIGKILL.
 const DEATH: Duration = Duration::from_secs(10);
 
@@ -76,7 +78,7 @@ impl Default for Options {
             name: "default".into(),
             memory: "2G".into(),
             cpus: 2,
-            kernel: "6.12".into(),
+            kernel: DEFAULT_KERNEL.into(),
             forwards: Vec::new(),
             owner: None,
             payload: Vec::new(),

@@ -25,7 +25,7 @@ use serde_json::json;
 
 use crate::ctx::{self, Ctx};
 pub(crate) use machine::{Forward, Options, Vm};
-pub(crate) use node::{run_in_vm, test};
+pub(crate) use node::run_in_vm;
 
 /// What can be done with the VM.
 #[derive(Debug, clap::Subcommand)]
@@ -40,7 +40,7 @@ pub(crate) enum VmCommand {
         #[arg(long, default_value_t = 2)]
         cpus: u32,
         /// 6.1, 6.12 or sid
-        #[arg(long, default_value = "6.12")]
+        #[arg(long, default_value = machine::DEFAULT_KERNEL)]
         kernel: String,
         /// End the VM when this process ends
         #[arg(long, value_name = "PID")]
@@ -77,8 +77,12 @@ pub(crate) enum VmCommand {
         #[arg(long, default_value = "default")]
         name: String,
     },
-    /// Check what everything in the VM stands on: kernel, cgroups, containers, files, commands
-    Test,
+    /// Check what everything in the VM stands on: kernel, eBPF, cgroups, containers, files, commands
+    Test {
+        /// 6.1, 6.12 or sid
+        #[arg(long, default_value = machine::DEFAULT_KERNEL)]
+        kernel: String,
+    },
     #[command(hide = true)]
     Monitor { dir: PathBuf },
     #[command(hide = true)]
@@ -123,7 +127,7 @@ impl VmCommand {
             }
             Self::Push { name, local, remote } => Vm::find(ctx, &name)?.push(&local, &remote),
             Self::Down { name } => Vm::find(ctx, &name)?.down(),
-            Self::Test => test(ctx),
+            Self::Test { kernel } => node::test(ctx, &kernel),
             Self::Monitor { dir } => monitor::run(&dir),
             Self::Tied { parent, command } => monitor::tied(parent, &command),
             Self::GuestAgent => agent::serve((Ipv4Addr::UNSPECIFIED, machine::AGENT_PORT).into()),
@@ -131,11 +135,16 @@ impl VmCommand {
     }
 }
 
+/// The VM part of `cargo xtask test`.
+pub(crate) fn test(ctx: &Ctx) -> Result<()> {
+    node::test(ctx, machine::DEFAULT_KERNEL)
+}
+
 /// Fetches and builds what the VM needs.
 pub(crate) fn setup(ctx: &Ctx) -> Result<()> {
     if !cfg!(target_arch = "x86_64") {
         bail!("the VM is for x86-64 so far");
     }
-    parts::Parts::ready(ctx, &Options::default().kernel)?;
+    parts::Parts::ready(ctx, machine::DEFAULT_KERNEL)?;
     Ok(())
 }

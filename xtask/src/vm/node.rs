@@ -7,7 +7,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::machine::{Options, Payload, SERVER_PORT, Vm};
+use super::machine::{DEFAULT_KERNEL, Options, Payload, SERVER_PORT, Vm};
 use crate::ctx::{self, Ctx};
 use crate::run::RunArgs;
 use crate::{ebpf, images};
@@ -28,6 +28,7 @@ const CONFIG_FILE: &str = "/etc/beelet/config.yaml";
 const MANIFESTS: &str = "/etc/beelet/manifests";
 const ROOT_DIR: &str = "/var/lib/beelet";
 const LOG: &str = "/var/log/beelet.log";
+const PROBE: &str = "/usr/local/bin/kernel_probe";
 const IMAGES: &str = "/var/lib/images";
 /// Emulation is slow: the agent may take this long until its server answers.
 const START_LIMIT: Duration = Duration::from_secs(90);
@@ -41,7 +42,7 @@ pub(crate) struct Node {
 impl Node {
     /// Boots a VM that ends with this process, imports the test images and starts the agent on these manifests.
     pub(crate) fn up(ctx: &Ctx, agent: &Path, manifests: &Path, config: Option<&Path>) -> Result<Self> {
-        let (vm, _) = boot(ctx, "node", &node_payload(ctx, agent, config)?)?;
+        let (vm, _) = boot(ctx, "node", DEFAULT_KERNEL, &node_payload(ctx, agent, config)?)?;
         let node = Self { vm };
         node.vm.exec(&["mkdir", "-p", MANIFESTS, ROOT_DIR])?;
         node.vm.push(manifests, MANIFESTS)?;
@@ -91,11 +92,11 @@ impl Node {
 }
 
 /// Boots a VM for this process. A name per process lets several run side by side.
-fn boot(ctx: &Ctx, purpose: &str, payload: &[Payload]) -> Result<(Vm, Duration)> {
+fn boot(ctx: &Ctx, purpose: &str, kernel: &str, payload: &[Payload]) -> Result<(Vm, Duration)> {
     Vm::sweep(ctx);
     let me = std::process::id();
-    let name = format!("{purpose}-{me}");
-    let vm = Vm::up(ctx, &Options { name, owner: Some(me), payload: payload.to_vec(), ..Options::default() })?;
+    let (name, kernel) = (format!("{purpose}-{me}"), kernel.to_owned());
+    let vm = Vm::up(ctx, &Options { name, kernel, owner: Some(me), payload: payload.to_vec(), ..Options::default() })?;
     let time = Duration::from_millis(vm.state.boot_ms);
     let import = format!("for image in {IMAGES}/*.tar; do ctr -n k8s.io images import \"$image\" || exit 1; done");
     let ended = vm.try_exec(&["sh", "-c", &import], None, Duration::from_secs(120))?;
@@ -106,9 +107,8 @@ fn boot(ctx: &Ctx, purpose: &str, payload: &[Payload]) -> Result<(Vm, Duration)>
 fn image_payload(ctx: &Ctx) -> Result<Vec<Payload>> {
     let name =
         |file: &Path| file.file_name().map(|name| name.to_string_lossy().into_owned()).context("a file has a name");
-    let to_payload = |file: &std::path::PathBuf| {
-        Ok(Payload { from: file.clone(), to: format!("{IMAGES}/{}", name(file)?), mode: 0o644 })
-    };
+    let to_payload =
+        |file: &PathBuf| Ok(Payload { from: file.clone(), to: format!("{IMAGES}/{}", name(file)?), mode: 0o644 });
     images::all(ctx)?.iter().map(to_payload).collect()
 }
 
@@ -146,7 +146,7 @@ pub(crate) fn run_in_vm(ctx: &Ctx, args: &RunArgs) -> Result<()> {
     ensure!(manifests.is_dir(), "no folder {}", manifests.display());
 
     let step = ctx::step("building the agent and its eBPF object");
-    let agent = build_agent(ctx)?;
+    let agent = build(ctx, &["-p", "beelet", "--bin", "beelet"], "beelet")?;
     ebpf::build(ctx)?;
     step.done();
     let step = ctx::step("starting a node in the VM");
@@ -183,16 +183,13 @@ fn watch(node: &Node, table: &mut Child, time: Option<Duration>, stop: &AtomicBo
     Ok(())
 }
 
-/// The debug build of the agent. Cargo decides whether it is up to date.
-fn build_agent(ctx: &Ctx) -> Result<std::path::PathBuf> {
+/// A debug build of something in the workspace. Cargo decides whether it is up to date.
+fn build(ctx: &Ctx, what: &[&str], file: &str) -> Result<PathBuf> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     ebpf::scrub(&mut cargo);
-    cargo
-        .current_dir(&ctx.root)
-        .env("CARGO_TARGET_DIR", &ctx.target)
-        .args(["build", "--quiet", "-p", "beelet", "--bins"]);
-    ctx::run(&mut cargo).context("the agent does not build")?;
-    Ok(ctx.target.join("debug/beelet"))
+    cargo.current_dir(&ctx.root).env("CARGO_TARGET_DIR", &ctx.target).args(["build", "--quiet"]).args(what);
+    ctx::run(&mut cargo).with_context(|| format!("{} does not build", what.join(" ")))?;
+    Ok(ctx.target.join("debug").join(file))
 }
 
 /// `90s`, `5m`, `1h`.
@@ -212,9 +209,17 @@ fn duration(text: &str) -> Result<Duration> {
 type Check = (&'static str, fn(&Vm) -> Result<()>);
 
 /// The VM part of `cargo xtask test`: what everything else in the VM stands on.
-pub(crate) fn test(ctx: &Ctx) -> Result<()> {
-    let payload = image_payload(ctx)?;
-    let (vm, boot_time) = boot(ctx, "test", &payload)?;
+pub(crate) fn test(ctx: &Ctx, kernel: &str) -> Result<()> {
+    let step = ctx::step("building the kernel probe and the eBPF object");
+    let probe = build(ctx, &["-p", "beelet", "--example", "kernel_probe"], "examples/kernel_probe")?;
+    let object = ebpf::build(ctx)?;
+    step.done();
+    let mut payload = image_payload(ctx)?;
+    payload.push(Payload { from: probe, to: PROBE.to_owned(), mode: 0o755 });
+    payload.push(Payload { from: object, to: OBJECT.to_owned(), mode: 0o644 });
+    let step = ctx::step(format!("starting a VM with kernel {kernel}"));
+    let (vm, boot_time) = boot(ctx, "test", kernel, &payload)?;
+    step.done();
     ctx::note(format!("the VM was ready after {}", ctx::seconds(boot_time)));
     let checks: &[Check] = &[
         ("vm_kernel_describes_its_types", |vm| vm.exec(&["test", "-s", "/sys/kernel/btf/vmlinux"]).map(drop)),
@@ -224,6 +229,7 @@ pub(crate) fn test(ctx: &Ctx) -> Result<()> {
         ("vm_container_runs_under_crun", |vm| container_runs(vm, "/usr/bin/crun")),
         ("vm_container_runs_under_runc", |vm| container_runs(vm, "/usr/sbin/runc")),
         ("vm_kernel_oom_kill_is_counted_in_the_pod", oom_kill_is_counted),
+        ("vm_ebpf_programs_load_and_tell_the_truth", ebpf_tells_the_truth),
         ("vm_files_arrive_unchanged", files_arrive_unchanged),
         ("vm_command_dies_with_its_caller", command_dies_with_its_caller),
     ];
@@ -270,6 +276,13 @@ fn oom_kill_is_counted(vm: &Vm) -> Result<()> {
     let ended = vm.try_exec(&words, None, Duration::from_secs(60))?;
     let events = vm.exec(&["cat", "/sys/fs/cgroup/kubepods/podoom/memory.events"])?.stdout;
     ensure!(ended.code == 137 && events.contains("oom_kill 1\n"), "{ended:?}, memory.events: {events}");
+    Ok(())
+}
+
+/// The probe compares what each program tells with the kernel's own files.
+fn ebpf_tells_the_truth(vm: &Vm) -> Result<()> {
+    let ended = vm.try_exec(&[PROBE, OBJECT], None, Duration::from_secs(240))?;
+    ensure!(ended.code == 0, "exit code {}\n{}{}", ended.code, ended.stdout, ended.stderr);
     Ok(())
 }
 
