@@ -21,7 +21,7 @@ mod knobs;
 mod layout;
 mod remove;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod tree;
 
 pub use error::Error;

@@ -16,7 +16,7 @@ mod host_path;
 mod hosts;
 mod remove;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;

@@ -1,0 +1,192 @@
+//! Takes actions and gives results.
+
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use beelet_core::event::{Action, Done, Event, OpError, OpId, PodOp};
+use beelet_core::spec::PodUid;
+use tokio::sync::mpsc::UnboundedSender;
+
+use super::journal::Journal;
+use super::killer::{KillCounts, Killer};
+use super::knobs::{KnobCounts, Knobs};
+use super::pod_ops::{Context, PodRuntime, reason, time_limit};
+use crate::cgroup::{Error, Tree};
+use crate::volumes::Volumes;
+
+/// What an executor is made of.
+#[derive(Debug)]
+pub struct Parts<R> {
+    /// The cgroups.
+    pub tree: Arc<Tree>,
+    /// The files.
+    pub volumes: Arc<Volumes>,
+    /// The container runtime.
+    pub runtime: Arc<R>,
+    /// The journal of knobs.
+    pub journal: Journal,
+    /// Where results go. Without a bound, so that an operation that has ended never waits for the loop and the loop, which starts
+    /// operations, never waits for one: a bound on both ways could deadlock, and losing a result would hang its pod. It cannot
+    /// grow without end, as the core has at most one operation of a pod under way.
+    pub events: UnboundedSender<Event>,
+}
+
+type Queue = VecDeque<(OpId, PodOp)>;
+type Limit = fn(&PodOp) -> Duration;
+
+/// Does actions. Clones share everything.
+#[derive(Debug)]
+pub struct Executor<R> {
+    context: Arc<Context<R>>,
+    /// A pod is in here while its task runs; the value is what waits.
+    queues: Arc<Mutex<HashMap<PodUid, Queue>>>,
+    events: UnboundedSender<Event>,
+    limit: Limit,
+}
+
+impl<R> Clone for Executor<R> {
+    fn clone(&self) -> Self {
+        Self {
+            context: Arc::clone(&self.context),
+            queues: Arc::clone(&self.queues),
+            events: self.events.clone(),
+            limit: self.limit,
+        }
+    }
+}
+
+impl<R: PodRuntime> Executor<R> {
+    /// Starts the threads for kills and knobs. Knobs that an earlier life of the agent left turned are turned back.
+    ///
+    /// # Errors
+    /// If a thread cannot be started.
+    pub fn spawn(parts: Parts<R>) -> io::Result<Self> {
+        Self::spawn_with(parts, time_limit)
+    }
+
+    pub(super) fn spawn_with(parts: Parts<R>, limit: Limit) -> io::Result<Self> {
+        let killer = Arc::new(Killer::spawn(Arc::clone(&parts.tree))?);
+        let knobs = Arc::new(Knobs::spawn(Arc::clone(&parts.tree), parts.journal)?);
+        let context =
+            Arc::new(Context { tree: parts.tree, volumes: parts.volumes, runtime: parts.runtime, killer, knobs });
+        Ok(Self { context, queues: Arc::default(), events: parts.events, limit })
+    }
+
+    /// Takes an action and returns at once; gives back one that is not for it. To be called within a tokio runtime.
+    #[must_use = "what is given back is still to be done"]
+    pub fn execute(&self, action: Action) -> Option<Action> {
+        match action {
+            Action::Pod { uid, op, what } => self.enqueue(uid, op, what),
+            Action::Kill { uid, cgroup } => self.context.killer.kill(uid, cgroup),
+            Action::Cgroups(cgroups) => self.context.knobs.cgroups(cgroups),
+            Action::Knob(write) => self.context.knobs.write(write),
+            other => return Some(other),
+        }
+        None
+    }
+
+    /// Opens beforehand what a kill of an adopted pod's cgroup needs. (Pods that are prepared here are armed by themselves.)
+    ///
+    /// # Errors
+    /// If the path is not plain and relative.
+    pub fn arm(&self, cgroup: &str) -> Result<(), Error> {
+        self.context.killer.arm(cgroup)
+    }
+
+    /// Turns all knobs back, and returns when that is done. Running operations are left to their end: pods go on without beelet.
+    pub async fn stop(&self) {
+        self.context.knobs.stop().await;
+    }
+
+    /// Pods that have an operation under way.
+    #[must_use]
+    pub fn busy(&self) -> usize {
+        self.queues().len()
+    }
+
+    /// What was killed.
+    #[must_use]
+    pub fn kill_counts(&self) -> KillCounts {
+        self.context.killer.counts()
+    }
+
+    /// What was written.
+    #[must_use]
+    pub fn knob_counts(&self) -> KnobCounts {
+        self.context.knobs.counts()
+    }
+
+    fn queues(&self) -> MutexGuard<'_, HashMap<PodUid, Queue>> {
+        // No code that panics runs under this lock.
+        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn enqueue(&self, uid: PodUid, op: OpId, what: PodOp) {
+        match self.queues().entry(uid) {
+            Entry::Occupied(mut running) => running.get_mut().push_back((op, what)),
+            Entry::Vacant(free) => {
+                let uid = free.key().clone();
+                free.insert(VecDeque::from([(op, what)]));
+                let executor = self.clone();
+                tokio::spawn(async move { executor.work(uid).await });
+            }
+        }
+    }
+
+    /// Looking for the next operation and leaving when there is none happen under one lock, so that none is left behind.
+    fn next(&self, uid: &PodUid) -> Option<(OpId, PodOp)> {
+        let mut queues = self.queues();
+        let next = queues.get_mut(uid).and_then(VecDeque::pop_front);
+        if next.is_none() {
+            queues.remove(uid);
+        }
+        next
+    }
+
+    async fn work(&self, uid: PodUid) {
+        while let Some((op, what)) = self.next(&uid) {
+            let name = what.name();
+            let result = self.run(&uid, what).await;
+            match &result {
+                Ok(_) => tracing::debug!(%uid, op = op.0, name, "done"),
+                Err(error) => {
+                    tracing::warn!(%uid, op = op.0, name, reason = error.reason, message = error.message, "failed")
+                }
+            }
+            if self.events.send(Event::Done { uid: uid.clone(), op, result }).is_err() {
+                tracing::debug!(%uid, "nobody takes results any more: the agent stops");
+            }
+        }
+    }
+
+    /// Runs it on a task of its own, so that a panic is a result like any other, for at most its time.
+    async fn run(&self, uid: &PodUid, what: PodOp) -> Result<Done, OpError> {
+        let (name, reason, limit) = (what.name(), reason(&what), (self.limit)(&what));
+        let failed = |message| Err(OpError { reason: reason.to_owned(), message });
+        let (context, of) = (Arc::clone(&self.context), uid.clone());
+        let mut task = tokio::spawn(async move { context.perform(&of, what).await });
+        match tokio::time::timeout(limit, &mut task).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(panic)) => failed(format!("a fault in beelet: {name} panicked: {}", text_of(panic))),
+            Err(_) => {
+                // What blocks in a system call goes on on its thread; it is bounded by its own limits.
+                task.abort();
+                failed(format!("{name} did not end within {} s", limit.as_secs_f64()))
+            }
+        }
+    }
+}
+
+fn text_of(failed: tokio::task::JoinError) -> String {
+    match failed.try_into_panic() {
+        Ok(panic) => panic
+            .downcast_ref::<&str>()
+            .map(|text| (*text).to_owned())
+            .or_else(|| panic.downcast_ref::<String>().cloned())
+            .unwrap_or_else(|| "without a message".to_owned()),
+        Err(cancelled) => cancelled.to_string(),
+    }
+}

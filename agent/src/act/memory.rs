@@ -1,0 +1,118 @@
+//! How pods ended, written down: one small file per pod, so that a restarted agent does not run an evicted pod again.
+//!
+//! Files are written to a temporary name and renamed, so a reader sees the old or the new one and never half of it.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use beelet_core::event::Terminal;
+use beelet_core::spec::PodUid;
+
+/// Why something could not be written down or read.
+#[derive(Debug, thiserror::Error)]
+#[error("{path}: {source}")]
+pub struct MemoryError {
+    path: String,
+    source: std::io::Error,
+}
+
+/// The folder of ended pods.
+#[derive(Clone, Debug)]
+pub struct TerminalStore {
+    dir: PathBuf,
+}
+
+impl TerminalStore {
+    /// The folder below the agent's root; made if it is not there.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub fn open(root: &Path) -> Result<Self, MemoryError> {
+        let dir = root.join("terminal");
+        fs::create_dir_all(&dir).map_err(|e| at(&dir, e))?;
+        Ok(Self { dir })
+    }
+
+    /// What earlier lives of the agent wrote down, and the files that cannot be understood.
+    ///
+    /// # Errors
+    /// If the folder cannot be read.
+    pub fn load(&self) -> Result<(Vec<Terminal>, Vec<String>), MemoryError> {
+        let (mut ends, mut bad) = (Vec::new(), Vec::new());
+        for entry in fs::read_dir(&self.dir).map_err(|e| at(&self.dir, e))? {
+            let path = entry.map_err(|e| at(&self.dir, e))?.path();
+            if path.extension().is_none_or(|e| e != "json") {
+                continue;
+            }
+            let parsed = fs::read(&path).map_err(|e| e.to_string());
+            match parsed.and_then(|bytes| serde_json::from_slice(&bytes).map_err(|e| e.to_string())) {
+                Ok(end) => ends.push(end),
+                Err(error) => bad.push(format!("{}: {error}", path.display())),
+            }
+        }
+        ends.sort_by(|a: &Terminal, b| a.uid.cmp(&b.uid));
+        Ok((ends, bad))
+    }
+
+    /// Writes down how a pod ended.
+    ///
+    /// # Errors
+    /// If it cannot be written, e.g. on a full disk.
+    pub fn remember(&self, end: &Terminal) -> Result<(), MemoryError> {
+        let (path, temporary) = (self.file(&end.uid), self.file(&end.uid).with_extension("tmp"));
+        let text = serde_json::to_vec_pretty(end).map_err(|e| at(&path, e.into()))?;
+        let mut file = fs::File::create(&temporary).map_err(|e| at(&temporary, e))?;
+        file.write_all(&text).and_then(|()| file.sync_all()).map_err(|e| at(&temporary, e))?;
+        fs::rename(&temporary, &path).map_err(|e| at(&path, e))
+    }
+
+    /// Forgets a pod.
+    ///
+    /// # Errors
+    /// If the file cannot be removed; one that is not there is fine.
+    pub fn forget(&self, uid: &PodUid) -> Result<(), MemoryError> {
+        let path = self.file(uid);
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(at(&path, e)),
+            _ => Ok(()),
+        }
+    }
+
+    fn file(&self, uid: &PodUid) -> PathBuf {
+        // A UID comes from a manifest: nothing in it may name another folder.
+        let safe: String = uid.as_str().chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).collect();
+        self.dir.join(format!("{safe}.json"))
+    }
+}
+
+fn at(path: &Path, source: std::io::Error) -> MemoryError {
+    MemoryError { path: path.display().to_string(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use beelet_core::snapshot::Phase;
+
+    #[test]
+    fn what_is_remembered_is_there_after_a_restart_until_it_is_forgotten() {
+        let root = tempfile::tempdir().unwrap();
+        let end = Terminal {
+            uid: "a/../b".into(),
+            phase: Phase::Failed,
+            reason: "Evicted".to_owned(),
+            message: "m".to_owned(),
+            exits: Vec::new(),
+        };
+        TerminalStore::open(root.path()).unwrap().remember(&end).unwrap();
+        std::fs::write(root.path().join("terminal/torn.json"), "{").unwrap();
+        let store = TerminalStore::open(root.path()).unwrap();
+        let (ends, bad) = store.load().unwrap();
+        assert_eq!(ends, [end.clone()]);
+        assert_eq!(bad.len(), 1);
+        store.forget(&end.uid).unwrap();
+        store.forget(&end.uid).unwrap();
+        assert_eq!(store.load().unwrap().0, []);
+    }
+}

@@ -1,0 +1,342 @@
+//! A runtime that only takes notes, real cgroups where they can be written, real files in temporary folders.
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use beelet_core::event::{
+    Action, CgroupKnobs, Done, Event, Knob, KnobWrite, LinuxResources, OpError, OpId, PodCgroup, PodOp,
+};
+use beelet_core::spec::{PodUid, PullPolicy};
+use beelet_core::units::{Bytes, Micros};
+use proptest::prelude::*;
+use tempfile::TempDir;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+use super::*;
+use crate::cgroup::tests::{Bed, inside};
+use crate::cgroup::{Hierarchies, Tree};
+use crate::volumes::tests::{pod, volumes};
+
+/// Notes what it is asked. Images: `slow` takes 50 ms, `hang` never ends, `panic` panics.
+#[derive(Debug, Default)]
+struct Fake {
+    notes: Mutex<Vec<String>>,
+    tree: Option<Arc<Tree>>,
+    cgroup: String,
+}
+
+impl Fake {
+    fn note(&self, text: String) {
+        self.notes.lock().unwrap().push(text);
+    }
+}
+
+impl PodRuntime for Fake {
+    async fn perform(&self, what: &PodOp) -> Result<Done, OpError> {
+        let PodOp::EnsureImage { image, .. } = what else {
+            self.note(what.name().to_owned());
+            return Ok(Done::Ok);
+        };
+        self.note(format!("begin {image}"));
+        match image.as_str() {
+            "hang" => std::future::pending().await,
+            "panic" => panic!("no such luck"),
+            _ => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+        self.note(format!("end {image}"));
+        Ok(Done::Image { pulled: None })
+    }
+
+    async fn update_container(&self, id: &str, linux: &LinuxResources) -> Result<(), OpError> {
+        let pod = self.tree.as_ref().map(|tree| tree.read(&self.cgroup).unwrap().memory_max);
+        self.note(format!("update {id} while the pod has {pod:?}"));
+        if let Some(tree) = self.tree.as_ref().filter(|_| id != "liar") {
+            tree.set(&format!("{}/{id}", self.cgroup), &linux.knobs).unwrap();
+        }
+        Ok(())
+    }
+}
+
+struct Rig {
+    executor: Executor<Fake>,
+    runtime: Arc<Fake>,
+    results: UnboundedReceiver<Event>,
+    dir: TempDir,
+}
+
+fn rig(tree: Tree, fake: Fake) -> Rig {
+    let dir = TempDir::new().unwrap();
+    let (events, results) = unbounded_channel();
+    let runtime = Arc::new(fake);
+    let parts = Parts {
+        tree: Arc::new(tree),
+        volumes: Arc::new(volumes(&dir)),
+        runtime: Arc::clone(&runtime),
+        journal: Journal::open(dir.path().join("journal")).unwrap(),
+        events,
+    };
+    let executor = Executor::spawn_with(parts, |what| match what {
+        PodOp::EnsureImage { .. } => Duration::from_millis(400),
+        other => time_limit(other),
+    });
+    Rig { executor: executor.unwrap(), runtime, results, dir }
+}
+
+/// A tree that no test writes to.
+fn nowhere() -> Tree {
+    Tree::new(Hierarchies { unified: "/nonexistent".into(), v1: Vec::new() })
+}
+
+impl Rig {
+    fn op(&self, uid: &str, op: u64, what: PodOp) {
+        assert_eq!(self.executor.execute(Action::Pod { uid: uid.into(), op: OpId(op), what }), None);
+    }
+
+    fn image(&self, uid: &str, op: u64, image: &str) {
+        self.op(uid, op, PodOp::EnsureImage { image: image.to_owned(), pull: PullPolicy::Never });
+    }
+
+    async fn result(&mut self) -> (PodUid, OpId, Result<Done, OpError>) {
+        let event = tokio::time::timeout(Duration::from_secs(20), self.results.recv()).await.expect("in time");
+        let Some(Event::Done { uid, op, result }) = event else { panic!("{event:?}") };
+        (uid, op, result)
+    }
+
+    fn notes(&self) -> Vec<String> {
+        self.runtime.notes.lock().unwrap().clone()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn operations_of_a_pod_are_in_order_and_pods_do_not_wait() {
+    let mut rig = rig(nowhere(), Fake::default());
+    let begun = Instant::now();
+    for op in 0..3 {
+        for uid in ["a", "b", "c", "d"] {
+            rig.image(uid, op, &format!("{uid}{op}"));
+        }
+    }
+    let mut last = std::collections::BTreeMap::new();
+    for _ in 0..12 {
+        let (uid, op, result) = rig.result().await;
+        assert!(result.is_ok());
+        assert_eq!(last.insert(uid, op), op.0.checked_sub(1).map(OpId), "in order");
+    }
+    assert!(begun.elapsed() < Duration::from_millis(450), "12 × 50 ms one after the other would be 600 ms");
+    let notes = rig.notes();
+    for uid in ["a", "b", "c", "d"] {
+        let own: Vec<_> = notes.iter().filter(|n| n.contains(&format!(" {uid}"))).cloned().collect();
+        let expected: Vec<_> = (0..3).flat_map(|op| [format!("begin {uid}{op}"), format!("end {uid}{op}")]).collect();
+        assert_eq!(own, expected, "one at a time");
+    }
+    assert_eq!(rig.executor.busy(), 0, "tasks end when idle");
+    rig.image("a", 9, "again");
+    assert_eq!(rig.result().await.1, OpId(9));
+}
+
+#[tokio::test]
+async fn a_panic_and_a_hang_are_results() {
+    let mut rig = rig(nowhere(), Fake::default());
+    rig.image("a", 1, "panic");
+    rig.image("a", 2, "hang");
+    rig.image("a", 3, "fine");
+    let error = rig.result().await.2.unwrap_err();
+    assert!(error.reason == "ErrImagePull" && error.message.contains("no such luck"), "{error:?}");
+    let error = rig.result().await.2.unwrap_err();
+    assert!(error.message.contains("did not end within 0.4 s"), "{error:?}");
+    assert!(rig.result().await.2.is_ok());
+}
+
+#[tokio::test]
+async fn what_is_not_ours_is_given_back() {
+    let rig = rig(nowhere(), Fake::default());
+    for action in [Action::Relist, Action::WakeAt(Micros(1)), Action::Forget("a".into())] {
+        assert_eq!(rig.executor.execute(action.clone()), Some(action));
+    }
+}
+
+fn limits(memory: u64) -> CgroupKnobs {
+    CgroupKnobs {
+        cpu_shares: Some(512),
+        cpu_quota: Some(Micros(50_000)),
+        cpu_period: Micros(100_000),
+        memory_max: Some(Bytes::mib(memory)),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_from_prepare_to_cleanup() {
+    let Some(bed) = Bed::new("a_pod_from_prepare_to_cleanup") else { return };
+    let path = bed.pod("u1");
+    let mut rig = rig(bed.tree.clone(), Fake::default());
+    let spec = Arc::new(pod("u1", Vec::new()));
+    let cgroup = PodCgroup { path: path.clone(), knobs: limits(64) };
+    rig.op("u1", 1, PodOp::Prepare { spec: Arc::clone(&spec), cgroup });
+    assert_eq!(rig.result().await.2, Ok(Done::Ok));
+    bed.tree.verify(&path, &limits(64)).unwrap();
+    let container = format!("{path}/c1");
+    bed.tree.create(&container).unwrap();
+    let mut child = inside(&bed.tree, &container, "sleep 1000 & wait");
+    // A kill goes past an operation that hangs.
+    rig.image("u1", 2, "hang");
+    let begun = Instant::now();
+    assert_eq!(rig.executor.execute(Action::Kill { uid: "u1".into(), cgroup: path.clone() }), None);
+    assert!(!child.wait().unwrap().success());
+    assert!(begun.elapsed() < Duration::from_millis(300), "{:?}", begun.elapsed());
+    let counts = rig.executor.kill_counts();
+    println!("{counts:?}");
+    assert!(counts.failures == 0 && counts.longest_us < 50_000, "{counts:?}");
+    assert!(rig.result().await.2.is_err());
+    // Cleanup kills what is left.
+    let mut child = inside(&bed.tree, &container, "sleep 1000 & wait");
+    let log_dir = Some("default_web_u1".to_owned());
+    let logs = rig.dir.path().join("logs/default_web_u1");
+    assert!(logs.is_dir());
+    rig.op("u1", 3, PodOp::Cleanup { uid: "u1".into(), cgroup: path.clone(), log_dir });
+    assert_eq!(rig.result().await.2, Ok(Done::Ok));
+    assert!(!child.wait().unwrap().success());
+    assert!(bed.tree.list_pods(&bed.root).unwrap().is_empty());
+    assert!(!logs.exists() && !rig.dir.path().join("root/pods/u1").exists());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_resize_is_in_order_and_verified() {
+    let Some(bed) = Bed::new("a_resize_is_in_order_and_verified") else { return };
+    let path = bed.pod("u1");
+    for id in ["c1", "liar"] {
+        bed.tree.create(&format!("{path}/{id}")).unwrap();
+    }
+    bed.tree.set(&path, &limits(64)).unwrap();
+    let fake = Fake { tree: Some(Arc::new(bed.tree.clone())), cgroup: path.clone(), ..Fake::default() };
+    let mut rig = rig(bed.tree.clone(), fake);
+    let spec = Arc::new(pod("u1", Vec::new()));
+    let resize = |memory: u64, pod_first, id: &str| PodOp::Resize {
+        spec: Arc::clone(&spec),
+        pod: PodCgroup { path: path.clone(), knobs: limits(memory) },
+        pod_first,
+        containers: vec![(
+            id.to_owned(),
+            "main".to_owned(),
+            LinuxResources { knobs: limits(memory), ..LinuxResources::default() },
+        )],
+    };
+    rig.op("u1", 1, resize(128, true, "c1"));
+    assert_eq!(rig.result().await.2, Ok(Done::Ok));
+    rig.op("u1", 2, resize(32, false, "c1"));
+    assert_eq!(rig.result().await.2, Ok(Done::Ok));
+    let at = |mib| format!("update c1 while the pod has {:?}", Some(Some(Bytes::mib(mib))));
+    assert_eq!(rig.notes(), [at(128), at(128)], "raised before the container, cut after it");
+    bed.tree.verify(&path, &limits(32)).unwrap();
+    rig.op("u1", 3, resize(48, true, "liar"));
+    let error = rig.result().await.2.unwrap_err();
+    assert!(error.reason == "ResizeError" && error.message.contains("did not arrive"), "{error:?}");
+}
+
+fn burst(cgroup: &str, micros: u64) -> KnobWrite {
+    KnobWrite {
+        cgroup: cgroup.to_owned(),
+        target: ("u1".into(), "main".to_owned()),
+        knob: Knob::CpuBurst(Micros(micros)),
+        why: "throttled".to_owned(),
+    }
+}
+
+#[tokio::test]
+async fn knobs_are_turned_back_at_the_end_and_after_a_crash() {
+    let Some(bed) = Bed::new("knobs_are_turned_back_at_the_end_and_after_a_crash") else { return };
+    let path = bed.pod("u1");
+    bed.tree.ensure(&PodCgroup { path: path.clone(), knobs: limits(64) }).unwrap();
+    if let Err(e) = bed.tree.burst(&path, Micros(10_000)) {
+        return println!("SKIPPED knobs_are_turned_back_at_the_end_and_after_a_crash: {e}");
+    }
+    let first = rig(bed.tree.clone(), Fake::default());
+    let turn = |rig: &Rig, micros| assert_eq!(rig.executor.execute(Action::Knob(burst(&path, micros))), None);
+    let settle = async |micros: u64| {
+        for _ in 0..200 {
+            if bed.tree.read_burst(&path).unwrap() == Micros(micros) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("{:?}, not {micros}", bed.tree.read_burst(&path));
+    };
+    turn(&first, 20_000);
+    turn(&first, 30_000);
+    settle(30_000).await;
+    first.executor.stop().await;
+    assert_eq!(bed.tree.read_burst(&path).unwrap(), Micros(10_000), "the value before beelet");
+    turn(&first, 40_000);
+    settle(40_000).await;
+    // The crash: nobody stops it. Another life opens the same journal.
+    let (events, _results) = unbounded_channel();
+    let parts = Parts {
+        tree: Arc::new(bed.tree.clone()),
+        volumes: Arc::new(volumes(&first.dir)),
+        runtime: Arc::new(Fake::default()),
+        journal: Journal::open(first.dir.path().join("journal")).unwrap(),
+        events,
+    };
+    let second = Executor::spawn(parts).unwrap();
+    settle(10_000).await;
+    assert_eq!(second.execute(Action::Knob(burst(&path, 20_000))), None);
+    settle(20_000).await;
+    // Somebody else sets it; twice is a fight.
+    for (other, wish) in [(11_000, 21_000), (12_000, 22_000)] {
+        bed.tree.burst(&path, Micros(other)).unwrap();
+        assert_eq!(second.execute(Action::Knob(burst(&path, wish))), None);
+        settle(if wish == 21_000 { wish } else { other }).await;
+    }
+    second.stop().await;
+    assert_eq!(second.knob_counts().fights, 1);
+    assert_eq!(bed.tree.read_burst(&path).unwrap(), Micros(12_000), "what somebody else wrote is theirs");
+}
+
+#[test]
+fn the_journal_is_bounded() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("deep/journal");
+    let mut journal = Journal::open(&path).unwrap();
+    for turn in 1..=2_500 {
+        journal.intend(&burst("a", turn), Knob::CpuBurst(Micros(turn - 1)), turn).unwrap();
+    }
+    assert!(std::fs::read_to_string(&path).unwrap().lines().count() < 1_100);
+    let open = Journal::open(&path).unwrap().recover();
+    assert_eq!(open.len(), 1);
+    let values = (open[0].before, open[0].previous, open[0].after);
+    let at = |micros| Knob::CpuBurst(Micros(micros));
+    assert_eq!(values, (at(0), at(2_499), at(2_500)));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// Cut anywhere: what is recovered is what the whole lines before the cut say, and the journal can be written on.
+    #[test]
+    fn a_torn_journal_recovers_its_whole_lines(
+        steps in prop::collection::vec((0_u8..3, prop::option::weighted(0.7, 1_u64..100)), 1..12),
+        cut in 0.0_f64..1.0,
+    ) {
+        let dir = TempDir::new().unwrap();
+        let path = dir.path().join("journal");
+        let mut journal = Journal::open(&path).unwrap();
+        let mut states = vec![(0, Vec::new())];
+        for (cgroup, value) in steps {
+            let cgroup = format!("c{cgroup}");
+            match value {
+                Some(value) => journal.intend(&burst(&cgroup, value), Knob::CpuBurst(Micros(0)), 1).unwrap(),
+                None => journal.close(&cgroup, Knob::CpuBurst(Micros(0)), 1).unwrap(),
+            }
+            states.push((std::fs::metadata(&path).unwrap().len(), journal.recover()));
+        }
+        let length = states.last().unwrap().0;
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "a position in a small file")]
+        let cut = (length as f64 * cut) as u64;
+        std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(cut).unwrap();
+        let expected = &states.iter().rev().find(|(at, _)| *at <= cut).unwrap().1;
+        let mut torn = Journal::open(&path).unwrap();
+        prop_assert_eq!(&torn.recover(), expected);
+        prop_assert_eq!(torn.unreadable(), 0);
+        torn.intend(&burst("c9", 7), Knob::CpuBurst(Micros(0)), 1).unwrap();
+        prop_assert_eq!(Journal::open(&path).unwrap().recover().len(), expected.len() + 1);
+    }
+}
