@@ -407,3 +407,6 @@ fn int(value: i64) -> cri::Int64Value {
 fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,348 @@
+//! Tables: a field of the spec, and where it must arrive.
+
+use beelet_core::event::CgroupKnobs;
+use beelet_core::spec::{
+    ContainerSecurity, EnvValue, EnvVar, Mount, PodSecurity, PodUid, Port, Resources, Volume, VolumeKind,
+};
+use beelet_core::units::{Bytes, MilliCpu};
+
+use super::*;
+
+fn node() -> NodeEnv {
+    NodeEnv {
+        node_name: "n1".to_owned(),
+        host_ips: vec!["192.0.2.1".to_owned(), "2001:db8::1".to_owned()],
+        root: "/root".into(),
+        pod_logs_dir: "/logs".into(),
+        resolv_conf: Some("nameserver 192.0.2.53\n".to_owned()),
+        cgroup_v2: true,
+        seccomp_default: false,
+    }
+}
+
+fn pod() -> PodSpec {
+    let container = ContainerSpec { image: "img:1".to_owned(), ..ContainerSpec::unknown("c") };
+    PodSpec {
+        namespace: "ns".to_owned(),
+        name: "p".to_owned(),
+        hostname: "p".to_owned(),
+        containers: vec![container],
+        ..PodSpec::unknown(PodUid::from("u1"))
+    }
+}
+
+fn changed(change: impl FnOnce(&mut PodSpec)) -> PodSpec {
+    let mut spec = pod();
+    change(&mut spec);
+    spec
+}
+
+fn sandbox(spec: &PodSpec) -> cri::PodSandboxConfig {
+    sandbox_config(&node(), spec, "kubepods/burstable/podu1", 3)
+}
+
+fn container(spec: &PodSpec, image: Option<&ImageUser>) -> Result<cri::ContainerConfig, SpecError> {
+    let linux = LinuxResources {
+        knobs: CgroupKnobs {
+            cpu_shares: Some(102),
+            cpu_quota: Some(Micros(20_000)),
+            cpu_period: Micros(100_000),
+            memory_max: Some(Bytes::mib(8)),
+        },
+        oom_score_adj: -997,
+        resources: Resources { cpu_limit: Some(MilliCpu(200)), ..Resources::default() },
+    };
+    let start = ContainerStart {
+        spec,
+        container: "c",
+        attempt: 2,
+        sandbox_id: "s",
+        pod_ip: "10.0.0.9",
+        cgroup: "kubepods/burstable/podu1",
+        linux: &linux,
+    };
+    container_config(&node(), &start, image)
+}
+
+fn security(spec: &PodSpec) -> cri::LinuxContainerSecurityContext {
+    let linux = container(spec, None).expect("a config").linux.expect("linux");
+    linux.security_context.expect("a security context")
+}
+
+#[test]
+fn a_sandbox_has_its_names_and_places() {
+    let config = sandbox(&changed(|s| {
+        s.labels.insert("app".to_owned(), "web".to_owned());
+        // A pod cannot pass for another one, nor for one that is not beelet's.
+        s.labels.insert(names::POD_UID.to_owned(), "other".to_owned());
+        s.annotations.insert(names::MANAGED.to_owned(), "false".to_owned());
+        s.security.sysctls.insert("net.ipv4.ip_forward".to_owned(), "1".to_owned());
+    }));
+    let metadata = config.metadata.expect("metadata");
+    assert_eq!((&*metadata.name, &*metadata.namespace, &*metadata.uid, metadata.attempt), ("p", "ns", "u1", 3));
+    assert_eq!(config.log_directory, "/logs/ns_p_u1");
+    assert_eq!(config.hostname, "p");
+    for (label, value) in [("app", "web"), (names::POD_NAME, "p"), (names::POD_NAMESPACE, "ns"), (names::POD_UID, "u1")]
+    {
+        assert_eq!(config.labels.get(label).map(String::as_str), Some(value), "{label}");
+    }
+    assert_eq!(config.annotations.get(names::MANAGED).map(String::as_str), Some("true"));
+    let linux = config.linux.expect("linux");
+    assert_eq!(linux.cgroup_parent, "/kubepods/burstable/podu1");
+    assert_eq!(linux.sysctls.get("net.ipv4.ip_forward").map(String::as_str), Some("1"));
+}
+
+#[test]
+fn namespaces_are_the_same_for_sandbox_and_container() {
+    use cri::NamespaceMode::{Container, Node, Pod};
+    type Change = fn(&mut PodSpec);
+    let table: [(Change, [cri::NamespaceMode; 3]); 6] = [
+        (|_| {}, [Pod, Container, Pod]),
+        (|s| s.host_network = true, [Node, Container, Pod]),
+        (|s| s.host_pid = true, [Pod, Node, Pod]),
+        (|s| s.host_ipc = true, [Pod, Container, Node]),
+        (|s| s.share_process_namespace = true, [Pod, Pod, Pod]),
+        (|s| (s.host_pid, s.share_process_namespace) = (true, true), [Pod, Node, Pod]),
+    ];
+    for (change, expected) in table {
+        let spec = changed(change);
+        let of_sandbox = sandbox(&spec).linux.and_then(|l| l.security_context).and_then(|s| s.namespace_options);
+        let options = of_sandbox.expect("namespaces");
+        assert_eq!([options.network(), options.pid(), options.ipc()], expected);
+        assert_eq!(security(&spec).namespace_options, Some(options));
+    }
+    assert_eq!(sandbox(&changed(|s| s.host_network = true)).hostname, "", "the node's own");
+}
+
+#[test]
+fn privileged_reaches_the_sandbox_even_from_an_init_container() {
+    let privileged = |config: cri::PodSandboxConfig| {
+        config.linux.and_then(|l| l.security_context).expect("a security context").privileged
+    };
+    assert!(!privileged(sandbox(&pod())));
+    let init = changed(|s| {
+        let mut init = ContainerSpec::unknown("init");
+        init.security.privileged = true;
+        s.init_containers.push(init);
+    });
+    assert!(privileged(sandbox(&init)));
+    assert!(!security(&init).privileged, "only the one that asks");
+    let own = changed(|s| s.containers[0].security.privileged = true);
+    let context = security(&own);
+    assert!(context.privileged && context.masked_paths.is_empty() && context.readonly_paths.is_empty());
+    assert!(security(&pod()).masked_paths.contains(&"/proc/kcore".to_owned()));
+}
+
+#[test]
+fn users_are_judged_before_the_runtime_sees_them() {
+    let with = |user, group, non_root| {
+        changed(|s| {
+            s.containers[0].security = ContainerSecurity {
+                run_as_user: user,
+                run_as_group: group,
+                run_as_non_root: non_root,
+                ..ContainerSecurity::default()
+            };
+        })
+    };
+    let image = |uid, name: &str| Some(ImageUser { uid, name: name.to_owned() });
+    for (spec, image, expected) in [
+        (with(None, None, false), None, Ok((None, None))),
+        (with(Some(7), Some(8), true), None, Ok((Some(7), Some(8)))),
+        (with(Some(0), None, true), None, Err(SpecError::RunsAsRoot)),
+        (with(None, None, true), image(Some(0), ""), Err(SpecError::ImageRunsAsRoot)),
+        (with(None, None, true), image(None, ""), Err(SpecError::ImageRunsAsRoot)),
+        (with(None, None, true), None, Err(SpecError::ImageRunsAsRoot)),
+        (with(None, None, true), image(None, "www"), Err(SpecError::ImageUserName("www".to_owned()))),
+        (with(None, None, true), image(Some(33), ""), Ok((Some(33), None))),
+        // The runtime refuses a group without a user.
+        (with(None, Some(8), false), image(Some(33), ""), Ok((Some(33), Some(8)))),
+        (with(None, Some(8), false), None, Ok((Some(0), Some(8)))),
+        (with(None, Some(8), false), image(None, "www"), Err(SpecError::GroupWithoutUser("www".to_owned()))),
+    ] {
+        let found = container(&spec, image.as_ref()).map(|config| {
+            let context = config.linux.and_then(|l| l.security_context).expect("a security context");
+            (context.run_as_user.map(|u| u.value), context.run_as_group.map(|g| g.value))
+        });
+        assert_eq!(found, expected, "{:?} {image:?}", spec.containers[0].security);
+    }
+}
+
+#[test]
+fn the_rest_of_the_security_context_arrives() {
+    let context = security(&changed(|s| {
+        s.security = PodSecurity { fs_group: Some(5), supplemental_groups: vec![6, 7], ..PodSecurity::default() };
+        s.containers[0].security = ContainerSecurity {
+            read_only_root: true,
+            allow_privilege_escalation: Some(false),
+            cap_add: vec!["NET_ADMIN".to_owned()],
+            cap_drop: vec!["ALL".to_owned()],
+            ..ContainerSecurity::default()
+        };
+    }));
+    assert_eq!(context.supplemental_groups, [5, 6, 7]);
+    assert!(context.readonly_rootfs && context.no_new_privs);
+    let capabilities = context.capabilities.expect("capabilities");
+    assert_eq!(
+        (&capabilities.add_capabilities[..], &capabilities.drop_capabilities[..]),
+        (&["NET_ADMIN".to_owned()][..], &["ALL".to_owned()][..])
+    );
+    use cri::security_profile::ProfileType::{RuntimeDefault, Unconfined};
+    assert_eq!(context.seccomp.expect("a profile").profile_type(), Unconfined);
+    assert!(!security(&pod()).no_new_privs, "unset allows it");
+    let seccomp = sandbox(&pod()).linux.and_then(|l| l.security_context).and_then(|s| s.seccomp);
+    assert_eq!(seccomp.expect("a profile").profile_type(), RuntimeDefault);
+}
+
+#[test]
+fn variables_come_from_the_pod_and_expand_in_order() {
+    let literal = |name: &str, text: &str| EnvVar { name: name.to_owned(), value: EnvValue::Literal(text.to_owned()) };
+    let field = |path: &str| EnvVar { name: path.to_owned(), value: EnvValue::Field(path.to_owned()) };
+    let fields = [
+        ("metadata.name", "p"),
+        ("metadata.namespace", "ns"),
+        ("metadata.uid", "u1"),
+        ("metadata.labels['app']", "web"),
+        ("metadata.annotations['x/y']", "z"),
+        ("metadata.labels['none']", ""),
+        ("spec.nodeName", "n1"),
+        ("spec.serviceAccountName", ""),
+        ("status.hostIP", "192.0.2.1"),
+        ("status.hostIPs", "192.0.2.1,2001:db8::1"),
+        ("status.podIP", "10.0.0.9"),
+        ("status.podIPs", "10.0.0.9"),
+    ];
+    let mut spec = changed(|s| {
+        s.labels.insert("app".to_owned(), "web".to_owned());
+        s.annotations.insert("x/y".to_owned(), "z".to_owned());
+        let container = &mut s.containers[0];
+        container.env = fields.iter().map(|(path, _)| field(path)).collect();
+        container.env.extend([literal("LATE", "$(A)"), literal("A", "1"), literal("B", "$(A)2 $$(A)")]);
+        container.command = vec!["run".to_owned(), "$(B)".to_owned()];
+        container.args = vec!["$(NONE)".to_owned()];
+    });
+    let config = container(&spec, None).expect("a config");
+    let value = |name: &str| {
+        let found = config.envs.iter().find(|env| env.key == name).expect(name);
+        String::from_utf8(found.value.clone()).expect("text")
+    };
+    for (path, expected) in fields {
+        assert_eq!(value(path), expected, "{path}");
+    }
+    assert_eq!((value("LATE"), value("B")), ("$(A)".to_owned(), "12 $(A)".to_owned()));
+    assert_eq!((&config.command[1], &config.args[0]), (&"12 $(A)".to_owned(), &"$(NONE)".to_owned()));
+
+    spec.host_network = true;
+    let config = container(&spec, None).expect("a config");
+    let ips = config.envs.iter().find(|env| env.key == "status.podIPs").expect("there");
+    assert_eq!(ips.value, b"192.0.2.1,2001:db8::1");
+
+    spec.containers[0].env = vec![field("metadata.labels[app]")];
+    let error = container(&spec, None).expect_err("no such path");
+    assert!(matches!(error, SpecError::FieldPath { .. }), "{error}");
+}
+
+#[test]
+fn volumes_hosts_and_termination_log_are_mounted() {
+    let mount =
+        |volume: &str, path: &str| Mount { volume: volume.to_owned(), path: path.to_owned(), read_only: volume == "h" };
+    let mut spec = changed(|s| {
+        s.volumes = vec![
+            Volume { name: "e".to_owned(), kind: VolumeKind::EmptyDir { memory: false, size_limit: None } },
+            Volume {
+                name: "h".to_owned(),
+                kind: VolumeKind::HostPath { path: "/srv".to_owned(), kind: String::new() },
+            },
+        ];
+        s.containers[0].mounts = vec![mount("e", "/data"), mount("h", "/host")];
+    });
+    let mounts = |spec: &PodSpec| -> Vec<(String, String, bool)> {
+        let mounts = container(spec, None).expect("a config").mounts.into_iter();
+        mounts.map(|m| (m.container_path, m.host_path, m.readonly)).collect()
+    };
+    let entry = |inside: &str, outside: &str, read_only| (inside.to_owned(), outside.to_owned(), read_only);
+    let volumes =
+        [entry("/data", "/root/pods/u1/volumes/kubernetes.io~empty-dir/e", false), entry("/host", "/srv", true)];
+    let hosts = entry("/etc/hosts", "/root/pods/u1/etc-hosts", false);
+    let last_words = entry("/dev/termination-log", "/root/pods/u1/containers/c/2", false);
+    assert_eq!(mounts(&spec), [&volumes[..], &[hosts, last_words.clone()]].concat());
+
+    spec.containers[0].mounts.push(mount("h", "/etc/hosts/"));
+    let own = entry("/etc/hosts/", "/srv", true);
+    assert_eq!(mounts(&spec), [&volumes[..], &[own, last_words]].concat(), "the pod's own comes first");
+
+    spec.containers[0].mounts.push(mount("none", "/x"));
+    let error = container(&spec, None).expect_err("no such volume");
+    assert_eq!(error, SpecError::NoVolume { container: "c".to_owned(), volume: "none".to_owned() });
+}
+
+#[test]
+fn a_container_carries_what_a_restarted_agent_reads() {
+    let spec = changed(|s| {
+        s.termination_grace = Micros(1_500_000);
+        s.containers[0].ports =
+            vec![Port { container_port: 80, host_port: 8080, host_ip: String::new(), protocol: "TCP".to_owned() }];
+    });
+    let config = container(&spec, None).expect("a config");
+    assert_eq!(config.metadata, Some(cri::ContainerMetadata { name: "c".to_owned(), attempt: 2 }));
+    assert_eq!(config.log_path, "c/2.log");
+    for (name, value) in [
+        (names::RESTART_COUNT, "2"),
+        (names::TERMINATION_GRACE, "2"),
+        (names::TERMINATION_MESSAGE_PATH, "/dev/termination-log"),
+        (names::MANAGED, "true"),
+        (names::PORTS, r#"[{"containerPort":80,"hostPort":8080,"protocol":"TCP"}]"#),
+    ] {
+        assert_eq!(config.annotations.get(name).map(String::as_str), Some(value), "{name}");
+    }
+    let read: Resources = serde_json::from_str(&config.annotations[names::RESOURCES]).expect("JSON");
+    assert_eq!(read.cpu_limit, Some(MilliCpu(200)));
+    let hash = |change: fn(&mut ContainerSpec)| {
+        let spec = changed(|s| change(&mut s.containers[0]));
+        container(&spec, None).expect("a config").annotations[names::CONTAINER_HASH].clone()
+    };
+    let resized = hash(|c| c.resources.memory_limit = Some(Bytes::mib(1)));
+    assert_eq!(resized, hash(|_| {}), "a resize is the same container");
+    assert_ne!(hash(|c| c.args.push("x".to_owned())), hash(|_| {}));
+
+    let mapped = sandbox(&spec).port_mappings;
+    assert_eq!((mapped.len(), mapped[0].host_port, mapped[0].container_port), (1, 8080, 80));
+    let in_node = changed(|s| (s.host_network, s.containers) = (true, spec.containers.clone()));
+    assert!(sandbox(&in_node).port_mappings.is_empty());
+}
+
+#[test]
+fn no_limit_is_0_for_a_new_container_and_minus_1_for_a_changed_one() {
+    let none = LinuxResources {
+        knobs: CgroupKnobs { cpu_shares: Some(2), ..CgroupKnobs::default() },
+        ..LinuxResources::default()
+    };
+    let (new, changed) = (resources(&none, true), changed_resources(&none));
+    assert_eq!((new.cpu_quota, new.memory_limit_in_bytes, new.cpu_shares), (0, 0, 2));
+    assert_eq!((changed.cpu_quota, changed.memory_limit_in_bytes, changed.cpu_shares), (-1, -1, 2));
+    assert_eq!(new.unified.get("memory.oom.group").map(String::as_str), Some("1"));
+    assert!(resources(&none, false).unified.is_empty(), "v1 has no such file");
+    let given = container(&pod(), None).expect("a config").linux.and_then(|l| l.resources).expect("resources");
+    assert_eq!((given.cpu_quota, given.cpu_period, given.memory_limit_in_bytes), (20_000, 100_000, 8 << 20));
+    assert_eq!((given.oom_score_adj, given.cpu_shares), (-997, 102));
+}
+
+#[test]
+fn dns_is_the_nodes_within_limits() {
+    let of = |text: Option<&str>| dns(&NodeEnv { resolv_conf: text.map(str::to_owned), ..node() });
+    let config = of(Some(
+        "# a comment\nnameserver 192.0.2.1\nnameserver 192.0.2.2\nsearch old.example\nnameserver 192.0.2.3\n\
+         nameserver 192.0.2.4\n search a.example. b.example .\noptions ndots:2 edns0\n; nameserver 192.0.2.9\n",
+    ));
+    assert_eq!(config.servers, ["192.0.2.1", "192.0.2.2", "192.0.2.3"]);
+    assert_eq!(config.searches, ["a.example", "b.example", "."]);
+    assert_eq!(config.options, ["ndots:2", "edns0"]);
+    let nowhere = of(None);
+    assert_eq!(
+        (nowhere.servers, nowhere.searches),
+        (vec!["127.0.0.1".to_owned(), "::1".to_owned()], vec![".".to_owned()])
+    );
+    let many: Vec<String> = (0..31).map(|n| format!("{n:0>99}")).collect();
+    let cut = of(Some(&format!("search {}\n", many.join(" ")))).searches;
+    assert!(cut.join(" ").len() <= 2048 && cut.join(" ").len() > 1900, "{}", cut.len());
+}
