@@ -62,6 +62,12 @@ pub mod global {
     pub const TASK_PID: &str = "TASK_PID";
     /// `task_struct.tgid`.
     pub const TASK_TGID: &str = "TASK_TGID";
+    /// `task_struct.se.sum_exec_runtime`: nanoseconds that the task has run.
+    pub const TASK_SUM_EXEC: &str = "TASK_SUM_EXEC";
+    /// `task_struct.se.prev_sum_exec_runtime`: what it had run when it was picked (fair class only).
+    pub const TASK_PREV_SUM_EXEC: &str = "TASK_PREV_SUM_EXEC";
+    /// `task_struct.prio`.
+    pub const TASK_PRIO: &str = "TASK_PRIO";
     /// `task_struct.comm`.
     pub const TASK_COMM: &str = "TASK_COMM";
     /// `task_struct.exit_code`.
@@ -123,7 +129,7 @@ pub const OFFSET_UNKNOWN: u64 = u64::MAX;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct CpuRecord {
-    /// Nanoseconds that tasks of the cgroup were on a CPU, up to the last switch away from one of them.
+    /// Nanoseconds that the scheduler charged to tasks of the cgroup, up to the last switch away from each of them.
     pub run_ns: u64,
     /// Switches away from a task of the cgroup.
     pub switches: u64,

@@ -22,7 +22,7 @@ use beelet::kernel::{
     cgroup::{Buffer, Cgroup, CgroupLayout},
     events::KernelEvent,
     listeners::listening_ports,
-    loader::{Programs, Switches},
+    loader::{ProgramCost, Programs, Switches},
     maps::CgroupCounters,
     preflight,
     psi::{PsiTrigger, Stalled, Threshold, Wake},
@@ -76,6 +76,7 @@ async fn run(object: &Path) -> Result<ExitCode> {
     let mut failed = 0;
     for (name, result) in [
         ("cpu time against cpu.stat", cpu(&bed, &counters)),
+        ("two threads that hand over for 2 s", switches(&bed, &counters)),
         ("8 MiB sent and received", network(&bed, &counters)),
         ("exit with code 7", exits(&bed, &mut receiver, "exit7", Some(7), None).await),
         ("exit by SIGSEGV", exits(&bed, &mut receiver, "segv", None, Some(11)).await),
@@ -110,7 +111,7 @@ async fn run(object: &Path) -> Result<ExitCode> {
             it.verified_insns,
             it.translated_bytes / 8,
             cost.map_or(0, |cost| cost.run_count),
-            cost.and_then(|cost| cost.ns_per_event()).map_or_else(|| "-".to_owned(), |ns| ns.to_string()),
+            cost.and_then(ProgramCost::ns_per_event).map_or_else(|| "-".to_owned(), |ns| ns.to_string()),
             it.reason
         );
     }
@@ -201,11 +202,38 @@ fn cpu(bed: &Bed, counters: &CgroupCounters) -> Result<Outcome> {
     };
     let before = both()?;
     bed.spawn("burn", &["3000"])?.wait()?;
+    settle();
     let after = both()?;
     let (seen, file) = (after.0 - before.0, after.1 - before.1);
     let text =
         format!("eBPF {seen} us, cpu.stat {file} us, {} ppm apart", seen.abs_diff(file) * 1_000_000 / file.max(1));
     ensure!(file > 500_000, "the burner did not burn: {text}");
+    ensure!(seen.abs_diff(file) * 50 <= file, "more than 2 %: {text}");
+    Ok(Outcome::Passed(text))
+}
+
+/// A parent learns of the end a moment before the process switches away for the last time, and is charged.
+fn settle() {
+    std::thread::sleep(Duration::from_millis(50));
+}
+
+fn switches(bed: &Bed, counters: &CgroupCounters) -> Result<Outcome> {
+    let mut buffer = Buffer::default();
+    let mut both = || -> Result<_> {
+        let file = bed.cgroup.cpu(&mut buffer)?.usage_us.context("no usage_usec in cpu.stat")?;
+        Ok((counters.read(bed.cgroup.id())?.cpu.context("the program does not run")?, file))
+    };
+    let before = both()?;
+    bed.spawn("handover", &["2000"])?.wait()?;
+    settle();
+    let after = both()?;
+    let (seen, file) = ((after.0.run_ns - before.0.run_ns) / 1000, after.1 - before.1);
+    let text = format!(
+        "{} switches, eBPF {seen} us, cpu.stat {file} us, {} ppm apart",
+        after.0.switches - before.0.switches,
+        seen.abs_diff(file) * 1_000_000 / file.max(1)
+    );
+    ensure!(after.0.switches - before.0.switches > 1000, "too few switches: {text}");
     ensure!(seen.abs_diff(file) * 50 <= file, "more than 2 %: {text}");
     Ok(Outcome::Passed(text))
 }
@@ -231,7 +259,8 @@ fn network(bed: &Bed, counters: &CgroupCounters) -> Result<Outcome> {
         after.rx_packets - before.rx_packets
     );
     for bytes in [tx, rx] {
-        ensure!((8 * MIB..=8 * MIB + 8 * MIB / 100).contains(&bytes), "not within 1 % above 8 MiB: {text}");
+        // Headers are less than 1 %; a busy machine sends some buffers of 64 KiB twice.
+        ensure!((8 * MIB..=8 * MIB + 8 * MIB / 20).contains(&bytes), "not within 5 % above 8 MiB: {text}");
     }
     Ok(Outcome::Passed(text))
 }
@@ -388,6 +417,16 @@ fn child(arguments: &[String]) -> Result<u8> {
             let end = Instant::now() + Duration::from_millis(more.first().context("how long?")?.parse()?);
             while Instant::now() < end {
                 std::hint::spin_loop();
+            }
+        }
+        "handover" => {
+            let end = Instant::now() + Duration::from_millis(more.first().context("how long?")?.parse()?);
+            let (there, received) = std::sync::mpsc::sync_channel::<()>(0);
+            let (back, answered) = std::sync::mpsc::sync_channel::<()>(0);
+            std::thread::spawn(move || while received.recv().is_ok() && back.send(()).is_ok() {});
+            while Instant::now() < end {
+                there.send(())?;
+                answered.recv()?;
             }
         }
         "transfer" => {

@@ -144,8 +144,8 @@ impl ProgramCost {
 /// Why nothing could be loaded.
 #[derive(Debug, thiserror::Error)]
 enum LoadError {
-    #[error("cannot load the eBPF object {path}: {source}", source = chain(source))]
-    Object { path: String, source: aya::EbpfError },
+    #[error("cannot load the eBPF object {path}: {source}", source = chain(source.as_ref()))]
+    Object { path: String, source: Box<aya::EbpfError> },
     #[error(transparent)]
     Types(#[from] BtfError),
     #[error("the kernel's type information is refused: {0}")]
@@ -215,7 +215,7 @@ impl Programs {
         }
         let mut ebpf = loader
             .load_file(object)
-            .map_err(|source| LoadError::Object { path: object.display().to_string(), source })?;
+            .map_err(|source| LoadError::Object { path: object.display().to_string(), source: Box::new(source) })?;
 
         for name in program::ALL {
             let status = if switches.wants(name) {
@@ -355,16 +355,25 @@ fn attach(
     pods_root: &Path,
 ) -> Result<(), OneError> {
     let program = ebpf.program_mut(name).ok_or(OneError::Absent)?;
+    let needs = |fields: &[(&str, &'static str)]| {
+        fields.iter().try_for_each(|(global, field)| match offsets.get(global) {
+            Some(offset) if offset != OFFSET_UNKNOWN => Ok(()),
+            _ => Err(OneError::Field(field)),
+        })
+    };
     let tracepoint = match name {
-        program::SCHED_SWITCH => "sched_switch",
+        program::SCHED_SWITCH => {
+            needs(&[
+                (global::TASK_SUM_EXEC, "task_struct.se.sum_exec_runtime"),
+                (global::TASK_PID, "task_struct.pid"),
+            ])?;
+            "sched_switch"
+        }
         program::OOM_VICTIM => "mark_victim",
         program::PROCESS_EXIT => {
-            let field = |global| offsets.get(global).is_some_and(|offset| offset != OFFSET_UNKNOWN);
-            if !field(global::TASK_SIGNAL) {
-                return Err(OneError::Field("task_struct.signal"));
-            }
-            if offsets.get(global::EXIT_HAS_GROUP_DEAD) != Some(1) && !field(global::SIGNAL_LIVE) {
-                return Err(OneError::Field("signal_struct.live"));
+            needs(&[(global::TASK_SIGNAL, "task_struct.signal")])?;
+            if offsets.get(global::EXIT_HAS_GROUP_DEAD) != Some(1) {
+                needs(&[(global::SIGNAL_LIVE, "signal_struct.live")])?;
             }
             "sched_process_exit"
         }
@@ -413,8 +422,7 @@ fn position_of(directory: &Path) -> Option<(u64, u64)> {
     const ROOT: u64 = 1;
     let directory = fs::canonicalize(directory).ok()?;
     let device = fs::metadata(&directory).ok()?.dev();
-    let mut level = 0;
-    for ancestor in directory.ancestors() {
+    for (level, ancestor) in (0_u64..).zip(directory.ancestors()) {
         let metadata = fs::metadata(ancestor).ok()?;
         if metadata.dev() != device {
             return None;
@@ -422,7 +430,6 @@ fn position_of(directory: &Path) -> Option<(u64, u64)> {
         if metadata.ino() == ROOT {
             return Some((fs::metadata(&directory).ok()?.ino(), level));
         }
-        level += 1;
     }
     None
 }

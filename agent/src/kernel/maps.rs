@@ -4,7 +4,8 @@
 //! cgroup, so a missing key of a running program is 0, and a program that does not run is `None`.
 //!
 //! **Properties.** The sum never decreases until the key is removed. Whoever learns that a cgroup is gone reads it a last
-//! time and removes it; [`CgroupCounters::retain`] sweeps what nobody removed.
+//! time and removes it, some 50 ms later: a process is charged at its last switch, after its parent has heard of its end.
+//! [`CgroupCounters::retain`] sweeps what nobody removed.
 
 use aya::{
     Ebpf,

@@ -20,6 +20,9 @@ pub struct Offsets {
 const FIELDS: &[(&str, &str, &[&str])] = &[
     (global::TASK_PID, "task_struct", &["pid"]),
     (global::TASK_TGID, "task_struct", &["tgid"]),
+    (global::TASK_SUM_EXEC, "task_struct", &["se.sum_exec_runtime"]),
+    (global::TASK_PREV_SUM_EXEC, "task_struct", &["se.prev_sum_exec_runtime"]),
+    (global::TASK_PRIO, "task_struct", &["prio"]),
     (global::TASK_COMM, "task_struct", &["comm"]),
     (global::TASK_EXIT_CODE, "task_struct", &["exit_code"]),
     (global::TASK_START_TIME, "task_struct", &["start_time"]),
