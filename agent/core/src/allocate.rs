@@ -452,3 +452,6 @@ impl BurstController {
         BurstChange { burst, why }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -180,7 +180,8 @@ pub fn available(node: &NodeReading, kubepods: Option<&CgroupReading>) -> Vec<Av
 #[must_use]
 pub fn message(threshold: Bytes, available: Bytes, containers: &[CandidateContainer]) -> String {
     use fmt::Write as _;
-    let mut text = format!("The node was low on resource: memory. Threshold quantity: {threshold}, available: {available}. ");
+    let mut text =
+        format!("The node was low on resource: memory. Threshold quantity: {threshold}, available: {available}. ");
     for c in containers.iter().filter(|c| c.usage > c.request) {
         // Writing to a string cannot fail.
         let _ = write!(
@@ -191,3 +192,6 @@ pub fn message(threshold: Bytes, available: Bytes, containers: &[CandidateContai
     }
     text
 }
+
+#[cfg(test)]
+mod tests;

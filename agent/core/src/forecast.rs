@@ -45,7 +45,7 @@ const AGREE: u64 = 4;
 const NOISE: u64 = 64 << 10;
 /// How long a peak is remembered: some cycles of a garbage collector.
 const PEAK_MEMORY: Micros = Micros::secs(10);
-/// A fall of less than this is no tooth.
+/// A fall of less than this is no tooth, and teeth differ by this much.
 const TOOTH: Bytes = Bytes::mib(8);
 /// A gap after which the history says nothing of the present any more.
 const GAP: Micros = Micros::secs(5);
@@ -92,7 +92,7 @@ impl Trend {
                 ring.push_back((at, value));
             }
         }
-        if self.peak.is_some_and(|(seen, peak)| at - seen > PEAK_MEMORY || value > peak) {
+        if self.peak.is_some_and(|(seen, peak)| at - seen > PEAK_MEMORY || value > peak + TOOTH) {
             self.peak = None;
         }
         match self.top {
@@ -142,7 +142,7 @@ impl Trend {
     #[must_use]
     pub fn confirmed(&self) -> Option<(u64, u32)> {
         let &(_, value) = self.rings[0].back()?;
-        if self.peak.is_some_and(|(_, peak)| value < peak) {
+        if self.peak.is_some_and(|(_, peak)| value <= peak + TOOTH) {
             return None;
         }
         let [narrow, middle, wide] = [&self.rings[0], &self.rings[1], &self.rings[2]].map(|ring| self.steepest(ring));
@@ -224,3 +224,6 @@ pub fn pace(headroom: Bytes, growth: u64, pressure: bool) -> Pace {
     let soon = Bytes(growth).scale(REACTION.get().saturating_mul(3), 1_000_000);
     Pace { interval, all_pods: pressure || interval == MAX_INTERVAL || headroom <= NEAR.max(soon) }
 }
+
+#[cfg(test)]
+mod tests;

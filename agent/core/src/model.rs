@@ -226,3 +226,6 @@ impl NodeModel {
         &self.trend
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -158,7 +158,7 @@ impl Decider {
         self.last = Some(sample.at);
         let stalled = self.observe_kubepods(sample);
         let walls = self.observe_walls(sample);
-        self.report(now, &walls);
+        self.report(&walls);
         let limit = STALE.max(Micros(self.standing.pace.interval.get().saturating_mul(3)));
         if now - sample.at > limit {
             return Decision::Nothing;
@@ -173,15 +173,20 @@ impl Decider {
     fn observe_kubepods(&mut self, sample: &Sample) -> Micros {
         let Some(reading) = &sample.kubepods else { return Micros::ZERO };
         let total = reading.pressure.map(|p| p.memory_some);
-        let before = self.kubepods.replace((reading.id, total));
-        match before {
-            Some((id, before)) if id == reading.id => total.zip(before).map(|(a, b)| a - b).unwrap_or_default(),
-            Some(_) => {
-                self.trends.remove(&Signal::AllocatableMemory);
-                self.met.remove(&Signal::AllocatableMemory);
+        match self.kubepods {
+            Some((id, before)) if id == reading.id => {
+                // A quick look may leave the pressure out.
+                self.kubepods = Some((id, total.or(before)));
+                total.zip(before).map(|(now, before)| now - before).unwrap_or_default()
+            }
+            before => {
+                if before.is_some() {
+                    self.trends.remove(&Signal::AllocatableMemory);
+                    self.met.remove(&Signal::AllocatableMemory);
+                }
+                self.kubepods = Some((reading.id, total));
                 Micros::ZERO
             }
-            None => Micros::ZERO,
         }
     }
 
@@ -209,7 +214,8 @@ impl Decider {
         for wall in &mut walls {
             let available = wall.at.available();
             let signal = wall.at.signal;
-            let until = wall.threshold + if self.met.contains_key(&signal) { self.minimum_reclaim } else { Bytes::ZERO };
+            let until =
+                wall.threshold + if self.met.contains_key(&signal) { self.minimum_reclaim } else { Bytes::ZERO };
             if wall.threshold > Bytes::ZERO && available < until {
                 wall.met = Some(*self.met.entry(signal).or_insert(Met { since: at, samples: 1 }));
             } else {
@@ -302,7 +308,7 @@ impl Decider {
         !(soon && stuck)
     }
 
-    fn report(&mut self, _now: Micros, walls: &[Wall]) {
+    fn report(&mut self, walls: &[Wall]) {
         let left = |signal| walls.iter().find(|w| w.at.signal == signal).map(|w| w.at.available());
         self.standing.memory_available = left(Signal::Memory);
         self.standing.allocatable_available = left(Signal::AllocatableMemory);
@@ -324,7 +330,9 @@ impl Decider {
 
 /// Why a wall allows to act, if it does.
 fn second_sign(wall: &Wall, at: Micros, stalled: Micros) -> Option<String> {
-    let growth = wall.forecast.map(|f| format!("grows by up to {} per second, confirmed on {} scales", Bytes(f.slope), f.scales));
+    let growth = wall
+        .forecast
+        .map(|f| format!("grows by up to {} per second, confirmed on {} scales", Bytes(f.slope), f.scales));
     let Some(met) = wall.met else {
         // Before the threshold only what is certain to be past it, and to hit the wall, before anything could be done.
         return growth.filter(|_| wall.forecast.is_some_and(|f| f.time_to_oom <= REACTION));
@@ -332,7 +340,9 @@ fn second_sign(wall: &Wall, at: Micros, stalled: Micros) -> Option<String> {
     let near = wall.at.limit - (wall.threshold + wall.threshold);
     let counted = wall.at.counted.filter(|&c| c >= near);
     growth
-        .or_else(|| (stalled > Micros::ZERO).then(|| format!("tasks waited {stalled} for memory since the last sample")))
+        .or_else(|| {
+            (stalled > Micros::ZERO).then(|| format!("tasks waited {stalled} for memory since the last sample"))
+        })
         .or_else(|| counted.map(|c| format!("anonymous and shared memory alone are {c}")))
         .or_else(|| {
             let long = met.samples >= PERSIST_SAMPLES && at - met.since >= PERSIST_TIME;
@@ -350,7 +360,10 @@ fn evidence(wall: &Wall, sign: String, age: Micros, victim: &Candidate, pods: us
         ("available", wall.at.available().to_string()),
         ("available_as_the_kubelet_counts", wall.at.kubelet.to_string()),
         ("threshold", wall.threshold.to_string()),
-        ("first_sign", if wall.met.is_some() { "threshold met" } else { "runs out within the reaction time" }.to_owned()),
+        (
+            "first_sign",
+            if wall.met.is_some() { "threshold met" } else { "runs out within the reaction time" }.to_owned(),
+        ),
         ("second_sign", sign),
         ("time_to_oom", forecast),
         ("sample_age", age.to_string()),

@@ -1,0 +1,455 @@
+use super::*;
+use crate::event::ResourceList;
+use crate::forecast::{MIN_INTERVAL, REACTION};
+use crate::node::NodeConfig;
+use crate::sample::{MemoryReading, PodReading, PressureReading, Sample};
+use crate::spec::PodUid;
+use crate::units::{Micros, MilliCpu};
+use proptest::prelude::*;
+
+const LIMIT: u64 = 2_560;
+
+fn config() -> NodeConfig {
+    NodeConfig { capacity: ResourceList { cpu: MilliCpu(2_000), memory: Bytes::gib(64) }, ..NodeConfig::default() }
+}
+
+/// A pod of the little world of these tests; MiB.
+#[derive(Clone, Debug)]
+struct Pod {
+    name: String,
+    anon: u64,
+    request: u64,
+    priority: i32,
+    critical: bool,
+    terminating: bool,
+    growth: Option<i64>,
+}
+
+fn pod(name: &str, anon: u64) -> Pod {
+    Pod { name: name.to_owned(), anon, request: 0, priority: 0, critical: false, terminating: false, growth: None }
+}
+
+fn memory(anon: u64, cache: u64) -> MemoryReading {
+    MemoryReading {
+        usage: Bytes::mib(anon + cache),
+        anon: Bytes::mib(anon),
+        active_file: Bytes::mib(cache / 2),
+        inactive_file: Bytes::mib(cache - cache / 2),
+        limit: Some(Bytes::mib(LIMIT)),
+        ..MemoryReading::default()
+    }
+}
+
+fn sample(ms: u64, anon: u64, cache: u64, pods: Option<&[Pod]>) -> Sample {
+    let reading = |p: &Pod| PodReading {
+        uid: PodUid::from(p.name.as_str()),
+        cgroup: CgroupReading { id: 2, memory: Some(memory(p.anon, 0)), ..CgroupReading::default() },
+        containers: Vec::new(),
+        network: None,
+        listening: None,
+    };
+    Sample {
+        at: Micros::millis(ms),
+        node: NodeReading {
+            memory_total: Bytes::gib(64),
+            memory_unreclaimable: Bytes::gib(8),
+            memory_working_set: Bytes::gib(9),
+            ..NodeReading::default()
+        },
+        kubepods: Some(CgroupReading { id: 1, memory: Some(memory(anon, cache)), ..CgroupReading::default() }),
+        pods: pods.map(|pods| pods.iter().map(reading).collect()),
+    }
+}
+
+fn candidate(p: &Pod) -> Candidate {
+    Candidate {
+        uid: PodUid::from(p.name.as_str()),
+        name: p.name.clone(),
+        priority: p.priority,
+        critical: p.critical,
+        terminating: p.terminating,
+        request: Bytes::mib(p.request),
+        unreclaimable: Bytes::mib(p.anon),
+        growth: p.growth,
+        containers: vec![CandidateContainer {
+            name: "c".to_owned(),
+            request: Bytes::mib(p.request),
+            usage: Bytes::mib(p.anon),
+        }],
+    }
+}
+
+fn candidates(pods: &[Pod]) -> Vec<Candidate> {
+    pods.iter().map(candidate).collect()
+}
+
+/// Takes a sample of all pods at its own time.
+fn look(decider: &mut Decider, ms: u64, cache: u64, pods: &[Pod]) -> Decision {
+    let total = pods.iter().map(|p| p.anon).sum();
+    decider.step(Micros::millis(ms), &sample(ms, total, cache, Some(pods)), Some(&candidates(pods)))
+}
+
+fn victim(decision: &Decision) -> Option<&str> {
+    match decision {
+        Decision::Evict(eviction) => Some(eviction.victim.as_str()),
+        _ => None,
+    }
+}
+
+#[test]
+fn thresholds_are_read() {
+    for (text, expected) in [
+        ("100Mi", Ok(Some(Threshold::Quantity(Bytes::mib(100))))),
+        ("1Gi", Ok(Some(Threshold::Quantity(Bytes::gib(1))))),
+        ("5%", Ok(Some(Threshold::Share(Ppm(50_000))))),
+        ("7.5%", Ok(Some(Threshold::Share(Ppm(75_000))))),
+        ("0%", Ok(None)),
+        ("100%", Ok(None)),
+        ("0", Err(ThresholdError::Zero("0".to_owned()))),
+        ("101%", Err(ThresholdError::Percentage("101%".to_owned()))),
+        ("-5%", Err(ThresholdError::Percentage("-5%".to_owned()))),
+        ("%", Err(ThresholdError::Percentage("%".to_owned()))),
+        ("5.00001%", Err(ThresholdError::Percentage("5.00001%".to_owned()))),
+    ] {
+        assert_eq!(Threshold::parse(text), expected, "{text}");
+    }
+    assert!(matches!(Threshold::parse("100Mx"), Err(ThresholdError::Quantity(..))));
+}
+
+#[test]
+fn the_text_is_the_kubelets() {
+    let containers = [
+        CandidateContainer { name: "leak".to_owned(), request: Bytes::ZERO, usage: Bytes::mib(2_455) },
+        CandidateContainer { name: "quiet".to_owned(), request: Bytes::mib(64), usage: Bytes::mib(10) },
+        CandidateContainer { name: "big".to_owned(), request: Bytes::mib(128), usage: Bytes(4_395_616 << 10) },
+    ];
+    assert_eq!(
+        message(Bytes::mib(100), Bytes(225_800 << 10), &containers),
+        "The node was low on resource: memory. Threshold quantity: 100Mi, available: 225800Ki. Container leak was using 2455Mi, \
+         request is 0, has larger consumption of memory. Container big was using 4395616Ki, request is 128Mi, has larger \
+         consumption of memory. "
+    );
+}
+
+#[test]
+fn ranking() {
+    let mut pods = [pod("a-below", 900), pod("b-over", 100), pod("c-over", 200), pod("d-low", 10), pod("e-leak", 150)];
+    pods[0].request = 1_000;
+    pods[3].priority = -1;
+    pods[4].growth = Some(20 << 20);
+    let all = candidates(&pods);
+    let order: Vec<&str> = rank(&all).iter().map(|c| c.name.as_str()).collect();
+    // Lower priority first; then 150 + 10 s of 20 MiB/s is more than 200; the one below its request last.
+    assert_eq!(order, ["d-low", "e-leak", "c-over", "b-over", "a-below"]);
+}
+
+#[test]
+fn a_leak_of_100_mib_per_second_is_evicted_at_the_threshold() {
+    let mut decider = Decider::new(&config());
+    let (mut ms, mut anon) = (1_000, 500_u64);
+    let eviction = loop {
+        let pods = [pod("leak", anon), pod("quiet", 200)];
+        match look(&mut decider, ms, 300, &pods) {
+            Decision::Evict(eviction) => break eviction,
+            other => assert_eq!(other, Decision::Nothing),
+        }
+        let wait = decider.standing().pace.interval.get() / 1_000;
+        ms += wait;
+        anon = 500 + (ms - 1_000) / 10;
+        assert!(anon + 200 < LIMIT, "too late");
+    };
+    assert_eq!(eviction.victim.as_str(), "leak");
+    assert_eq!(eviction.signal, Signal::AllocatableMemory);
+    assert!(eviction.available >= Bytes::mib(90) && eviction.available <= Bytes::mib(100), "{}", eviction.available);
+    assert!(eviction.evidence.iter().any(|(k, v)| k == "second_sign" && v.starts_with("grows by")), "{eviction:?}");
+    assert!(
+        eviction.message.starts_with("The node was low on resource: memory. Threshold quantity: 100Mi, available: ")
+    );
+    assert_eq!(eviction.ranking.len(), 2);
+}
+
+#[test]
+fn a_leak_of_1_gib_per_second_is_evicted_before_the_threshold() {
+    let mut decider = Decider::new(&config());
+    let (mut ms, mut anon) = (1_000, 100_u64);
+    loop {
+        let decision = look(&mut decider, ms, 0, &[pod("leak", anon)]);
+        if let Decision::Evict(eviction) = decision {
+            assert!(eviction.available > Bytes::mib(200), "{}", eviction.available);
+            assert!(eviction.forecast.is_some_and(|f| f.time_to_oom <= REACTION));
+            break;
+        }
+        ms += decider.standing().pace.interval.get() / 1_000;
+        anon = 100 + (ms - 1_000) * 1_024 / 1_000;
+        assert!(anon < LIMIT, "too late");
+    }
+}
+
+#[test]
+fn a_quick_look_asks_for_a_full_one() {
+    let mut decider = Decider::new(&config());
+    for i in 1..=4 {
+        let at = 1_000 + 20 * i;
+        let decision = decider.step(Micros::millis(at), &sample(at, 2_480 + 2 * i, 0, None), None);
+        assert_eq!(decision, Decision::LookAtPods);
+        assert_eq!(decider.standing().pace.interval, MIN_INTERVAL);
+        assert!(decider.standing().pace.all_pods);
+    }
+    assert_eq!(victim(&look(&mut decider, 1_100, 0, &[pod("leak", 2_490)])), Some("leak"));
+}
+
+#[test]
+fn page_cache_is_never_a_reason() {
+    let mut decider = Decider::new(&config());
+    for i in 0..2_000_u64 {
+        // The cache fills the limit, memory pressure rises from reclaim, the rest stands still.
+        let mut s = sample(1_000 + 50 * i, 300, (i * 64).min(LIMIT - 300), Some(&[pod("scan", 300)]));
+        let stall = Micros::millis(i * 10);
+        s.kubepods.as_mut().unwrap().pressure =
+            Some(PressureReading { memory_some: stall, ..PressureReading::default() });
+        let decision = decider.step(s.at, &s, Some(&candidates(&[pod("scan", 300)])));
+        assert_eq!(decision, Decision::Nothing);
+        assert!(!decider.standing().memory_pressure);
+    }
+}
+
+#[test]
+fn one_crossing_without_a_second_sign_is_not_enough() {
+    // Slab and page tables, not counted as anonymous, cross the threshold: no growth, no pressure, not yet for long.
+    let at = |ms| {
+        let mut s = sample(ms, 100, 0, Some(&[pod("a", 100)]));
+        s.kubepods.as_mut().unwrap().memory.as_mut().unwrap().usage = Bytes::mib(2_500);
+        s
+    };
+    let mut decider = Decider::new(&config());
+    let all = candidates(&[pod("a", 100)]);
+    for ms in [1_000, 1_020, 1_040, 1_100] {
+        assert_eq!(decider.step(Micros::millis(ms), &at(ms), Some(&all)), Decision::Nothing, "{ms}");
+        assert!(decider.standing().memory_pressure);
+    }
+    assert_eq!(victim(&decider.step(Micros::millis(1_200), &at(1_200), Some(&all))), Some("a"));
+}
+
+#[test]
+fn stale_and_missing_readings_cause_no_kill() {
+    let pods = [pod("leak", 2_550)];
+    let all = candidates(&pods);
+    let s = |ms| sample(ms, 2_550, 0, Some(&pods));
+    let mut decider = Decider::new(&config());
+    assert_eq!(decider.step(Micros::millis(4_001), &s(1_000), Some(&all)), Decision::Nothing, "three intervals old");
+    assert_eq!(decider.step(Micros::millis(1_000), &s(1_000), Some(&all)), Decision::Nothing, "the same again");
+    let mut blind = s(1_030);
+    blind.kubepods = None;
+    assert_eq!(decider.step(Micros::millis(1_030), &blind, Some(&all)), Decision::Nothing);
+    let mut without = s(1_040);
+    without.kubepods.as_mut().unwrap().memory = None;
+    assert_eq!(decider.step(Micros::millis(1_040), &without, Some(&all)), Decision::Nothing);
+    let mut unlimited = s(1_050);
+    unlimited.kubepods.as_mut().unwrap().memory.as_mut().unwrap().limit = None;
+    assert_eq!(decider.step(Micros::millis(1_050), &unlimited, Some(&all)), Decision::Nothing);
+    assert_eq!(decider.step(Micros::millis(1_060), &s(1_060), Some(&[])), Decision::Nothing, "nobody could be read");
+    assert_eq!(victim(&decider.step(Micros::millis(1_080), &s(1_080), Some(&all))), Some("leak"));
+}
+
+#[test]
+fn without_a_threshold_nothing_is_done() {
+    let mut decider = Decider::new(&NodeConfig { eviction_hard: Vec::new(), ..config() });
+    for i in 0..20 {
+        assert_eq!(look(&mut decider, 1_000 + 20 * i, 0, &[pod("leak", 2_300 + 10 * i)]), Decision::Nothing);
+    }
+}
+
+#[test]
+fn one_victim_at_a_time_and_measured_again() {
+    let mut decider = Decider::new(&config());
+    let mut pods = vec![pod("a", 1_300), pod("b", 1_200)];
+    assert_eq!(victim(&look(&mut decider, 1_000, 0, &pods)), Some("a"));
+    assert_eq!(decider.awaited().map(PodUid::as_str), Some("a"));
+    pods[0].terminating = true;
+    // It goes slowly; nobody else does.
+    for (ms, anon) in [(1_020, 1_300), (1_100, 1_000), (1_200, 500)] {
+        pods[0].anon = anon;
+        assert_eq!(look(&mut decider, ms, 0, &pods), Decision::Nothing);
+        assert_eq!((decider.standing().waiting, decider.standing().pace.interval), (true, MIN_INTERVAL));
+    }
+    pods[0].anon = 200;
+    assert_eq!(look(&mut decider, 1_220, 0, &pods), Decision::Nothing);
+    assert_eq!(decider.awaited(), None);
+    pods.remove(0);
+    assert_eq!(look(&mut decider, 1_240, 0, &pods), Decision::Nothing, "enough is free");
+}
+
+#[test]
+fn a_victim_that_does_not_go() {
+    // Nothing grows: wait two seconds.
+    let mut decider = Decider::new(&config());
+    let mut pods = vec![pod("a", 1_300), pod("b", 1_200)];
+    assert_eq!(victim(&look(&mut decider, 1_000, 0, &pods)), Some("a"));
+    pods[0].terminating = true;
+    for i in 1..100 {
+        assert_eq!(look(&mut decider, 1_000 + 20 * i, 0, &pods), Decision::Nothing);
+    }
+    assert_eq!(victim(&look(&mut decider, 3_000, 0, &pods)), Some("b"));
+    // The other leaks on, with less than the reaction time left: take it after 100 ms.
+    let mut decider = Decider::new(&config());
+    let mut pods = vec![pod("a", 1_300), pod("b", 1_162)];
+    assert_eq!(victim(&look(&mut decider, 1_000, 0, &pods)), Some("a"));
+    pods[0].terminating = true;
+    for i in 1..5 {
+        pods[1].anon += 5;
+        assert_eq!(look(&mut decider, 1_000 + 20 * i, 0, &pods), Decision::Nothing);
+    }
+    pods[1].anon += 5;
+    assert_eq!(victim(&look(&mut decider, 1_100, 0, &pods)), Some("b"));
+}
+
+#[test]
+fn eviction_stops_when_the_minimum_reclaim_is_met() {
+    let mut decider = Decider::new(&NodeConfig { minimum_reclaim: Bytes::mib(500), ..config() });
+    let mut pods: Vec<Pod> = (0..9).map(|i| pod(&format!("p{i}"), 280)).collect();
+    let (mut ms, mut victims) = (1_000, 0);
+    while ms < 20_000 {
+        if let Decision::Evict(eviction) = look(&mut decider, ms, 0, &pods) {
+            victims += 1;
+            pods.retain(|p| p.name != eviction.victim.as_str());
+        }
+        ms += 50;
+    }
+    // 2560 - 2520 = 40 MiB are left at first and 600 are wanted: two pods of 280 are exactly enough.
+    assert_eq!((victims, pods.len()), (2, 7));
+    assert!(decider.standing().allocatable_available >= Some(Bytes::mib(600)));
+}
+
+#[test]
+fn the_condition_holds_for_its_time() {
+    let mut decider = Decider::new(&config());
+    look(&mut decider, 1_000, 0, &[pod("a", 2_500)]);
+    assert!(decider.standing().memory_pressure);
+    let mut ms = 2_000;
+    while ms < 301_000 {
+        look(&mut decider, ms, 0, &[pod("b", 100)]);
+        assert!(decider.standing().memory_pressure, "{ms}");
+        ms += 1_000;
+    }
+    look(&mut decider, 302_000, 0, &[pod("b", 100)]);
+    assert!(!decider.standing().memory_pressure);
+}
+
+fn any_pod(index: usize) -> impl Strategy<Value = Pod> {
+    (0_u64..900, 0_u64..900, -2_i32..3, 0_u8..6, 0_u8..6, proptest::option::of(-300_i64..300)).prop_map(
+        move |(anon, request, priority, critical, terminating, growth)| Pod {
+            name: format!("p{index}"),
+            anon,
+            request,
+            priority,
+            critical: critical == 0,
+            terminating: terminating == 0,
+            growth: growth.map(|g| g << 20),
+        },
+    )
+}
+
+fn any_pods() -> impl Strategy<Value = Vec<Pod>> {
+    (1_usize..8).prop_flat_map(|n| (0..n).map(any_pod).collect::<Vec<_>>())
+}
+
+proptest! {
+    #[test]
+    fn critical_and_terminating_pods_are_never_victims_and_no_victim_while_a_worse_ranked_one_exists(
+        looks in prop::collection::vec((any_pods(), 1_u64..700), 1..60),
+    ) {
+        let mut decider = Decider::new(&config());
+        let mut ms = 1_000;
+        for (pods, wait) in looks {
+            ms += wait;
+            let awaited = decider.awaited().cloned();
+            if let Decision::Evict(eviction) = look(&mut decider, ms, 0, &pods) {
+                let v = pods.iter().find(|p| p.name == eviction.victim.as_str()).unwrap();
+                prop_assert!(!v.critical && !v.terminating);
+                for other in pods.iter().filter(|p| !p.critical && !p.terminating && p.anon > 0) {
+                    if Some(other.name.as_str()) == awaited.as_ref().map(PodUid::as_str) {
+                        continue;
+                    }
+                    let over = |p: &Pod| p.anon > p.request;
+                    prop_assert!(over(v) || !over(other), "{v:?} before {other:?}");
+                    prop_assert!(over(v) != over(other) || v.priority <= other.priority, "{v:?} before {other:?}");
+                }
+                // Every kill has evidence: two signs, and the numbers.
+                for name in ["first_sign", "second_sign", "limit", "unreclaimable", "available", "threshold", "sample_age"] {
+                    prop_assert!(eviction.evidence.iter().any(|(n, v)| n == name && !v.is_empty()), "{name}");
+                }
+                prop_assert_eq!(&eviction.ranking[0].uid, &eviction.victim);
+                // The counter is the truth: the threshold is crossed, or will be within the reaction time.
+                prop_assert!(eviction.available < eviction.threshold || eviction.forecast.is_some_and(|f| f.time_to_oom <= REACTION));
+            }
+        }
+    }
+
+    #[test]
+    fn the_same_trace_gives_the_same_decisions_whatever_the_order_of_pods(
+        looks in prop::collection::vec((any_pods(), 1_u64..300), 1..30),
+    ) {
+        let (mut one, mut other) = (Decider::new(&config()), Decider::new(&config()));
+        let mut ms = 1_000;
+        for (mut pods, wait) in looks {
+            ms += wait;
+            let first = look(&mut one, ms, 0, &pods);
+            pods.reverse();
+            prop_assert_eq!(first, look(&mut other, ms, 0, &pods));
+            prop_assert_eq!(one.standing(), other.standing());
+        }
+    }
+
+    #[test]
+    fn stale_samples_never_kill(anon in 0_u64..2_560, age in 3_001_u64..100_000, n in 1_u64..20) {
+        let mut decider = Decider::new(&config());
+        for i in 0..n {
+            let s = sample(1_000 + i, anon, 0, Some(&[]));
+            let all = candidates(&[pod("a", anon)]);
+            prop_assert_eq!(decider.step(Micros::millis(1_000 + i + age), &s, Some(&all)), Decision::Nothing);
+        }
+    }
+
+    #[test]
+    fn at_most_one_rise_of_memory_pressure_per_hold_window(
+        looks in prop::collection::vec((any::<bool>(), 100_u64..100_000), 1..80),
+    ) {
+        let mut decider = Decider::new(&config());
+        let (mut ms, mut was, mut rises, mut falls) = (1_000, false, Vec::new(), Vec::new());
+        for (full, wait) in looks {
+            ms += wait;
+            look(&mut decider, ms, 0, &[pod("a", if full { 2_500 } else { 100 })]);
+            let is = decider.standing().memory_pressure;
+            if is != was {
+                if is { rises.push(ms) } else { falls.push(ms) }
+            }
+            was = is;
+        }
+        prop_assert!(rises.windows(2).all(|w| w[1] - w[0] >= 300_000), "{rises:?}");
+        prop_assert!(falls.windows(2).all(|w| w[1] - w[0] >= 300_000), "{falls:?}");
+    }
+
+    #[test]
+    fn between_two_victims_the_first_is_gone_or_two_seconds_pass_or_the_end_is_near(
+        looks in prop::collection::vec((any_pods(), 1_u64..700), 2..60),
+    ) {
+        let mut decider = Decider::new(&config());
+        let mut ms = 1_000;
+        let mut last: Option<(String, u64, u64)> = None;
+        for (pods, wait) in looks {
+            ms += wait;
+            if let Some((name, _, _)) = &last && decider.awaited().is_none_or(|uid| uid.as_str() != name) {
+                last = None;
+            }
+            if let Decision::Evict(eviction) = look(&mut decider, ms, 0, &pods) {
+                if let Some((name, at, held)) = &last {
+                    let still = pods.iter().find(|p| p.name == *name).map_or(0, |p| p.anon);
+                    let near = eviction.forecast.is_some_and(|f| f.time_to_oom <= REACTION) && still * 10 >= held * 9;
+                    prop_assert!(ms - at >= 2_000 || near, "{name} {still} of {held}");
+                }
+                let held = pods.iter().find(|p| p.name == eviction.victim.as_str()).map_or(0, |p| p.anon);
+                last = Some((eviction.victim.to_string(), ms, held));
+            }
+        }
+    }
+}
