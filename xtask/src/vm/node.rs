@@ -5,7 +5,7 @@
 //! `curl` run on the host.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{self, IsTerminal, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
@@ -17,7 +17,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::machine::{DEFAULT_KERNEL, Options, Payload, SERVER_PORT, Vm};
 use crate::ctx::{self, Ctx};
-use crate::run::RunArgs;
+use crate::run::{self, RunArgs};
 use crate::{ebpf, images};
 
 const CONFIG: &str = include_str!("guest/config.yaml");
@@ -28,6 +28,8 @@ const CONFIG_FILE: &str = "/etc/beelet/config.yaml";
 const MANIFESTS: &str = "/etc/beelet/manifests";
 const ROOT_DIR: &str = "/var/lib/beelet";
 const LOG: &str = "/var/log/beelet.log";
+/// The guest's address in QEMU's user network.
+const ADDRESS: &str = "10.0.2.15";
 const PROBE: &str = "/usr/local/bin/kernel_probe";
 const IMAGES: &str = "/var/lib/images";
 /// Emulation is slow: the agent may take this long until its server answers.
@@ -56,7 +58,7 @@ impl Node {
         let script = format!(
             "cgroup=/sys/fs/cgroup/system.slice/beelet.service; mkdir -p $cgroup; echo 0 > $cgroup/cgroup.procs
              exec {AGENT} run --manifests {MANIFESTS} --config {CONFIG_FILE} --root-dir {ROOT_DIR} --bpf-object {OBJECT} \
-             >> {LOG} 2>&1 < /dev/null"
+             --node-ip {ADDRESS} >> {LOG} 2>&1 < /dev/null"
         );
         self.vm.exec(&["sh", "-c", "setsid sh -c \"$0\" > /dev/null 2>&1 &", &script])?;
         Ok(())
@@ -140,17 +142,16 @@ pub(crate) fn run_in_vm(ctx: &Ctx, args: &RunArgs) -> Result<()> {
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP] {
         signal_hook::flag::register(signal, Arc::clone(&stop))?;
     }
-    let time = args.time.as_deref().map(duration).transpose()?;
-    let samples = ctx.root.join("deploy/samples");
-    let manifests = args.manifests.as_deref().unwrap_or(&samples);
-    ensure!(manifests.is_dir(), "no folder {}", manifests.display());
+    let time = args.time.as_deref().map(run::duration).transpose()?;
+    let manifests = args.manifests.clone().unwrap_or_else(|| run::samples(ctx));
+    ensure!(manifests.is_dir(), "there is no folder {}", manifests.display());
 
     let step = ctx::step("building the agent and its eBPF object");
-    let agent = build(ctx, &["-p", "beelet", "--bin", "beelet"], "beelet")?;
+    let agent = run::build_agent(ctx)?;
     ebpf::build(ctx)?;
     step.done();
     let step = ctx::step("starting a node in the VM");
-    let node = Node::up(ctx, &agent, manifests, args.config.as_deref())?;
+    let node = Node::up(ctx, &agent, &manifests, args.config.as_deref())?;
     step.done();
     let server = node.server()?;
     ctx::note(format!("metrics: curl http://{server}/metrics"));
@@ -168,10 +169,14 @@ pub(crate) fn run_in_vm(ctx: &Ctx, args: &RunArgs) -> Result<()> {
 fn watch(node: &Node, table: &mut Child, time: Option<Duration>, stop: &AtomicBool) -> Result<()> {
     let started = Instant::now();
     let mut checked = Instant::now();
+    let mut table_runs = true;
     while !stop.load(Ordering::Relaxed) && time.is_none_or(|time| started.elapsed() < time) {
-        if let Some(status) = table.try_wait()? {
-            ensure!(status.success(), "`beelet top` ended: {status}");
-            return Ok(());
+        if table_runs && let Some(status) = table.try_wait()? {
+            table_runs = false;
+            if status.success() && io::stdout().is_terminal() {
+                return Ok(());
+            }
+            ctx::note(format!("`beelet top` ended ({status}); the node goes on"));
         }
         if checked.elapsed() > Duration::from_secs(5) {
             checked = Instant::now();
@@ -190,19 +195,6 @@ fn build(ctx: &Ctx, what: &[&str], file: &str) -> Result<PathBuf> {
     cargo.current_dir(&ctx.root).env("CARGO_TARGET_DIR", &ctx.target).args(["build", "--quiet"]).args(what);
     ctx::run(&mut cargo).with_context(|| format!("{} does not build", what.join(" ")))?;
     Ok(ctx.target.join("debug").join(file))
-}
-
-/// `90s`, `5m`, `1h`.
-fn duration(text: &str) -> Result<Duration> {
-    let (number, unit) = text.split_at(text.len() - text.len().min(1));
-    let factor = match unit {
-        "s" => 1,
-        "m" => 60,
-        "h" => 3600,
-        _ => bail!("`{text}` is no time: want 90s, 5m or 1h"),
-    };
-    let number: u64 = number.parse().with_context(|| format!("`{text}` is no time: want 90s, 5m or 1h"))?;
-    Ok(Duration::from_secs(number * factor))
 }
 
 /// A named check of a running VM.
@@ -310,17 +302,4 @@ fn command_dies_with_its_caller(vm: &Vm) -> Result<()> {
         std::thread::sleep(Duration::from_millis(200));
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_are_read() {
-        assert_eq!(duration("90s").unwrap(), Duration::from_secs(90));
-        assert_eq!(duration("2m").unwrap(), Duration::from_secs(120));
-        assert!(duration("90").is_err());
-        assert!(duration("").is_err());
-    }
 }
