@@ -87,7 +87,7 @@ fn main() -> ExitCode {
         match cli.command {
             Command::Run(args) => run(args).await,
             Command::Top(args) => beelet::top::run(args).await.map_err(Into::into),
-            Command::Explain(args) => beelet::top::explain(args).await.map_err(Into::into),
+            Command::Explain(args) => beelet::top::run_explain(args).await.map_err(Into::into),
         }
     });
     match result {

@@ -18,6 +18,7 @@ mod executor;
 mod journal;
 mod killer;
 mod knobs;
+mod memory;
 mod pod_ops;
 #[cfg(test)]
 mod tests;
@@ -27,4 +28,5 @@ pub use executor::{Executor, Parts};
 pub use journal::{Journal, JournalError, Restore};
 pub use killer::KillCounts;
 pub use knobs::KnobCounts;
+pub use memory::{MemoryError, TerminalStore};
 pub use pod_ops::{PodRuntime, time_limit};

@@ -17,9 +17,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
-use crate::act::executor::Executor;
-use crate::act::memory::TerminalStore;
-use crate::cgroup::tree::Tree;
+use crate::act::{CriRuntime, Executor, TerminalStore};
 use crate::clock::Clock;
 use crate::measure::{Command, Sampler, Target};
 use crate::report::Published;
@@ -35,8 +33,8 @@ pub(super) struct Cycle {
     pub(super) clock: Clock,
     pub(super) events: mpsc::UnboundedReceiver<Event>,
     pub(super) samples: mpsc::Receiver<Sample>,
-    pub(super) executor: Executor,
-    pub(super) tree: Option<Arc<Tree>>,
+    /// `None` beside a kubelet: there is nobody who could act.
+    pub(super) executor: Option<Executor<CriRuntime>>,
     pub(super) sampler: Sampler,
     pub(super) relist: Arc<Notify>,
     pub(super) store: TerminalStore,
@@ -45,7 +43,7 @@ pub(super) struct Cycle {
 
 impl Cycle {
     /// Runs until it is told to stop.
-    pub(super) async fn run(mut self, stop: CancellationToken) -> Executor {
+    pub(super) async fn run(mut self, stop: CancellationToken) -> Option<Executor<CriRuntime>> {
         let mut wake: Option<Instant> = None;
         let mut publish = Instant::now();
         let mut dirty = true;
@@ -91,8 +89,15 @@ impl Cycle {
         let now = self.clock.now();
         for action in self.world.step(event, now) {
             match action {
-                Action::Pod { .. } | Action::Kill { .. } | Action::Knob(_) => self.executor.execute(action),
-                Action::Cgroups(cgroups) => self.make(&cgroups),
+                Action::Pod { .. } | Action::Kill { .. } | Action::Knob(_) | Action::Cgroups(_) => {
+                    let left = match &self.executor {
+                        Some(executor) => executor.execute(action),
+                        None => Some(action),
+                    };
+                    if let Some(left) = left {
+                        error!(?left, "an action that nobody executes; beside a kubelet nothing may be done");
+                    }
+                }
                 Action::Relist => self.relist.notify_one(),
                 Action::SampleEvery { interval, all_pods } => self.sampler.tell(Command::Pace { interval, all_pods }),
                 Action::WakeAt(at) => {
@@ -109,15 +114,6 @@ impl Cycle {
                     }
                 }
                 Action::Record(record) => tell(&record),
-            }
-        }
-    }
-
-    fn make(&self, cgroups: &[beelet_core::event::PodCgroup]) {
-        let Some(tree) = &self.tree else { return };
-        for cgroup in cgroups {
-            if let Err(error) = tree.ensure(cgroup) {
-                error!(%error, cgroup = cgroup.path, "FailedNodeAllocatableEnforcement: a cgroup above the pods' cannot be set");
             }
         }
     }
@@ -162,7 +158,7 @@ fn tell(record: &Record) {
 
 /// Lists what the runtime has, whenever asked and at least every `period`, never twice at once.
 pub(super) async fn list(
-    runtime: crate::runtime::Runtime,
+    runtime: Arc<crate::runtime::Runtime>,
     clock: Clock,
     relist: Arc<Notify>,
     period: tokio::sync::watch::Receiver<Micros>,

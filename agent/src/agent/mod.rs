@@ -22,26 +22,24 @@ use beelet_core::World;
 use beelet_core::event::Event;
 use beelet_core::units::Micros;
 use beelet_ebpf_common::program;
-use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::act::executor::{Executor, ExecutorParts};
-use crate::act::journal::Journal;
-use crate::act::memory::{MemoryError, TerminalStore};
-use crate::cgroup::layout::Hierarchies;
-use crate::cgroup::tree::Tree;
+use crate::act::{CriRuntime, Executor, Journal, JournalError, MemoryError, Parts, TerminalStore};
+use crate::cgroup::{Hierarchies, Tree};
 use crate::clock::Clock;
 use crate::config::{Config, ConfigError};
 use crate::kernel::cgroup::{CgroupError, CgroupLayout};
 use crate::kernel::loader::{Programs, Switches};
 use crate::kernel::preflight;
 use crate::measure::{Command, Sampler, SamplerParts};
-use crate::report::{AgentReport, Capability, Manifests, Metrics, MetricsError, Program, Published, SelfReport};
+use crate::report::metrics::MetricsError;
+use crate::report::{AgentReport, Capability, Manifests, Program, Published, SelfReport};
 use crate::runtime::{NodeEnv, Runtime, RuntimeError};
-use crate::server::{self, ServerState};
+use crate::server::{self, ServerError, ServerState};
 use crate::sources::SourceState;
+use crate::volumes::Volumes;
 
 /// Where pods come from.
 #[derive(Clone, Debug)]
@@ -107,23 +105,18 @@ pub enum AgentError {
     Memory(#[from] MemoryError),
     /// The journal.
     #[error(transparent)]
-    Journal(#[from] crate::act::journal::JournalError),
+    Journal(#[from] JournalError),
     /// The runtime's endpoint is not one.
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
     /// The server's address cannot be had.
-    #[error("cannot listen on {address}: {source}; free the port, or set `address` and `readOnlyPort` in the configuration")]
-    Bind {
-        /// The address.
-        address: SocketAddr,
-        /// Why.
-        source: std::io::Error,
-    },
+    #[error("{0} (`address` and `readOnlyPort`, else `port`, in the configuration)")]
+    Bind(#[from] ServerError),
     /// The metrics contradict each other.
     #[error(transparent)]
     Metrics(#[from] MetricsError),
     /// No thread.
-    #[error("the sampler's thread cannot be started: {0}")]
+    #[error("a thread cannot be started: {0}")]
     Thread(std::io::Error),
 }
 
@@ -164,12 +157,6 @@ pub async fn run(
         tree.create(&node.kubepods)?;
     }
     let pods_root = pods_root(&layout, &node.kubepods);
-    let journal = Journal::open(&options.root)?;
-    if let Some(tree) = &tree {
-        for line in journal.recover(tree) {
-            info!("{line}");
-        }
-    }
 
     // What measures.
     let switches = switches(&options.config);
@@ -198,10 +185,10 @@ pub async fn run(
     if host_ip.is_empty() {
         warn!("this node has no address but loopback; status.hostIP is empty (give one with --node-ip)");
     }
-    let runtime = Runtime::connect(
+    let runtime = Arc::new(Runtime::connect(
         &format!("unix://{}", kubelet.runtime_socket.display()),
         Duration::from_micros(kubelet.runtime_timeout.0),
-    )?;
+    )?);
     let env = NodeEnv {
         node_name: options.node_name.clone(),
         host_ips: vec![host_ip.clone()],
@@ -211,13 +198,19 @@ pub async fn run(
         cgroup_v2: machine.cgroup_v2,
         seccomp_default: false,
     };
-    let executor = Executor::spawn(ExecutorParts {
-        runtime: runtime.clone(),
-        env,
-        tree: tree.clone(),
-        journal,
-        events: events_to.clone(),
-    });
+    let executor = match tree {
+        Some(tree) => Some(
+            Executor::spawn(Parts {
+                tree,
+                volumes: Arc::new(Volumes::new(&options.root, &kubelet.pod_logs_dir)),
+                runtime: Arc::new(CriRuntime { runtime: Arc::clone(&runtime), node: Arc::new(env) }),
+                journal: Journal::open(options.root.join("journal"))?,
+                events: events_to.clone(),
+            })
+            .map_err(AgentError::Thread)?,
+        ),
+        None => None,
+    };
     let store = TerminalStore::open(&options.root)?;
     let (ends, torn) = store.load()?;
     for file in torn {
@@ -235,11 +228,9 @@ pub async fn run(
         capabilities: capabilities(&layout, &pods_root, &programs),
         ..SelfReport::default()
     });
-    let address = kubelet.server_address();
-    let listener = TcpListener::bind(address).await.map_err(|source| AgentError::Bind { address, source })?;
-    let address = listener.local_addr().map_err(|source| AgentError::Bind { address, source })?;
-    let metrics = Metrics::new(published.clone(), report.clone())?;
-    let state = ServerState::new(published.clone(), manifests.clone(), report.clone(), metrics);
+    let listener = server::bind(kubelet.server_address()).await?;
+    let address = listener.local_addr().unwrap_or_else(|_| kubelet.server_address());
+    let state = ServerState::new(published.clone(), report.clone(), manifests.clone())?;
     let serving = tokio::spawn(server::serve(listener, state, stop.clone()));
     info!(%address, "serving /metrics, /pods, /healthz and /debug");
     if let Some(started) = started {
@@ -249,9 +240,9 @@ pub async fn run(
     // What wakes.
     let (relist, period) = (Arc::new(Notify::new()), watch::channel(Micros::secs(1)));
     let mut tasks = tokio::task::JoinSet::new();
-    let runtime_events = watchers::runtime_events(runtime.clone(), Arc::clone(&relist), period.0, report.clone());
+    let runtime_events = watchers::runtime_events(Arc::clone(&runtime), Arc::clone(&relist), period.0, report.clone());
     tasks.spawn(runtime_events);
-    tasks.spawn(cycle::list(runtime.clone(), clock, Arc::clone(&relist), period.1, events_to.clone()));
+    tasks.spawn(cycle::list(Arc::clone(&runtime), clock, Arc::clone(&relist), period.1, events_to.clone()));
     tasks.spawn(watchers::pressure(layout.clone(), pods_root.clone(), sampler.clone(), report.clone()));
     tasks.spawn(watchers::memory_events(layout.clone(), pods_root, sampler.clone(), report.clone()));
     match programs.take_events() {
@@ -273,7 +264,6 @@ pub async fn run(
         events,
         samples,
         executor,
-        tree,
         sampler: sampler.clone(),
         relist,
         store,
@@ -282,7 +272,9 @@ pub async fn run(
     let executor = cycle.run(stop).await;
     tasks.shutdown().await;
     sampler.tell(Command::Stop);
-    executor.restore().await;
+    if let Some(executor) = executor {
+        executor.stop().await;
+    }
     if thread.join().is_err() {
         warn!("the sampler ended in a panic");
     }

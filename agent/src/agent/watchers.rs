@@ -19,9 +19,8 @@ use crate::kernel::memory_events::MemoryEvents;
 use crate::kernel::psi::{PsiTrigger, Stalled, Threshold, Wake};
 use crate::measure::{Command, Sampler};
 use crate::report::{AgentReport, Manifests, SelfReport};
-use crate::runtime::Runtime;
-use crate::runtime::events::Wake as RuntimeWake;
-use crate::sources::{FolderSource, SourceState};
+use crate::runtime::{Runtime, Wake as RuntimeWake};
+use crate::sources::{self, FolderSource, SourceState};
 
 /// The distance of listings where the runtime tells of changes by itself.
 const RELIST_WITH_EVENTS: Micros = Micros::secs(10);
@@ -32,7 +31,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 /// Listens to the runtime's events, and sets the distance of listings by whether it has any.
 pub(super) async fn runtime_events(
-    runtime: Runtime,
+    runtime: Arc<Runtime>,
     relist: Arc<Notify>,
     period: watch::Sender<Micros>,
     report: AgentReport,
@@ -157,30 +156,30 @@ pub(super) async fn wishes(
     events: mpsc::UnboundedSender<Event>,
 ) {
     let mut states = match source {
-        PodSource::Folder(path) => FolderSource::spawn(path, options.node_name.clone(), options.config.kubelet.file_check),
+        PodSource::Folder(path) => {
+            let rescan = Duration::from_micros(options.config.kubelet.file_check.0);
+            FolderSource::spawn(path, options.node_name, sources::Options { rescan, ..sources::Options::default() })
+        }
         PodSource::Channel(states) => states,
         PodSource::None => return,
     };
-    let mut last: Option<Arc<SourceState>> = None;
     loop {
-        let state = states.borrow_and_update().clone();
-        if state.ready && last.as_ref().is_none_or(|l| !Arc::ptr_eq(l, &state)) {
-            manifests.publish(state.manifests.clone());
-            let event = Event::Pods { pods: state.pods.clone(), rejected: state.rejected.clone() };
+        let state: Arc<SourceState> = states.borrow_and_update().clone();
+        if let Some(event) = state.event() {
+            manifests.publish(state.originals.clone());
             if events.send(event).is_err() {
                 return;
             }
-            last = Some(state);
         }
         if states.changed().await.is_err() {
             debug!("the pod source ended; pods go on as they are");
-            std::future::pending::<()>().await;
+            return;
         }
     }
 }
 
 /// Keeps the report of the agent itself fresh.
-pub(super) async fn self_report(programs: Programs, runtime: Runtime, sampler: Sampler, report: AgentReport) {
+pub(super) async fn self_report(programs: Programs, runtime: Arc<Runtime>, sampler: Sampler, report: AgentReport) {
     loop {
         let health = sampler.health();
         let count = |n: &std::sync::atomic::AtomicU64| n.load(Ordering::Relaxed);

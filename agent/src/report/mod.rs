@@ -68,7 +68,7 @@ pub type Published = Latest<Snapshot>;
 pub type AgentReport = Latest<SelfReport>;
 
 /// The manifests that pods came from, for `/pods`; pods that somebody else started are not in it.
-pub type Manifests = Latest<BTreeMap<PodUid, Pod>>;
+pub type Manifests = Latest<BTreeMap<PodUid, Arc<Pod>>>;
 
 /// What the agent knows about itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

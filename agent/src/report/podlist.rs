@@ -7,6 +7,7 @@
 //! Terms: the condition `beelet.dev/Healthy` is the verdict; its message is the evidence.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use beelet_core::event::{Exit, Rejected};
 use beelet_core::health::Health;
@@ -28,8 +29,8 @@ const ORIGIN: &str = "beelet.dev/origin";
 
 /// The PodList of a picture. `host_ip` is "" where unknown.
 #[must_use]
-pub fn pod_list(picture: &Snapshot, manifests: &BTreeMap<PodUid, Pod>, host_ip: &str) -> List<Pod> {
-    let pods = picture.pods.iter().map(|view| pod(view, manifests.get(view.uid()), &picture.node.name, host_ip));
+pub fn pod_list(picture: &Snapshot, manifests: &BTreeMap<PodUid, Arc<Pod>>, host_ip: &str) -> List<Pod> {
+    let pods = picture.pods.iter().map(|view| pod(view, manifests.get(view.uid()).map(|pod| &**pod), &picture.node.name, host_ip));
     let rejected = picture.rejected.iter().map(|r| refused(r, &picture.node.name));
     List { items: pods.chain(rejected).collect(), ..List::default() }
 }
@@ -318,7 +319,7 @@ mod tests {
     use super::*;
     use serde_json::{Value, json};
 
-    fn list(picture: &Snapshot, manifests: &BTreeMap<PodUid, Pod>) -> Value {
+    fn list(picture: &Snapshot, manifests: &BTreeMap<PodUid, Arc<Pod>>) -> Value {
         serde_json::to_value(pod_list(picture, manifests, "192.0.2.1")).unwrap()
     }
 
