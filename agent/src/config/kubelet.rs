@@ -1,0 +1,502 @@
+//! The KubeletConfiguration, the fields that beelet acts on.
+//!
+//! Problem: people have this file already, with defaults that they rely on without having written them.
+//! Approach: the file's own names; defaults of release 1.37 (kubelet's config/v1beta1/defaults.go); each value is checked here
+//! once and kept in the type it is used as. What is known but not acted on yet is in [`super::known`].
+//!
+//! Property: a value of zero counts as unset wherever the kubelet's does (`port: 0`, `maxPods: 0`, a duration of `0s`).
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+use beelet_core::event::ResourceList;
+use beelet_core::evict::Threshold;
+use beelet_core::quantity::{Quantity, parse_bytes, parse_cpu};
+use beelet_core::units::{Bytes, Micros, MilliCpu, Ppm};
+use serde::Deserialize;
+
+use super::duration::Duration;
+use super::known;
+use super::tree::{Fault, Node, Value, did_you_mean, join};
+
+/// `apiVersion` of the kubelet's file.
+pub const API_VERSION: &str = "kubelet.config.k8s.io/v1beta1";
+/// Its `kind`.
+pub const KIND: &str = "KubeletConfiguration";
+
+/// The kubelet's settings that beelet acts on, each by its name in the file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kubelet {
+    /// `address`, default 0.0.0.0.
+    pub address: IpAddr,
+    /// `port`, default 10250.
+    pub port: u16,
+    /// `readOnlyPort`; 0 for none.
+    pub read_only_port: u16,
+    /// `staticPodPath`: the folder of manifests, or one file.
+    pub static_pod_path: Option<PathBuf>,
+    /// `fileCheckFrequency`, default 20 s.
+    pub file_check: Micros,
+    /// `syncFrequency`, default 1 min.
+    pub sync: Micros,
+    /// `podLogsDir`, default /var/log/pods.
+    pub pod_logs_dir: PathBuf,
+    /// `cgroupRoot`, without slashes at its ends.
+    pub cgroup_root: String,
+    /// `cpuCFSQuota`, default true.
+    pub cpu_quota: bool,
+    /// `cpuCFSQuotaPeriod`, default 100 ms.
+    pub cpu_period: Micros,
+    /// `maxPods`, default 110.
+    pub max_pods: u32,
+    /// `evictionHard`, its thresholds of memory.available.
+    pub eviction_hard: Vec<Threshold>,
+    /// `evictionMinimumReclaim` of memory.available.
+    pub minimum_reclaim: Threshold,
+    /// `evictionPressureTransitionPeriod`, default 5 min.
+    pub pressure_transition: Micros,
+    /// `systemReserved`.
+    pub system_reserved: ResourceList,
+    /// `kubeReserved`.
+    pub kube_reserved: ResourceList,
+    /// `enforceNodeAllocatable` names `pods` (the default): kubepods gets the memory limit.
+    pub enforce_pods: bool,
+    /// `failCgroupV1`, default true.
+    pub fail_cgroup_v1: bool,
+    /// `containerRuntimeEndpoint`: the path of its socket.
+    pub runtime_socket: PathBuf,
+    /// `runtimeRequestTimeout`, default 2 min.
+    pub runtime_timeout: Micros,
+    /// `crashLoopBackOff.maxContainerRestartPeriod`, default 300 s.
+    pub max_backoff: Micros,
+    /// `clusterDomain`, "" for none.
+    pub cluster_domain: String,
+    /// `clusterDNS`.
+    pub cluster_dns: Vec<IpAddr>,
+    /// `resolvConf`, default /etc/resolv.conf; `None` where it is "" (no DNS).
+    pub resolv_conf: Option<PathBuf>,
+    /// `oomScoreAdj`, default -999.
+    pub oom_score_adj: i32,
+}
+
+impl Default for Kubelet {
+    fn default() -> Self {
+        Self {
+            address: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            port: 10_250,
+            read_only_port: 0,
+            static_pod_path: None,
+            file_check: Micros::secs(20),
+            sync: Micros::secs(60),
+            pod_logs_dir: PathBuf::from("/var/log/pods"),
+            cgroup_root: String::new(),
+            cpu_quota: true,
+            cpu_period: Micros::millis(100),
+            max_pods: 110,
+            eviction_hard: vec![Threshold::default()],
+            minimum_reclaim: Threshold::Quantity(Bytes::ZERO),
+            pressure_transition: Micros::secs(300),
+            system_reserved: ResourceList::default(),
+            kube_reserved: ResourceList::default(),
+            enforce_pods: true,
+            fail_cgroup_v1: true,
+            runtime_socket: PathBuf::from("/run/containerd/containerd.sock"),
+            runtime_timeout: Micros::secs(120),
+            max_backoff: Micros::secs(300),
+            cluster_domain: String::new(),
+            cluster_dns: Vec::new(),
+            resolv_conf: Some(PathBuf::from("/etc/resolv.conf")),
+            oom_score_adj: -999,
+        }
+    }
+}
+
+impl Kubelet {
+    /// Where to serve. Until TLS is there all is plain HTTP without authentication: on `readOnlyPort`, whose upstream meaning is
+    /// exactly that; without one on `port`.
+    #[must_use]
+    pub fn server_address(&self) -> SocketAddr {
+        SocketAddr::new(self.address, if self.read_only_port == 0 { self.port } else { self.read_only_port })
+    }
+
+    /// The kubepods cgroup, relative to the hierarchies' roots: `kubepods`, `bed/kubepods`.
+    #[must_use]
+    pub fn kubepods(&self) -> String {
+        if self.cgroup_root.is_empty() { "kubepods".to_owned() } else { format!("{}/kubepods", self.cgroup_root) }
+    }
+}
+
+/// The document as it is written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Document {
+    address: Option<String>,
+    port: u16,
+    read_only_port: u16,
+    static_pod_path: String,
+    file_check_frequency: Duration,
+    sync_frequency: Duration,
+    pod_logs_dir: String,
+    cgroup_root: String,
+    cgroup_driver: String,
+    #[serde(rename = "cpuCFSQuota")]
+    cpu_cfs_quota: Option<bool>,
+    #[serde(rename = "cpuCFSQuotaPeriod")]
+    cpu_cfs_quota_period: Option<Duration>,
+    max_pods: u32,
+    eviction_hard: Option<BTreeMap<String, String>>,
+    eviction_soft: BTreeMap<String, String>,
+    eviction_soft_grace_period: BTreeMap<String, Duration>,
+    eviction_pressure_transition_period: Duration,
+    eviction_minimum_reclaim: BTreeMap<String, String>,
+    merge_default_eviction_settings: bool,
+    system_reserved: BTreeMap<String, String>,
+    kube_reserved: BTreeMap<String, String>,
+    enforce_node_allocatable: Option<Vec<String>>,
+    #[serde(rename = "failCgroupV1")]
+    fail_cgroup_v1: Option<bool>,
+    container_runtime_endpoint: String,
+    runtime_request_timeout: Duration,
+    crash_loop_back_off: CrashLoop,
+    cluster_domain: String,
+    #[serde(rename = "clusterDNS")]
+    cluster_dns: Vec<String>,
+    resolv_conf: Option<String>,
+    oom_score_adj: Option<i32>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct CrashLoop {
+    max_container_restart_period: Option<Duration>,
+}
+
+/// The names in [`Document`]; a test keeps the two together.
+const HONOURED: &[&str] = &[
+    "address",
+    "port",
+    "readOnlyPort",
+    "staticPodPath",
+    "fileCheckFrequency",
+    "syncFrequency",
+    "podLogsDir",
+    "cgroupRoot",
+    "cgroupDriver",
+    "cpuCFSQuota",
+    "cpuCFSQuotaPeriod",
+    "maxPods",
+    "evictionHard",
+    "evictionSoft",
+    "evictionSoftGracePeriod",
+    "evictionPressureTransitionPeriod",
+    "evictionMinimumReclaim",
+    "mergeDefaultEvictionSettings",
+    "systemReserved",
+    "kubeReserved",
+    "enforceNodeAllocatable",
+    "failCgroupV1",
+    "containerRuntimeEndpoint",
+    "runtimeRequestTimeout",
+    "crashLoopBackOff",
+    "clusterDomain",
+    "clusterDNS",
+    "resolvConf",
+    "oomScoreAdj",
+];
+
+/// pkg/kubelet/eviction/api/types.go.
+const SIGNALS: &[&str] = &[
+    "memory.available",
+    "allocatableMemory.available",
+    "nodefs.available",
+    "nodefs.inodesFree",
+    "imagefs.available",
+    "imagefs.inodesFree",
+    "containerfs.available",
+    "containerfs.inodesFree",
+    "pid.available",
+];
+const MEMORY: &str = "memory.available";
+
+/// Reads a KubeletConfiguration; `warn` takes line and text of what is accepted but not as it stands.
+pub(super) fn read(node: &Node, warn: &mut dyn FnMut(u64, String)) -> Result<Kubelet, Fault> {
+    let Value::Map(fields) = &node.value else {
+        return Err(Fault { line: node.line, ..Fault::new("", "fields (name: value) are wanted") });
+    };
+    let mut ours = Vec::new();
+    for (name, line, value) in fields {
+        if HONOURED.contains(&name.as_str()) {
+            ours.push((name.clone(), *line, value.clone()));
+        } else if let Some((_, default)) = known::FIELDS.iter().find(|(known, _)| known == name) {
+            if !known::is_default(default, value) {
+                warn(*line, format!("{name}: not supported yet; the default is in effect"));
+            }
+        } else if !["apiVersion", "kind"].contains(&name.as_str()) {
+            let all = HONOURED.iter().copied().chain(known::FIELDS.iter().map(|(known, _)| *known));
+            return Err(Fault {
+                line: *line,
+                ..Fault::new(name.as_str(), format!("unknown field{}", did_you_mean(name, all)))
+            });
+        }
+    }
+    let line_of = |field: &str| {
+        let root = field.split(['.', '[']).next().unwrap_or_default();
+        fields.iter().find(|(name, ..)| name == root).map_or(node.line, |(_, line, _)| *line)
+    };
+    let document: Document = Node { line: node.line, value: Value::Map(ours) }.read("")?;
+    resolve(document, &mut |field, text| warn(line_of(field), format!("{field}: {text}")))
+        .map_err(|fault| if fault.line == 0 { Fault { line: line_of(&fault.path), ..fault } } else { fault })
+}
+
+fn resolve(document: Document, warn: &mut dyn FnMut(&str, &str)) -> Result<Kubelet, Fault> {
+    let default = Kubelet::default();
+    let or = |value: Duration, default: Micros| if value.0 == Micros::ZERO { default } else { value.0 };
+    let path = |text: String, default: PathBuf| if text.is_empty() { default } else { PathBuf::from(text) };
+    let address = document.address.as_deref().filter(|a| !a.is_empty());
+    if document.port != 0 && document.read_only_port == 0 {
+        warn("port", "served as plain HTTP without authentication: TLS is not supported yet");
+    }
+    match document.cgroup_driver.as_str() {
+        "" | "cgroupfs" => {}
+        "systemd" => {
+            return Err(Fault::new(
+                "cgroupDriver",
+                "\"systemd\" is not supported yet: set cgroupfs, here and in containerd",
+            ));
+        }
+        other => {
+            return Err(Fault::new("cgroupDriver", format!("{other:?} is not a driver: cgroupfs is, systemd will be")));
+        }
+    }
+    let cpu_period = document.cpu_cfs_quota_period.map_or(default.cpu_period, |d| d.0);
+    if cpu_period < Micros::millis(1) || cpu_period > Micros::secs(1) {
+        return Err(Fault::new("cpuCFSQuotaPeriod", format!("{cpu_period} is not between 1ms and 1s")));
+    }
+    let max_backoff = document.crash_loop_back_off.max_container_restart_period.map_or(default.max_backoff, |d| d.0);
+    if max_backoff < Micros::secs(1) || max_backoff > Micros::secs(300) {
+        let field = "crashLoopBackOff.maxContainerRestartPeriod";
+        return Err(Fault::new(field, format!("{max_backoff} is not between 1s and 300s")));
+    }
+    let oom_score_adj = document.oom_score_adj.unwrap_or(default.oom_score_adj);
+    if !(-1000..=1000).contains(&oom_score_adj) {
+        return Err(Fault::new("oomScoreAdj", format!("{oom_score_adj} is not between -1000 and 1000")));
+    }
+    let eviction_hard = match &document.eviction_hard {
+        None => default.eviction_hard,
+        Some(given) => hard_thresholds(given, document.merge_default_eviction_settings, warn)?,
+    };
+    for (name, text) in &document.eviction_soft {
+        signal("evictionSoft", name)?;
+        threshold("evictionSoft", name, text)?;
+        if !document.eviction_soft_grace_period.contains_key(name) {
+            let field = join("evictionSoftGracePeriod", name);
+            return Err(Fault::new(field, format!("missing: evictionSoft sets {name}, so it needs its grace period")));
+        }
+    }
+    for name in document.eviction_soft_grace_period.keys() {
+        signal("evictionSoftGracePeriod", name)?;
+    }
+    if !document.eviction_soft.is_empty() {
+        warn("evictionSoft", "not acted on yet");
+    }
+    let minimum_reclaim = reclaim(&document.eviction_minimum_reclaim, warn)?;
+    let enforce = document.enforce_node_allocatable.unwrap_or_else(|| vec!["pods".to_owned()]);
+    for (index, name) in enforce.iter().enumerate() {
+        let field = format!("enforceNodeAllocatable[{index}]");
+        match name.as_str() {
+            "pods" | "none" => {}
+            "system-reserved" | "system-reserved-compressible" | "kube-reserved" | "kube-reserved-compressible" => {
+                warn(&field, &format!("{name:?} is not acted on yet"));
+            }
+            other => {
+                return Err(Fault::new(
+                    field,
+                    format!(
+                        "{other:?} is not one of none, pods, system-reserved, kube-reserved, \
+                    system-reserved-compressible, kube-reserved-compressible"
+                    ),
+                ));
+            }
+        }
+    }
+    if enforce.len() > 1 && enforce.iter().any(|e| e == "none") {
+        return Err(Fault::new("enforceNodeAllocatable", "\"none\" stands alone"));
+    }
+    let cluster_dns = document.cluster_dns.iter().enumerate();
+    let cluster_dns = cluster_dns.map(|(i, text)| ip(&format!("clusterDNS[{i}]"), text)).collect::<Result<_, _>>()?;
+    Ok(Kubelet {
+        address: address.map_or(Ok(default.address), |text| ip("address", text))?,
+        port: if document.port == 0 { default.port } else { document.port },
+        read_only_port: document.read_only_port,
+        static_pod_path: Some(document.static_pod_path).filter(|p| !p.is_empty()).map(PathBuf::from),
+        file_check: or(document.file_check_frequency, default.file_check),
+        sync: or(document.sync_frequency, default.sync),
+        pod_logs_dir: path(document.pod_logs_dir, default.pod_logs_dir),
+        cgroup_root: cgroup_root(&document.cgroup_root)?,
+        cpu_quota: document.cpu_cfs_quota.unwrap_or(default.cpu_quota),
+        cpu_period,
+        max_pods: if document.max_pods == 0 { default.max_pods } else { document.max_pods },
+        eviction_hard,
+        minimum_reclaim,
+        pressure_transition: or(document.eviction_pressure_transition_period, default.pressure_transition),
+        system_reserved: reserved("systemReserved", &document.system_reserved, warn)?,
+        kube_reserved: reserved("kubeReserved", &document.kube_reserved, warn)?,
+        enforce_pods: enforce.iter().any(|e| e == "pods"),
+        fail_cgroup_v1: document.fail_cgroup_v1.unwrap_or(default.fail_cgroup_v1),
+        runtime_socket: socket(&document.container_runtime_endpoint)?.unwrap_or(default.runtime_socket),
+        runtime_timeout: or(document.runtime_request_timeout, default.runtime_timeout),
+        max_backoff,
+        cluster_domain: document.cluster_domain,
+        cluster_dns,
+        resolv_conf: match document.resolv_conf {
+            None => default.resolv_conf,
+            Some(text) => Some(text).filter(|t| !t.is_empty()).map(PathBuf::from),
+        },
+        oom_score_adj,
+    })
+}
+
+fn ip(field: &str, text: &str) -> Result<IpAddr, Fault> {
+    text.parse().map_err(|_| Fault::new(field, format!("{text:?} is not an IP address, as 0.0.0.0 or fd00::1")))
+}
+
+fn socket(text: &str) -> Result<Option<PathBuf>, Fault> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let path = text.strip_prefix("unix://").unwrap_or(text);
+    if path.starts_with('/') {
+        return Ok(Some(PathBuf::from(path)));
+    }
+    let problem = format!("{text:?} is not a Unix socket, as unix:///run/containerd/containerd.sock");
+    Err(Fault::new("containerRuntimeEndpoint", problem))
+}
+
+fn cgroup_root(text: &str) -> Result<String, Fault> {
+    let root = text.trim_matches('/');
+    if root.split('/').any(|part| part == "." || part == "..") || root.contains("//") || root.contains('\0') {
+        return Err(Fault::new("cgroupRoot", format!("{text:?} is not a cgroup's path, as /beelet")));
+    }
+    Ok(root.to_owned())
+}
+
+fn signal(field: &str, name: &str) -> Result<(), Fault> {
+    if SIGNALS.contains(&name) {
+        return Ok(());
+    }
+    let hint = did_you_mean(name, SIGNALS.iter().copied());
+    Err(Fault::new(join(field, name), format!("unknown eviction signal{hint}")))
+}
+
+/// An amount, or a share of the capacity.
+fn amount(field: &str, name: &str, text: &str) -> Result<Threshold, Fault> {
+    let fault = |problem: String| Fault::new(join(field, name), problem);
+    let Some(percent) = text.strip_suffix('%') else {
+        return parse_bytes(text).map(Threshold::Quantity).map_err(|e| fault(e.to_string()));
+    };
+    let plain = percent.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+    let percent = percent.parse::<Quantity>().ok().filter(|p| plain && p.value() <= 100);
+    let percent = percent.ok_or_else(|| fault(format!("{text:?} is not a share between 0% and 100%")))?;
+    let ppm = percent.nano() / 100_000;
+    Ok(Threshold::Share(Ppm(u64::try_from(ppm).unwrap_or_default())))
+}
+
+/// A threshold; `None` where upstream takes it for none (0% and 100%, pkg/kubelet/eviction/helpers.go).
+fn threshold(field: &str, name: &str, text: &str) -> Result<Option<Threshold>, Fault> {
+    match amount(field, name, text)? {
+        Threshold::Share(Ppm(0 | 1_000_000)) => Ok(None),
+        Threshold::Quantity(Bytes::ZERO) => {
+            Err(Fault::new(join(field, name), format!("{text:?} has to be above zero; to switch it off write 0%")))
+        }
+        other => Ok(Some(other)),
+    }
+}
+
+fn hard_thresholds(
+    given: &BTreeMap<String, String>,
+    merge: bool,
+    warn: &mut dyn FnMut(&str, &str),
+) -> Result<Vec<Threshold>, Fault> {
+    let mut memory = Vec::new();
+    for (name, text) in given {
+        signal("evictionHard", name)?;
+        let threshold = threshold("evictionHard", name, text)?;
+        if name == MEMORY {
+            memory.extend(threshold);
+        } else if threshold.is_some() {
+            warn(&join("evictionHard", name), "not acted on yet");
+        }
+    }
+    if merge && !given.contains_key(MEMORY) {
+        memory.push(Threshold::default());
+    } else if memory.is_empty() {
+        warn("evictionHard", "no threshold for memory.available, so no pod is evicted for memory");
+    }
+    Ok(memory)
+}
+
+fn reclaim(given: &BTreeMap<String, String>, warn: &mut dyn FnMut(&str, &str)) -> Result<Threshold, Fault> {
+    let mut memory = Threshold::Quantity(Bytes::ZERO);
+    for (name, text) in given {
+        signal("evictionMinimumReclaim", name)?;
+        let amount = amount("evictionMinimumReclaim", name, text)?;
+        if name == MEMORY {
+            memory = amount;
+        } else {
+            warn(&join("evictionMinimumReclaim", name), "not acted on yet");
+        }
+    }
+    Ok(memory)
+}
+
+fn reserved(
+    field: &str,
+    given: &BTreeMap<String, String>,
+    warn: &mut dyn FnMut(&str, &str),
+) -> Result<ResourceList, Fault> {
+    let mut list = ResourceList { cpu: MilliCpu::ZERO, memory: Bytes::ZERO };
+    for (name, text) in given {
+        let fault = |error: String| Fault::new(join(field, name), error);
+        match name.as_str() {
+            "cpu" => list.cpu = parse_cpu(text).map_err(|e| fault(e.to_string()))?,
+            "memory" => list.memory = parse_bytes(text).map_err(|e| fault(e.to_string()))?,
+            "ephemeral-storage" | "pid" => {
+                parse_bytes(text).map_err(|e| fault(e.to_string()))?;
+                warn(&join(field, name), "not acted on yet");
+            }
+            other => {
+                let known = ["cpu", "memory", "ephemeral-storage", "pid"];
+                let hint = did_you_mean(other, known);
+                return Err(fault(format!("unknown resource{hint} ({})", known.join(", "))));
+            }
+        }
+    }
+    Ok(list)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tree::documents;
+    use super::*;
+
+    #[test]
+    fn every_honoured_name_is_a_field() {
+        let text = HONOURED.iter().map(|name| format!("{name}: null\n")).collect::<String>();
+        documents(text.as_bytes()).unwrap()[0].read::<Document>("").unwrap();
+        for name in HONOURED {
+            assert!(!known::FIELDS.iter().any(|(known, _)| known == name), "{name} is in both lists");
+        }
+    }
+
+    #[test]
+    fn shares_are_exact() {
+        for (text, ppm) in [("5%", 50_000), ("7.5%", 75_000), ("0.1%", 1_000), ("99.9999%", 999_999)] {
+            assert_eq!(threshold("f", "memory.available", text), Ok(Some(Threshold::Share(Ppm(ppm)))), "{text}");
+        }
+        assert_eq!(threshold("f", "memory.available", "0%"), Ok(None));
+        for text in ["101%", "-5%", "%", "5k%", "5 %", "0", "-1", "x"] {
+            assert!(threshold("f", "memory.available", text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,226 @@
+//! Tables of files that load, warn and fail.
+
+use std::io::Write;
+
+use beelet_core::node::Enforce;
+use beelet_core::units::{Micros, Ppm};
+use proptest::prelude::*;
+
+use super::*;
+
+const MACHINE: Machine = Machine { cpus: MilliCpu(2_000), memory: Bytes::gib(4), cgroup_v2: true };
+
+fn parse(text: &str) -> Result<(Config, Vec<Warning>), ConfigError> {
+    let mut loading = Loading::default();
+    loading.file(Path::new("node.yaml"), text.as_bytes())?;
+    Ok((loading.config, loading.warnings))
+}
+
+fn kubelet(fields: &str) -> Result<(Config, Vec<String>), String> {
+    let text = format!("apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n{fields}\n");
+    let (config, warnings) = parse(&text).map_err(|e| e.to_string())?;
+    Ok((config, warnings.iter().map(ToString::to_string).collect()))
+}
+
+#[test]
+fn the_file_of_the_article_loads_with_a_warning() {
+    let (config, warnings) =
+        parse("apiVersion: v1\nkind: KubeletConfiguration\naddress: 0.0.0.0\nclusterDomain: cluster.local\n").unwrap();
+    assert_eq!(config.kubelet, Kubelet { cluster_domain: "cluster.local".to_owned(), ..Kubelet::default() });
+    let said: Vec<_> = warnings.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        said,
+        ["node.yaml:1: apiVersion: \"v1\" is not that of a KubeletConfiguration: write kubelet.config.k8s.io/v1beta1"]
+    );
+}
+
+#[test]
+fn honoured_fields_arrive() {
+    let (config, warnings) = kubelet(
+        "readOnlyPort: 10255\naddress: 127.0.0.1\nstaticPodPath: /etc/pods\nfileCheckFrequency: 5s\n\
+         cgroupRoot: /beelet-x/\ncgroupDriver: cgroupfs\ncpuCFSQuota: false\ncpuCFSQuotaPeriod: 50ms\nmaxPods: 7\n\
+         evictionHard: {memory.available: 7.5%}\nevictionMinimumReclaim: {memory.available: 64Mi}\n\
+         evictionPressureTransitionPeriod: 1m30s\nsystemReserved: {cpu: 100m, memory: 128Mi}\nkubeReserved: {memory: 1Gi}\n\
+         failCgroupV1: false\ncontainerRuntimeEndpoint: unix:///run/x.sock\nruntimeRequestTimeout: 10s\n\
+         crashLoopBackOff: {maxContainerRestartPeriod: 30s}\nclusterDNS: [10.0.0.10]\nresolvConf: ''\noomScoreAdj: -500\n\
+         podLogsDir: /logs\nsyncFrequency: 10s",
+    )
+    .unwrap();
+    assert_eq!(warnings, [""; 0]);
+    assert_eq!(config.kubelet.server_address().to_string(), "127.0.0.1:10255");
+    assert_eq!(config.kubelet.static_pod_path.as_deref(), Some(Path::new("/etc/pods")));
+    assert_eq!(config.kubelet.runtime_socket, Path::new("/run/x.sock"));
+    assert_eq!(config.kubelet.resolv_conf, None);
+    let node = config.node_config(&MACHINE, "node-1").unwrap();
+    assert_eq!(
+        node,
+        NodeConfig {
+            name: "node-1".to_owned(),
+            kubepods: "beelet-x/kubepods".to_owned(),
+            capacity: ResourceList { cpu: MilliCpu(2_000), memory: Bytes::gib(4) },
+            kube_reserved: ResourceList { cpu: MilliCpu(0), memory: Bytes::gib(1) },
+            system_reserved: ResourceList { cpu: MilliCpu(100), memory: Bytes::mib(128) },
+            eviction_hard: vec![Threshold::Share(Ppm(75_000))],
+            minimum_reclaim: Bytes::mib(64),
+            pressure_transition: Micros::secs(90),
+            cpu_quota: false,
+            cpu_period: Micros::millis(50),
+            max_pods: 7,
+            max_backoff: Micros::secs(30),
+            ..NodeConfig::default()
+        }
+    );
+    assert_eq!(config.memory_threshold(&MACHINE), Bytes::gib(4).scale(75_000, 1_000_000));
+}
+
+#[test]
+fn no_file_gives_the_defaults_of_the_core() {
+    let (config, warnings) = Config::load(&[]).unwrap();
+    assert!(warnings.is_empty());
+    assert_eq!(config.node_config(&MACHINE, "node").unwrap(), NodeConfig::default());
+    assert_eq!(config.kubelet.server_address().to_string(), "0.0.0.0:10250");
+}
+
+#[test]
+fn what_is_not_acted_on_is_named() {
+    for (fields, said) in [
+        ("cpuManagerPolicy: static", "node.yaml:3: cpuManagerPolicy: not supported yet; the default is in effect"),
+        (
+            "evictionHard: {memory.available: 1Gi, nodefs.available: 10%}",
+            "node.yaml:3: evictionHard[nodefs.available]: not acted on yet",
+        ),
+        ("evictionHard: {nodefs.available: 0%}", "no threshold for memory.available"),
+        (
+            "evictionSoft: {memory.available: 1Gi}\nevictionSoftGracePeriod: {memory.available: 1m}",
+            "node.yaml:3: evictionSoft: not acted on yet",
+        ),
+        (
+            "enforceNodeAllocatable: [pods, system-reserved]",
+            "enforceNodeAllocatable[1]: \"system-reserved\" is not acted on yet",
+        ),
+        ("port: 10250", "plain HTTP"),
+        ("authentication: {anonymous: {enabled: true}}", "authentication: not supported yet"),
+        ("featureGates: {X: true}", "featureGates: not supported yet"),
+        ("kubeReserved: {ephemeral-storage: 1Gi}", "kubeReserved.ephemeral-storage: not acted on yet"),
+    ] {
+        let (_, warnings) = kubelet(fields).unwrap_or_else(|e| panic!("{fields}: {e}"));
+        assert_eq!(warnings.len(), 1, "{fields}: {warnings:?}");
+        assert!(warnings[0].contains(said), "{fields}: {warnings:?}");
+    }
+}
+
+#[test]
+fn merging_keeps_the_default_threshold() {
+    let fields = "evictionHard: {nodefs.available: 10%}\nmergeDefaultEvictionSettings: true";
+    assert_eq!(kubelet(fields).unwrap().0.kubelet.eviction_hard, [Threshold::default()]);
+    assert_eq!(kubelet("evictionHard: {memory.available: 0%}").unwrap().0.kubelet.eviction_hard, []);
+}
+
+#[test]
+fn what_is_wrong_is_named() {
+    for (fields, said) in [
+        ("maxPod: 5", "maxPod (line 3): unknown field, did you mean \"maxPods\"?"),
+        ("maxpods: 5", "did you mean \"maxPods\"?"),
+        ("authentification: {}", "did you mean \"authentication\"?"),
+        ("maxPods: many", "maxPods (line 3)"),
+        ("port: 70000", "port (line 3)"),
+        ("address: localhost", "address (line 3): \"localhost\" is not an IP address"),
+        ("fileCheckFrequency: 20", "fileCheckFrequency (line 3): 20 where text is wanted"),
+        ("fileCheckFrequency: 20 s", "\"20 s\" is not a duration: write it as in 100ms"),
+        ("cgroupDriver: systemd", "cgroupDriver (line 3): \"systemd\" is not supported yet"),
+        ("cgroupRoot: /a/../b", "cgroupRoot (line 3): \"/a/../b\" is not a cgroup's path"),
+        ("cpuCFSQuotaPeriod: 2s", "cpuCFSQuotaPeriod (line 3): 2s is not between 1ms and 1s"),
+        ("crashLoopBackOff: {maxContainerRestartPeriod: 301s}", "301s is not between 1s and 300s"),
+        ("crashLoopBackOff: {max: 1s}", "crashLoopBackOff.max (line 3): unknown field"),
+        ("oomScoreAdj: -1001", "-1001 is not between"),
+        ("evictionHard: {memory.avail: 1Gi}", "unknown eviction signal, did you mean \"memory.available\"?"),
+        ("evictionHard: {memory.available: 100MB}", "\"100MB\" is not a quantity"),
+        ("evictionHard: {memory.available: 120%}", "is not a share between 0% and 100%"),
+        ("evictionHard: {memory.available: '0'}", "above zero"),
+        ("evictionSoft: {memory.available: 1Gi}", "needs its grace period"),
+        ("kubeReserved: {cpu: lots}", "kubeReserved.cpu (line 3): \"lots\" is not a quantity"),
+        ("kubeReserved: {cpus: '1'}", "unknown resource, did you mean \"cpu\"?"),
+        ("enforceNodeAllocatable: [pod]", "enforceNodeAllocatable[0] (line 3): \"pod\" is not one of"),
+        ("enforceNodeAllocatable: [none, pods]", "\"none\" stands alone"),
+        ("containerRuntimeEndpoint: tcp://x", "is not a Unix socket"),
+        ("clusterDNS: [x]", "clusterDNS[0] (line 3): \"x\" is not an IP address"),
+        ("address: [", "node.yaml: line "),
+        ("---\nkind: KubeletConfig\n", "did you mean \"KubeletConfiguration\"?"),
+        (
+            "---\napiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n",
+            "a second KubeletConfiguration (line 4)",
+        ),
+        ("---\napiVersion: v1\nkind: EnforcementPolicy\n", "write beelet.dev/v1alpha1"),
+        (
+            "---\napiVersion: beelet.dev/v1alpha1\nkind: EnforcementPolicy\nspec: {mode: Obsrve}\n",
+            "spec.mode (line 6): \"Obsrve\" is not one of Enforce, Observe",
+        ),
+        (
+            "---\napiVersion: beelet.dev/v1alpha1\nkind: EnforcementPolicy\nspec: {brust: true}\n",
+            "spec.brust (line 6): unknown field, did you mean \"burst\"?",
+        ),
+    ] {
+        let error = kubelet(fields).expect_err(fields);
+        assert!(error.contains(said), "{fields}: {error}");
+        assert!(error.starts_with("node.yaml: "), "{error}");
+    }
+    let error = parse("apiVersion: kubelet.config.k8s.io/v1\nkind: KubeletConfiguration\n").unwrap_err().to_string();
+    assert!(error.contains("write kubelet.config.k8s.io/v1beta1"), "{error}");
+}
+
+#[test]
+fn a_policy_is_read() {
+    let (config, _) = kubelet(
+        "---\napiVersion: beelet.dev/v1alpha1\nkind: EnforcementPolicy\nmetadata: {name: x}\n\
+         spec: {mode: Observe, burst: false, programs: {sched_switch: false}}",
+    )
+    .unwrap();
+    assert_eq!((config.policy.mode, config.policy.burst), (Enforce::Observe, false));
+    assert!(!config.policy.wants_program("sched_switch") && config.policy.wants_program("other"));
+    let error = config.policy.check_programs(&["sched_switches", "exit"]).unwrap_err().to_string();
+    assert!(error.contains("did you mean \"sched_switches\"?"), "{error}");
+    assert!(config.policy.check_programs(&["sched_switch"]).is_ok());
+}
+
+#[test]
+fn reservations_fit_the_machine() {
+    let (config, _) = kubelet("kubeReserved: {memory: 3Gi}\nsystemReserved: {memory: 2Gi}").unwrap();
+    let error = config.node_config(&MACHINE, "n").unwrap_err().to_string();
+    assert_eq!(error, "kubeReserved and systemReserved are 5Gi memory together, and the machine has 4Gi: reserve less");
+    let (config, _) = kubelet("kubeReserved: {cpu: 2001m}").unwrap();
+    assert!(config.node_config(&MACHINE, "n").unwrap_err().to_string().contains("2001m cpu together"));
+    assert!(matches!(Config::default().node_config(&MACHINE, "../n"), Err(ConfigError::NodeName(_))));
+}
+
+#[test]
+fn cgroup_v1_is_refused_unless_allowed() {
+    let hybrid = Machine { cgroup_v2: false, ..MACHINE };
+    let (allowing, _) = kubelet("failCgroupV1: false").unwrap();
+    assert!(matches!(Config::default().check_cgroup_layout(&hybrid), Err(ConfigError::CgroupV1)));
+    assert!(matches!(Config::default().check_cgroup_layout(&MACHINE), Ok(None)));
+    assert!(matches!(allowing.check_cgroup_layout(&hybrid), Ok(Some(_))));
+}
+
+#[test]
+fn files_are_read_up_to_a_size() {
+    let dir = tempfile::tempdir().unwrap();
+    let large = dir.path().join("large.yaml");
+    std::fs::File::create(&large).unwrap().set_len(100 << 20).unwrap();
+    assert!(matches!(Config::load(&[large]), Err(ConfigError::TooLarge { .. })));
+    let missing = dir.path().join("missing.yaml");
+    let error = Config::load(std::slice::from_ref(&missing)).unwrap_err().to_string();
+    assert!(error.contains("missing.yaml: No such file"), "{error}");
+    assert!(matches!(Config::load(&[dir.path().to_owned()]), Err(ConfigError::Read { .. })));
+    let good = dir.path().join("good.yaml");
+    let mut file = std::fs::File::create(&good).unwrap();
+    file.write_all(b"apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nmaxPods: 3\n").unwrap();
+    assert_eq!(Config::load(&[good]).unwrap().0.kubelet.max_pods, 3);
+}
+
+proptest! {
+    #[test]
+    fn no_text_makes_it_panic(text in "[ -~\n]{0,200}") {
+        let _ = parse(&text);
+        let _ = kubelet(&text);
+    }
+}
