@@ -1,0 +1,472 @@
+//! From the typed pod to the plain [`PodSpec`] of the core: checks and defaults.
+//!
+//! Problem: on a static pod no API server has checked anything or filled anything in. Approach: the rules of
+//! pkg/apis/core/validation and pkg/apis/core/v1/defaults.go (release 1.37) for the fields that are taken; those that are not
+//! are judged in [`super::support`] before.
+//!
+//! Property: what comes out needs no further check: names are safe as file names, every mount has its volume, requests are
+//! within limits.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use beelet_core::quantity::{parse_bytes, parse_cpu};
+use beelet_core::spec::{
+    ContainerSecurity, ContainerSpec, EnvValue, EnvVar, Mount, PodSecurity, PodSpec, PodUid, Port, PullPolicy,
+    Resources, RestartPolicy, Volume, VolumeKind,
+};
+use beelet_core::units::Micros;
+use k8s_openapi::api::core::v1 as api;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+
+use super::names::{LABEL, is_dns1123_label};
+use crate::config::tree::{Fault, did_you_mean, join};
+
+const NODE_CRITICAL: (&str, i32) = ("system-node-critical", 2_000_001_000);
+const CLUSTER_CRITICAL: (&str, i32) = ("system-cluster-critical", 2_000_000_000);
+const HOST_PATH_TYPES: &[&str] =
+    &["", "DirectoryOrCreate", "Directory", "FileOrCreate", "File", "Socket", "CharDevice", "BlockDevice"];
+/// What an environment variable may take from its pod (pkg/apis/core/validation, validEnvDownwardAPIFieldPathExpressions).
+const FIELD_PATHS: &[&str] = &[
+    "metadata.name",
+    "metadata.namespace",
+    "metadata.uid",
+    "spec.nodeName",
+    "spec.serviceAccountName",
+    "status.hostIP",
+    "status.hostIPs",
+    "status.podIP",
+    "status.podIPs",
+];
+
+fn invalid(path: impl Into<String>, value: &str, why: impl std::fmt::Display) -> Fault {
+    Fault::new(path, format!("Invalid value: {value:?}: {why}"))
+}
+
+fn required(path: impl Into<String>) -> Fault {
+    Fault::new(path, "Required value")
+}
+
+fn one_of<T: Copy>(path: &str, given: Option<&str>, default: T, values: &[(&str, T)]) -> Result<T, Fault> {
+    let Some(given) = given.filter(|g| !g.is_empty()) else { return Ok(default) };
+    values.iter().find(|(name, _)| *name == given).map(|(_, value)| *value).ok_or_else(|| {
+        let names: Vec<_> = values.iter().map(|(name, _)| *name).collect();
+        let hint = did_you_mean(given, names.iter().copied());
+        Fault::new(path, format!("Unsupported value: {given:?}: supported values: {}{hint}", names.join(", ")))
+    })
+}
+
+/// Makes the plain pod of one whose metadata has name, namespace and UID already.
+pub(super) fn pod(pod: &api::Pod, origin: &str, warnings: &mut Vec<String>) -> Result<PodSpec, Fault> {
+    let meta = &pod.metadata;
+    let spec = pod.spec.as_ref().ok_or_else(|| required("spec"))?;
+    let name = meta.name.clone().unwrap_or_default();
+    let volumes = volumes(spec)?;
+    let names: BTreeSet<&str> = volumes.iter().map(|v| v.name.as_str()).collect();
+    let security = spec.security_context.clone().unwrap_or_default();
+    let host_network = spec.host_network.unwrap_or_default();
+    let mut seen = BTreeSet::new();
+    let mut host_ports = BTreeSet::new();
+    let mut list = |path: &str, list: &[api::Container]| -> Result<Vec<ContainerSpec>, Fault> {
+        // Those of the init containers are free again when the others start.
+        host_ports.clear();
+        let mut made = Vec::new();
+        for (i, one) in list.iter().enumerate() {
+            let path = format!("{path}[{i}]");
+            let one = container(&path, one, &security, &names, host_network, warnings)?;
+            if !seen.insert(one.name.clone()) {
+                return Err(Fault::new(format!("{path}.name"), format!("Duplicate value: {:?}", one.name)));
+            }
+            for port in one.ports.iter().filter(|p| p.host_port != 0) {
+                if !host_ports.insert((port.host_ip.clone(), port.protocol.clone(), port.host_port)) {
+                    return Err(Fault::new(format!("{path}.ports"), format!("Duplicate host port {}", port.host_port)));
+                }
+            }
+            made.push(one);
+        }
+        Ok(made)
+    };
+    let init_containers = list("spec.initContainers", spec.init_containers.as_deref().unwrap_or_default())?;
+    let containers = list("spec.containers", &spec.containers)?;
+    if containers.is_empty() {
+        return Err(required("spec.containers"));
+    }
+    let grace = spec.termination_grace_period_seconds.unwrap_or(30);
+    let grace = u64::try_from(grace).map_err(|_| {
+        invalid("spec.terminationGracePeriodSeconds", &grace.to_string(), "must be greater than or equal to 0")
+    })?;
+    if spec.share_process_namespace == Some(true) && spec.host_pid == Some(true) {
+        return Err(invalid(
+            "spec.shareProcessNamespace",
+            "true",
+            "ShareProcessNamespace and HostPID cannot both be enabled",
+        ));
+    }
+    let priority = priority(spec, warnings);
+    Ok(PodSpec {
+        uid: PodUid::from(meta.uid.as_deref().unwrap_or_default()),
+        namespace: meta.namespace.clone().unwrap_or_default(),
+        hostname: hostname(spec.hostname.as_deref(), &name)?,
+        name,
+        labels: meta.labels.clone().unwrap_or_default(),
+        annotations: meta.annotations.clone().unwrap_or_default(),
+        origin: origin.to_owned(),
+        priority,
+        restart_policy: one_of(
+            "spec.restartPolicy",
+            spec.restart_policy.as_deref(),
+            RestartPolicy::Always,
+            &[
+                ("Always", RestartPolicy::Always),
+                ("OnFailure", RestartPolicy::OnFailure),
+                ("Never", RestartPolicy::Never),
+            ],
+        )?,
+        termination_grace: Micros::secs(grace),
+        host_network,
+        host_pid: spec.host_pid.unwrap_or_default(),
+        host_ipc: spec.host_ipc.unwrap_or_default(),
+        share_process_namespace: spec.share_process_namespace.unwrap_or_default(),
+        security: pod_security(&security)?,
+        volumes,
+        init_containers,
+        containers,
+    })
+}
+
+/// The two classes that exist without an API server (pkg/apis/scheduling/types.go).
+fn priority(spec: &api::PodSpec, warnings: &mut Vec<String>) -> i32 {
+    let class = spec.priority_class_name.as_deref().unwrap_or_default();
+    let known = [NODE_CRITICAL, CLUSTER_CRITICAL].into_iter().find(|(name, _)| *name == class);
+    let priority = known.map_or_else(|| spec.priority.unwrap_or_default(), |(_, value)| value);
+    if known.is_none() && !class.is_empty() {
+        warnings.push(format!(
+            "spec.priorityClassName: {class:?} is not known without an API server, the priority is {priority}: set spec.priority"
+        ));
+    }
+    priority
+}
+
+fn hostname(given: Option<&str>, name: &str) -> Result<String, Fault> {
+    match given.filter(|h| !h.is_empty()) {
+        Some(given) if is_dns1123_label(given) => Ok(given.to_owned()),
+        Some(given) => Err(invalid("spec.hostname", given, LABEL)),
+        // Cut as the kubelet does, so that it is still a name (pkg/kubelet/util, GetHostname).
+        None => Ok(name.chars().take(63).collect::<String>().trim_end_matches(['-', '.']).to_owned()),
+    }
+}
+
+fn pod_security(given: &api::PodSecurityContext) -> Result<PodSecurity, Fault> {
+    let mut sysctls = BTreeMap::new();
+    for (i, sysctl) in given.sysctls.iter().flatten().enumerate() {
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b"._-/".contains(&b);
+        if sysctl.name.is_empty() || !sysctl.name.bytes().all(plain) || sysctl.name.contains("..") {
+            return Err(invalid(format!("spec.securityContext.sysctls[{i}].name"), &sysctl.name, "is not a sysctl"));
+        }
+        sysctls.insert(sysctl.name.clone(), sysctl.value.clone());
+    }
+    Ok(PodSecurity {
+        run_as_user: given.run_as_user,
+        run_as_group: given.run_as_group,
+        fs_group: given.fs_group,
+        supplemental_groups: given.supplemental_groups.clone().unwrap_or_default(),
+        sysctls,
+    })
+}
+
+fn volumes(spec: &api::PodSpec) -> Result<Vec<Volume>, Fault> {
+    let mut made: Vec<Volume> = Vec::new();
+    for (i, volume) in spec.volumes.iter().flatten().enumerate() {
+        let path = format!("spec.volumes[{i}]");
+        if !is_dns1123_label(&volume.name) {
+            return Err(invalid(format!("{path}.name"), &volume.name, LABEL));
+        }
+        if made.iter().any(|other| other.name == volume.name) {
+            return Err(Fault::new(format!("{path}.name"), format!("Duplicate value: {:?}", volume.name)));
+        }
+        let kind = match (&volume.empty_dir, &volume.host_path) {
+            (Some(_), Some(_)) => return Err(Fault::new(path, "may not specify more than 1 volume type")),
+            (Some(dir), None) => VolumeKind::EmptyDir {
+                memory: dir.medium.as_deref() == Some("Memory"),
+                size_limit: match &dir.size_limit {
+                    Some(limit) => Some(
+                        parse_bytes(&limit.0)
+                            .map_err(|e| Fault::new(format!("{path}.emptyDir.sizeLimit"), e.to_string()))?,
+                    ),
+                    None => None,
+                },
+            },
+            (None, Some(host)) => host_path(&format!("{path}.hostPath"), host)?,
+            // As the API server's default.
+            (None, None) => VolumeKind::EmptyDir { memory: false, size_limit: None },
+        };
+        made.push(Volume { name: volume.name.clone(), kind });
+    }
+    Ok(made)
+}
+
+fn host_path(path: &str, host: &api::HostPathVolumeSource) -> Result<VolumeKind, Fault> {
+    if !host.path.starts_with('/') {
+        return Err(invalid(format!("{path}.path"), &host.path, "must be an absolute path"));
+    }
+    if host.path.split('/').any(|part| part == "..") {
+        return Err(invalid(format!("{path}.path"), &host.path, "must not contain '..'"));
+    }
+    let kind = host.type_.clone().unwrap_or_default();
+    if !HOST_PATH_TYPES.contains(&kind.as_str()) {
+        let supported = HOST_PATH_TYPES[1..].join(", ");
+        return Err(Fault::new(
+            format!("{path}.type"),
+            format!(
+                "Unsupported value: {kind:?}: supported values: {supported}{}",
+                did_you_mean(&kind, HOST_PATH_TYPES.iter().copied())
+            ),
+        ));
+    }
+    Ok(VolumeKind::HostPath { path: host.path.clone(), kind })
+}
+
+fn container(
+    path: &str,
+    given: &api::Container,
+    pod: &api::PodSecurityContext,
+    volumes: &BTreeSet<&str>,
+    host_network: bool,
+    warnings: &mut Vec<String>,
+) -> Result<ContainerSpec, Fault> {
+    if given.name.is_empty() {
+        return Err(required(format!("{path}.name")));
+    }
+    if !is_dns1123_label(&given.name) {
+        return Err(invalid(format!("{path}.name"), &given.name, LABEL));
+    }
+    let image = given.image.clone().unwrap_or_default();
+    if image.is_empty() {
+        return Err(required(format!("{path}.image")));
+    }
+    if image.contains(char::is_whitespace) {
+        return Err(invalid(format!("{path}.image"), &image, "must not have white space"));
+    }
+    Ok(ContainerSpec {
+        name: given.name.clone(),
+        pull: one_of(
+            &format!("{path}.imagePullPolicy"),
+            given.image_pull_policy.as_deref(),
+            default_pull(&image),
+            &[("Always", PullPolicy::Always), ("IfNotPresent", PullPolicy::IfNotPresent), ("Never", PullPolicy::Never)],
+        )?,
+        image,
+        command: given.command.clone().unwrap_or_default(),
+        args: given.args.clone().unwrap_or_default(),
+        working_dir: given.working_dir.clone().unwrap_or_default(),
+        env: env(path, given)?,
+        ports: ports(path, given, host_network)?,
+        mounts: mounts(path, given, volumes)?,
+        resources: resources(&format!("{path}.resources"), given.resources.as_ref(), warnings)?,
+        security: security(path, given.security_context.as_ref(), pod)?,
+        stdin: given.stdin.unwrap_or_default(),
+        tty: given.tty.unwrap_or_default(),
+    })
+}
+
+/// Always for `:latest` or no tag, else IfNotPresent (pkg/apis/core/v1/defaults.go).
+fn default_pull(image: &str) -> PullPolicy {
+    let last = image.rsplit('/').next().unwrap_or_default();
+    match last.split_once(':') {
+        _ if last.contains('@') => PullPolicy::IfNotPresent,
+        None | Some((_, "latest")) => PullPolicy::Always,
+        Some(_) => PullPolicy::IfNotPresent,
+    }
+}
+
+fn env(path: &str, given: &api::Container) -> Result<Vec<EnvVar>, Fault> {
+    let mut made = Vec::new();
+    for (i, var) in given.env.iter().flatten().enumerate() {
+        let path = format!("{path}.env[{i}]");
+        if var.name.is_empty() {
+            return Err(required(format!("{path}.name")));
+        }
+        if var.name.contains(['=', '\0']) {
+            return Err(invalid(format!("{path}.name"), &var.name, "must not have '='"));
+        }
+        let value = match (&var.value, var.value_from.as_ref()) {
+            (value, None) => EnvValue::Literal(value.clone().unwrap_or_default()),
+            (Some(value), Some(_)) if !value.is_empty() => {
+                return Err(Fault::new(format!("{path}.valueFrom"), "may not be specified when `value` is not empty"));
+            }
+            (_, Some(from)) => {
+                let field = from.field_ref.as_ref().ok_or_else(|| required(format!("{path}.valueFrom.fieldRef")))?;
+                EnvValue::Field(field_path(&format!("{path}.valueFrom.fieldRef.fieldPath"), &field.field_path)?)
+            }
+        };
+        made.push(EnvVar { name: var.name.clone(), value });
+    }
+    Ok(made)
+}
+
+fn field_path(path: &str, given: &str) -> Result<String, Fault> {
+    let of_key = ["metadata.labels['", "metadata.annotations['"]
+        .iter()
+        .any(|start| given.strip_prefix(start).and_then(|r| r.strip_suffix("']")).is_some_and(|key| !key.is_empty()));
+    if of_key || FIELD_PATHS.contains(&given) {
+        return Ok(given.to_owned());
+    }
+    let supported = FIELD_PATHS.join(", ");
+    let hint = did_you_mean(given, FIELD_PATHS.iter().copied());
+    Err(Fault::new(
+        path,
+        format!(
+            "Unsupported value: {given:?}: supported values: {supported}, metadata.labels['<KEY>'], metadata.annotations['<KEY>']{hint}"
+        ),
+    ))
+}
+
+fn ports(path: &str, given: &api::Container, host_network: bool) -> Result<Vec<Port>, Fault> {
+    let number = |path: String, value: i32| {
+        u16::try_from(value)
+            .ok()
+            .filter(|v| *v > 0)
+            .ok_or_else(|| invalid(path, &value.to_string(), "must be between 1 and 65535, inclusive"))
+    };
+    let mut made = Vec::new();
+    for (i, port) in given.ports.iter().flatten().enumerate() {
+        let path = format!("{path}.ports[{i}]");
+        let container_port = number(format!("{path}.containerPort"), port.container_port)?;
+        let host_port = match port.host_port.unwrap_or_default() {
+            0 if host_network => container_port,
+            0 => 0,
+            given => number(format!("{path}.hostPort"), given)?,
+        };
+        if host_network && host_port != container_port {
+            let why = "must match `containerPort` when `hostNetwork` is true";
+            return Err(invalid(format!("{path}.hostPort"), &host_port.to_string(), why));
+        }
+        let host_ip = port.host_ip.clone().unwrap_or_default();
+        if !host_ip.is_empty() && host_ip.parse::<std::net::IpAddr>().is_err() {
+            return Err(invalid(
+                format!("{path}.hostIP"),
+                &host_ip,
+                "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
+            ));
+        }
+        let protocols = [("TCP", "TCP"), ("UDP", "UDP"), ("SCTP", "SCTP")];
+        let protocol = one_of(&format!("{path}.protocol"), port.protocol.as_deref(), "TCP", &protocols)?.to_owned();
+        made.push(Port { container_port, host_port, host_ip, protocol });
+    }
+    Ok(made)
+}
+
+fn mounts(path: &str, given: &api::Container, volumes: &BTreeSet<&str>) -> Result<Vec<Mount>, Fault> {
+    let mut made: Vec<Mount> = Vec::new();
+    for (i, mount) in given.volume_mounts.iter().flatten().enumerate() {
+        let path = format!("{path}.volumeMounts[{i}]");
+        if !volumes.contains(mount.name.as_str()) {
+            let hint = did_you_mean(&mount.name, volumes.iter().copied());
+            return Err(Fault::new(
+                format!("{path}.name"),
+                format!("Not found: {:?}: no such volume in spec.volumes{hint}", mount.name),
+            ));
+        }
+        if !mount.mount_path.starts_with('/') || mount.mount_path.split('/').any(|p| p == "..") {
+            return Err(invalid(
+                format!("{path}.mountPath"),
+                &mount.mount_path,
+                "must be an absolute path without '..'",
+            ));
+        }
+        if made.iter().any(|other| other.path == mount.mount_path) {
+            return Err(invalid(format!("{path}.mountPath"), &mount.mount_path, "must be unique"));
+        }
+        made.push(Mount {
+            volume: mount.name.clone(),
+            path: mount.mount_path.clone(),
+            read_only: mount.read_only.unwrap_or_default(),
+        });
+    }
+    Ok(made)
+}
+
+fn resources(
+    path: &str,
+    given: Option<&api::ResourceRequirements>,
+    warnings: &mut Vec<String>,
+) -> Result<Resources, Fault> {
+    let mut made = Resources::default();
+    let Some(given) = given else { return Ok(made) };
+    let mut read = |part: &str, list: Option<&BTreeMap<String, Quantity>>, limit: bool| -> Result<(), Fault> {
+        for (name, quantity) in list.into_iter().flatten() {
+            let at = join(&format!("{path}.{part}"), name);
+            let fault = |error: String| Fault::new(at.clone(), error);
+            match name.as_str() {
+                "cpu" => {
+                    let cpu = Some(parse_cpu(&quantity.0).map_err(|e| fault(e.to_string()))?);
+                    if limit { made.cpu_limit = cpu } else { made.cpu_request = cpu }
+                }
+                "memory" => {
+                    let memory = Some(parse_bytes(&quantity.0).map_err(|e| fault(e.to_string()))?);
+                    if limit { made.memory_limit = memory } else { made.memory_request = memory }
+                }
+                "ephemeral-storage" => warnings.push(format!("{at}: has no effect yet")),
+                other => {
+                    let hint = did_you_mean(other, ["cpu", "memory", "ephemeral-storage"]);
+                    return Err(fault(format!("this node has no such resource: cpu and memory are{hint}")));
+                }
+            }
+        }
+        Ok(())
+    };
+    read("limits", given.limits.as_ref(), true)?;
+    read("requests", given.requests.as_ref(), false)?;
+    made.cpu_request = made.cpu_request.or(made.cpu_limit);
+    made.memory_request = made.memory_request.or(made.memory_limit);
+    if let (Some(request), Some(limit)) = (made.cpu_request, made.cpu_limit)
+        && request > limit
+    {
+        let why = format!("must be less than or equal to cpu limit of {limit}");
+        return Err(invalid(format!("{path}.requests.cpu"), &request.to_string(), why));
+    }
+    if let (Some(request), Some(limit)) = (made.memory_request, made.memory_limit)
+        && request > limit
+    {
+        let why = format!("must be less than or equal to memory limit of {limit}");
+        return Err(invalid(format!("{path}.requests.memory"), &request.to_string(), why));
+    }
+    Ok(made)
+}
+
+fn security(
+    path: &str,
+    given: Option<&api::SecurityContext>,
+    pod: &api::PodSecurityContext,
+) -> Result<ContainerSecurity, Fault> {
+    let given = given.cloned().unwrap_or_default();
+    let path = format!("{path}.securityContext");
+    let privileged = given.privileged.unwrap_or_default();
+    if privileged && given.allow_privilege_escalation == Some(false) {
+        let why = "cannot set `allowPrivilegeEscalation` to false and `privileged` to true";
+        return Err(invalid(format!("{path}.allowPrivilegeEscalation"), "false", why));
+    }
+    let run_as_user = given.run_as_user.or(pod.run_as_user);
+    let run_as_non_root = given.run_as_non_root.or(pod.run_as_non_root).unwrap_or_default();
+    for (field, id) in [("runAsUser", run_as_user), ("runAsGroup", given.run_as_group.or(pod.run_as_group))] {
+        if let Some(id) = id
+            && !(0..=i64::from(i32::MAX)).contains(&id)
+        {
+            return Err(invalid(
+                format!("{path}.{field}"),
+                &id.to_string(),
+                "must be between 0 and 2147483647, inclusive",
+            ));
+        }
+    }
+    let capabilities = given.capabilities.unwrap_or_default();
+    Ok(ContainerSecurity {
+        privileged,
+        read_only_root: given.read_only_root_filesystem.unwrap_or_default(),
+        run_as_user,
+        run_as_group: given.run_as_group.or(pod.run_as_group),
+        run_as_non_root,
+        allow_privilege_escalation: given.allow_privilege_escalation,
+        cap_add: capabilities.add.unwrap_or_default(),
+        cap_drop: capabilities.drop.unwrap_or_default(),
+    })
+}

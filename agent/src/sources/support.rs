@@ -1,0 +1,238 @@
+//! Which fields of a pod beelet acts on.
+//!
+//! Problem: a pod has hundreds of fields. One that is ignored makes either no difference, or another pod than was asked for.
+//! Approach: a table says of each field whether it is taken, has no meaning on a node without an API server, is left out with a
+//! warning, or is refused. The manifest itself is walked, not the typed pod, so no field can be forgotten.
+//!
+//! Property: a field that is not in the table is refused. An empty one never is: it asks for nothing.
+
+use crate::config::tree::{Fault, Node, Value, join};
+
+/// What is done with a field.
+#[derive(Clone, Copy, Debug)]
+enum Verdict {
+    /// It is acted on, or has no meaning here.
+    Take,
+    /// Its parts are looked at, each by itself.
+    Group,
+    /// It is left out, and the pod runs without it.
+    Warn(&'static str),
+    /// The pod would be another one without it.
+    Refuse(&'static str),
+    /// Fine with this value, which is also the default.
+    Unless(&'static str, &'static Verdict),
+}
+use Verdict::{Group, Refuse, Take, Unless, Warn};
+
+const NOT_YET: Verdict = Refuse("not supported yet");
+const NO_EFFECT: Verdict = Warn("has no effect yet");
+const NOT_RUN: Verdict = Warn("not run yet");
+const SECRETS: Verdict = Refuse("static pods may not reference secrets");
+const CONFIG_MAPS: Verdict = Refuse("static pods may not reference configmaps");
+const CLAIMS: Verdict = Refuse("static pods may not reference persistentvolumeclaims");
+const SERVICE_ACCOUNTS: Verdict = Refuse("static pods may not reference serviceaccounts");
+
+/// Paths without indices; `initContainers` are as `containers`. What may not refer to the API is upstream's list
+/// (pkg/api/v1/pod HasAPIObjectReference, pkg/kubelet/config/common.go, release 1.37).
+const FIELDS: &[(&str, Verdict)] = &[
+    ("apiVersion", Take),
+    ("kind", Take),
+    ("metadata", Take),
+    ("spec", Group),
+    ("spec.activeDeadlineSeconds", NO_EFFECT),
+    ("spec.affinity", Warn("not checked yet")),
+    ("spec.automountServiceAccountToken", Take),
+    ("spec.containers", Group),
+    ("spec.containers.args", Take),
+    ("spec.containers.command", Take),
+    ("spec.containers.env", Group),
+    ("spec.containers.env.name", Take),
+    ("spec.containers.env.value", Take),
+    ("spec.containers.env.valueFrom", Group),
+    ("spec.containers.env.valueFrom.configMapKeyRef", CONFIG_MAPS),
+    ("spec.containers.env.valueFrom.fieldRef", Take),
+    ("spec.containers.env.valueFrom.secretKeyRef", SECRETS),
+    ("spec.containers.envFrom", Group),
+    ("spec.containers.envFrom.configMapRef", CONFIG_MAPS),
+    ("spec.containers.envFrom.prefix", Take),
+    ("spec.containers.envFrom.secretRef", SECRETS),
+    ("spec.containers.image", Take),
+    ("spec.containers.imagePullPolicy", Take),
+    ("spec.containers.lifecycle", NOT_RUN),
+    ("spec.containers.livenessProbe", NOT_RUN),
+    ("spec.containers.name", Take),
+    ("spec.containers.ports", Take),
+    ("spec.containers.readinessProbe", NOT_RUN),
+    ("spec.containers.resizePolicy", Group),
+    ("spec.containers.resizePolicy.resourceName", Take),
+    ("spec.containers.resizePolicy.restartPolicy", Unless("NotRequired", &NO_EFFECT)),
+    ("spec.containers.resources", Group),
+    ("spec.containers.resources.claims", Refuse("static pods may not reference resourceclaims")),
+    ("spec.containers.resources.limits", Take),
+    ("spec.containers.resources.requests", Take),
+    ("spec.containers.securityContext", Group),
+    ("spec.containers.securityContext.allowPrivilegeEscalation", Take),
+    ("spec.containers.securityContext.appArmorProfile", Group),
+    ("spec.containers.securityContext.appArmorProfile.type", Unless("Unconfined", &NOT_YET)),
+    ("spec.containers.securityContext.capabilities", Take),
+    ("spec.containers.securityContext.privileged", Take),
+    ("spec.containers.securityContext.procMount", Unless("Default", &NOT_YET)),
+    ("spec.containers.securityContext.readOnlyRootFilesystem", Take),
+    ("spec.containers.securityContext.runAsGroup", Take),
+    ("spec.containers.securityContext.runAsNonRoot", Take),
+    ("spec.containers.securityContext.runAsUser", Take),
+    ("spec.containers.securityContext.seccompProfile", Group),
+    ("spec.containers.securityContext.seccompProfile.type", Unless("Unconfined", &NOT_YET)),
+    ("spec.containers.startupProbe", NOT_RUN),
+    ("spec.containers.stdin", Take),
+    ("spec.containers.stdinOnce", Unless("false", &NO_EFFECT)),
+    ("spec.containers.terminationMessagePath", Unless("/dev/termination-log", &NO_EFFECT)),
+    ("spec.containers.terminationMessagePolicy", Unless("File", &NO_EFFECT)),
+    ("spec.containers.tty", Take),
+    ("spec.containers.volumeMounts", Group),
+    ("spec.containers.volumeMounts.mountPath", Take),
+    ("spec.containers.volumeMounts.mountPropagation", Unless("None", &NOT_YET)),
+    ("spec.containers.volumeMounts.name", Take),
+    ("spec.containers.volumeMounts.readOnly", Take),
+    ("spec.containers.volumeMounts.recursiveReadOnly", Unless("Disabled", &NOT_YET)),
+    ("spec.containers.workingDir", Take),
+    ("spec.dnsConfig", NO_EFFECT),
+    ("spec.dnsPolicy", Unless("ClusterFirst", &Unless("Default", &NO_EFFECT))),
+    ("spec.enableServiceLinks", Take),
+    ("spec.ephemeralContainers", Refuse("static pods may not have ephemeral containers")),
+    ("spec.hostAliases", NO_EFFECT),
+    ("spec.hostIPC", Take),
+    ("spec.hostNetwork", Take),
+    ("spec.hostPID", Take),
+    ("spec.hostUsers", Unless("true", &NOT_YET)),
+    ("spec.hostname", Take),
+    ("spec.imagePullSecrets", SECRETS),
+    ("spec.nodeName", Take),
+    ("spec.nodeSelector", Warn("not checked yet")),
+    ("spec.os", Group),
+    ("spec.os.name", Unless("linux", &Refuse("this node runs linux"))),
+    ("spec.preemptionPolicy", Take),
+    ("spec.priority", Take),
+    ("spec.priorityClassName", Take),
+    ("spec.readinessGates", NO_EFFECT),
+    ("spec.resourceClaims", Refuse("static pods may not reference resourceclaims")),
+    ("spec.restartPolicy", Take),
+    ("spec.schedulerName", Take),
+    ("spec.securityContext", Group),
+    ("spec.securityContext.appArmorProfile", Group),
+    ("spec.securityContext.appArmorProfile.type", Unless("Unconfined", &NOT_YET)),
+    ("spec.securityContext.fsGroup", Take),
+    ("spec.securityContext.fsGroupChangePolicy", Unless("Always", &NO_EFFECT)),
+    ("spec.securityContext.runAsGroup", Take),
+    ("spec.securityContext.runAsNonRoot", Take),
+    ("spec.securityContext.runAsUser", Take),
+    ("spec.securityContext.seLinuxChangePolicy", Take),
+    ("spec.securityContext.seccompProfile", Group),
+    ("spec.securityContext.seccompProfile.type", Unless("Unconfined", &NOT_YET)),
+    ("spec.securityContext.supplementalGroups", Take),
+    ("spec.securityContext.supplementalGroupsPolicy", Unless("Merge", &NOT_YET)),
+    ("spec.securityContext.sysctls", Take),
+    ("spec.serviceAccount", SERVICE_ACCOUNTS),
+    ("spec.serviceAccountName", SERVICE_ACCOUNTS),
+    ("spec.setHostnameAsFQDN", Unless("false", &NO_EFFECT)),
+    ("spec.shareProcessNamespace", Take),
+    ("spec.subdomain", NO_EFFECT),
+    ("spec.terminationGracePeriodSeconds", Take),
+    ("spec.tolerations", Take),
+    ("spec.topologySpreadConstraints", Take),
+    ("spec.volumes", Group),
+    ("spec.volumes.configMap", CONFIG_MAPS),
+    ("spec.volumes.emptyDir", Group),
+    ("spec.volumes.emptyDir.medium", Unless("Memory", &NOT_YET)),
+    ("spec.volumes.emptyDir.sizeLimit", Take),
+    ("spec.volumes.ephemeral", CLAIMS),
+    ("spec.volumes.hostPath", Take),
+    ("spec.volumes.name", Take),
+    ("spec.volumes.persistentVolumeClaim", CLAIMS),
+    ("spec.volumes.secret", SECRETS),
+    ("status", Take),
+];
+
+/// Looks at every field of a manifest. Returns what is left out, by path.
+pub(super) fn survey(pod: &Node) -> Result<Vec<String>, Fault> {
+    let mut warnings = Vec::new();
+    look(pod, "", "", &mut warnings)?;
+    Ok(warnings)
+}
+
+fn look(node: &Node, rule: &str, path: &str, warnings: &mut Vec<String>) -> Result<(), Fault> {
+    match &node.value {
+        Value::Map(fields) => {
+            for (name, line, field) in fields {
+                let at = join(path, name);
+                let name = if name == "initContainers" { "containers" } else { name };
+                let rule = join(rule, name);
+                judge(field, *line, verdict(&rule), &rule, &at, warnings)?;
+            }
+            Ok(())
+        }
+        Value::List(items) => {
+            items.iter().enumerate().try_for_each(|(i, item)| look(item, rule, &format!("{path}[{i}]"), warnings))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn verdict(rule: &str) -> Verdict {
+    FIELDS.binary_search_by(|(name, _)| name.cmp(&rule)).map_or(NOT_YET, |index| FIELDS[index].1)
+}
+
+fn judge(
+    node: &Node,
+    line: u64,
+    verdict: Verdict,
+    rule: &str,
+    path: &str,
+    warnings: &mut Vec<String>,
+) -> Result<(), Fault> {
+    // An empty volume source asks for a volume of that kind all the same.
+    let volume = rule.starts_with("spec.volumes.") && matches!(node.value, Value::Map(_));
+    if asks_nothing(node) && !volume {
+        return Ok(());
+    }
+    match verdict {
+        Take => Ok(()),
+        Group => look(node, rule, path, warnings),
+        Warn(why) => {
+            warnings.push(format!("{path}: {why}"));
+            Ok(())
+        }
+        Refuse(why) => Err(Fault { line, ..Fault::new(path, why) }),
+        Unless(fine, otherwise) => {
+            let given = match &node.value {
+                Value::Bool(v) => v.to_string(),
+                _ => node.text().unwrap_or_default().to_owned(),
+            };
+            if given == fine { Ok(()) } else { judge(node, line, *otherwise, rule, path, warnings) }
+        }
+    }
+}
+
+fn asks_nothing(node: &Node) -> bool {
+    match &node.value {
+        Value::Null => true,
+        Value::Text(text) => text.is_empty(),
+        Value::List(items) => items.is_empty(),
+        Value::Map(fields) => fields.is_empty(),
+        Value::Bool(_) | Value::Int(_) | Value::Float(_) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_in_order() {
+        assert!(FIELDS.is_sorted_by(|a, b| a.0 < b.0));
+        for (name, _) in FIELDS {
+            let above = name.rsplit_once('.').map_or("spec", |(above, _)| above);
+            assert!(matches!(verdict(above), Group), "{name} is never reached");
+        }
+    }
+}
