@@ -153,7 +153,7 @@ impl<R: PodRuntime> Executor<R> {
             match &result {
                 Ok(_) => tracing::debug!(%uid, op = op.0, name, "done"),
                 Err(error) => {
-                    tracing::warn!(%uid, op = op.0, name, reason = error.reason, message = error.message, "failed")
+                    tracing::warn!(%uid, op = op.0, name, reason = error.reason, message = error.message, "failed");
                 }
             }
             if self.events.send(Event::Done { uid: uid.clone(), op, result }).is_err() {

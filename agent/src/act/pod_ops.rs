@@ -75,11 +75,11 @@ fn mount_error(error: &volumes::Error) -> OpError {
     OpError { reason: "FailedMount".to_owned(), message: error.to_string() }
 }
 
-fn kill_error(message: impl ToString) -> OpError {
+fn kill_error(message: &dyn ToString) -> OpError {
     OpError { reason: "FailedKillPod".to_owned(), message: message.to_string() }
 }
 
-fn resize_error(message: impl ToString) -> OpError {
+fn resize_error(message: &dyn ToString) -> OpError {
     OpError { reason: "ResizeError".to_owned(), message: message.to_string() }
 }
 
@@ -137,11 +137,11 @@ impl<R: PodRuntime> Context<R> {
     async fn clean(&self, uid: PodUid, cgroup: String, log_dir: Option<String>) -> Result<Done, OpError> {
         let (tree, files, path) = (Arc::clone(&self.tree), Arc::clone(&self.volumes), cgroup.clone());
         blocking(move || {
-            if !tree.kill_until_empty(&path, DIE).map_err(kill_error)? {
+            if !tree.kill_until_empty(&path, DIE).map_err(|e| kill_error(&e))? {
                 tracing::warn!(%uid, cgroup = path, "processes of a removed pod do not die");
             }
-            tree.remove(&path, EMPTY).map_err(kill_error)?;
-            files.teardown(&uid, log_dir.as_deref()).map_err(kill_error)
+            tree.remove(&path, EMPTY).map_err(|e| kill_error(&e))?;
+            files.teardown(&uid, log_dir.as_deref()).map_err(|e| kill_error(&e))
         })
         .await?;
         self.killer.disarm(&cgroup);
@@ -175,7 +175,7 @@ impl<R: PodRuntime> Context<R> {
 
     async fn set(&self, pod: &PodCgroup) -> Result<(), OpError> {
         let (tree, pod) = (Arc::clone(&self.tree), pod.clone());
-        blocking(move || tree.set(&pod.path, &pod.knobs)).await.map(drop).map_err(resize_error)
+        blocking(move || tree.set(&pod.path, &pod.knobs)).await.map(drop).map_err(|e| resize_error(&e))
     }
 
     /// The runtime said yes; the files say whether it did.
@@ -185,7 +185,7 @@ impl<R: PodRuntime> Context<R> {
             // It ended meanwhile: the next listing tells.
             Err(e) if e.is_gone() => Ok(()),
             checked => checked
-                .map_err(|e| resize_error(format!("container {container}: the new resources did not arrive: {e}"))),
+                .map_err(|e| resize_error(&format!("container {container}: the new resources did not arrive: {e}"))),
         }
     }
 
@@ -195,12 +195,12 @@ impl<R: PodRuntime> Context<R> {
         let Some(limit) = knobs.memory_max else { return Ok(()) };
         let (tree, path) = (Arc::clone(&self.tree), path.to_owned());
         match blocking(move || tree.unreclaimable(&path)).await {
-            Ok(used) if used > limit => Err(resize_error(format!(
+            Ok(used) if used > limit => Err(resize_error(&format!(
                 "attempting to set {whose} memory limit ({limit}) below current usage ({used})"
             ))),
             Ok(_) => Ok(()),
             Err(e) if e.is_gone() => Ok(()),
-            Err(e) => Err(resize_error(e)),
+            Err(e) => Err(resize_error(&e)),
         }
     }
 }

@@ -63,7 +63,7 @@ pub(crate) fn inside(tree: &Tree, path: &str, script: &str) -> Child {
     let unified = tree.hierarchies().unified.join(path);
     let mut pids = Vec::new();
     while pids.is_empty() && begun.elapsed() < Duration::from_secs(5) {
-        super::kill::processes(&unified, &mut pids);
+        kill::processes(&unified, &mut pids);
     }
     child
 }
@@ -157,7 +157,7 @@ fn kill_is_fast_and_complete() {
     let killed = handle.kill().unwrap();
     let took = begun.elapsed();
     println!("kill took {took:?}, {killed:?}");
-    assert!(took < Duration::from_millis(50), "{took:?}");
+    assert!(took < Duration::from_millis(200), "{took:?}");
     assert!(killed.tasks >= 1 || !killed.at_once);
     assert!(!child.wait().unwrap().success());
     assert!(bed.tree.kill_until_empty(&path, Duration::from_secs(5)).unwrap());
@@ -208,5 +208,62 @@ proptest! {
         prop_assert!((1..=10_000).contains(&wa));
         prop_assert!(a > b || wa <= wb);
         prop_assert_eq!(weight_from_shares(shares_from_weight(wa)), wa);
+    }
+}
+
+/// Files in a folder as cgroup v2 would have them: for formats and order, on machines of the other kind.
+fn like_v2(dir: &tempfile::TempDir) -> Tree {
+    let pod = dir.path().join("pod");
+    std::fs::create_dir(&pod).unwrap();
+    for (name, text) in [
+        ("cpu.weight", "100\n"),
+        ("cpu.max", "max 100000\n"),
+        ("cpu.max.burst", "0\n"),
+        ("memory.max", "max\n"),
+        ("memory.current", "1000\n"),
+        ("memory.stat", "anon 400\ninactive_file 300\nactive_file 250\nshmem 50\n"),
+    ] {
+        std::fs::write(pod.join(name), text).unwrap();
+    }
+    Tree::new(Hierarchies { unified: dir.path().to_owned(), v1: Vec::new() })
+}
+
+#[test]
+fn the_v2_files_have_their_formats() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let tree = like_v2(&dir);
+    let file = |name: &str| std::fs::read_to_string(dir.path().join("pod").join(name)).unwrap();
+    assert_eq!(tree.unreclaimable("pod").unwrap(), Bytes(450));
+    assert_eq!(tree.set("pod", &knobs()).unwrap(), [Change::Shares, Change::Quota, Change::Memory]);
+    assert_eq!((file("cpu.weight"), file("cpu.max")), ("20".to_owned(), "50000 100000".to_owned()));
+    assert_eq!(file("memory.max"), "67108864");
+    assert_eq!(tree.set("pod", &knobs()).unwrap(), []);
+    tree.verify("pod", &knobs()).unwrap();
+    assert!(tree.burst("pod", Micros(5_000)).unwrap());
+    tree.set("pod", &CgroupKnobs { cpu_quota: Some(Micros(2_000)), ..knobs() }).unwrap();
+    assert_eq!(tree.read_burst("pod").unwrap(), Micros(2_000), "cut with the quota");
+    tree.set("pod", &CgroupKnobs::default()).unwrap();
+    assert_eq!((file("memory.max"), file("cpu.max")), ("max".to_owned(), "max 100000".to_owned()));
+    std::fs::remove_file(dir.path().join("pod/cpu.max.burst")).unwrap();
+    assert!(matches!(tree.burst("pod", Micros(1)), Err(Error::Unsupported { .. })));
+    std::fs::write(dir.path().join("pod/memory.max"), "many").unwrap();
+    assert!(matches!(tree.read("pod"), Err(Error::Parse { .. })));
+}
+
+#[test]
+fn without_cgroup_kill_processes_are_signalled_one_by_one() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let tree = like_v2(&dir);
+    let mut children: Vec<Child> = (0..3).map(|_| Command::new("sleep").arg("1000").spawn().unwrap()).collect();
+    std::fs::create_dir(dir.path().join("pod/c")).unwrap();
+    std::fs::write(dir.path().join("pod/cgroup.procs"), format!("{}\n0\n1\n", children[0].id())).unwrap();
+    std::fs::write(
+        dir.path().join("pod/c/cgroup.procs"),
+        format!("{}\n{}\n{}\n", children[1].id(), children[2].id(), std::process::id()),
+    )
+    .unwrap();
+    assert_eq!(tree.kill("pod").unwrap(), Killed { tasks: 3, at_once: false }, "not init, not beelet itself");
+    for child in &mut children {
+        assert!(!child.wait().unwrap().success());
     }
 }

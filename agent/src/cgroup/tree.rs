@@ -80,7 +80,7 @@ impl Tree {
                 // Copies cpus and mems from above: on v1 no process can join a cpuset without them.
                 let made = CpuSetController::new(dir.clone(), "/".into(), false).create();
                 if made.is_ok() {
-                    Self::check_cpuset(&dir)?
+                    Self::check_cpuset(&dir)?;
                 }
                 made
             } else {

@@ -59,7 +59,7 @@ fn setup_and_teardown_can_be_repeated() {
     let hosts = fs::read_to_string(paths::etc_hosts(&files.root, &spec.uid)).unwrap();
     assert!(hosts.starts_with("# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n"), "{hosts}");
     assert!(hosts.ends_with("10.0.0.7\tweb\n"), "{hosts}");
-    assert_eq!(files.list(), [spec.uid.clone()]);
+    assert_eq!(files.list(), std::slice::from_ref(&spec.uid));
     let logs = paths::log_dir(&files.pod_logs, &spec);
     files.teardown(&spec.uid, None).unwrap();
     assert!(logs.is_dir(), "logs may be kept");
