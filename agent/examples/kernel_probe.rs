@@ -379,7 +379,10 @@ async fn oom(bed: &Bed, events: &mut Events) -> Result<Outcome> {
     let (mut victims, mut exits) = (Vec::new(), Vec::new());
     while let Ok(Some(event)) = timeout(Duration::from_millis(500), events.recv()).await {
         match event {
-            KernelEvent::Oom(victim) => victims.push(victim),
+            // Others on this machine may run out of memory at the same time.
+            KernelEvent::Oom(victim) if victim.pid == child.id() || victim.cgroup == bed.cgroup.id() => {
+                victims.push(victim)
+            }
             KernelEvent::Exit(exit) if exit.pid == child.id() => exits.push(exit),
             _ => {}
         }
