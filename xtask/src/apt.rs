@@ -30,7 +30,9 @@ struct Archive {
 
 /// Whether packages can be fetched and unpacked here: Debian, with apt and dpkg.
 pub(crate) fn is_debian() -> bool {
-    os_release("ID").is_some_and(|id| id == "debian") && ctx::which("apt-get").is_some() && ctx::which("dpkg-deb").is_some()
+    os_release("ID").is_some_and(|id| id == "debian")
+        && ctx::which("apt-get").is_some()
+        && ctx::which("dpkg-deb").is_some()
 }
 
 /// A field of /etc/os-release.
@@ -129,11 +131,14 @@ pub(crate) fn sources(suite: &str) -> Result<String> {
         .find(|a| a.suites.iter().any(|s| !s.contains("-security") && !s.contains("-backports")))
         .context("no Debian archive in /etc/apt: add one (`man sources.list`)")?;
     let security = archives.iter().find(|a| a.suites.iter().any(|s| s.ends_with("-security")));
-    let mut text = stanza(main, &if base == suite && suite != "sid" {
-        vec![suite.to_owned(), format!("{suite}-updates")]
-    } else {
-        vec![suite.to_owned()]
-    });
+    let mut text = stanza(
+        main,
+        &if base == suite && suite != "sid" {
+            vec![suite.to_owned(), format!("{suite}-updates")]
+        } else {
+            vec![suite.to_owned()]
+        },
+    );
     if let Some(security) = security.filter(|_| base == suite && suite != "sid") {
         text += &stanza(security, &[format!("{suite}-security")]);
     }

@@ -172,7 +172,8 @@ pub(crate) fn logged(title: &str, log: &Path, command: &mut Command) -> Result<(
         std::thread::sleep(Duration::from_millis(50));
     };
     let text = fs::read_to_string(log).unwrap_or_default();
-    ended(command, status, &tail(&text, 40)).with_context(|| format!("{title} failed; the whole log: {}", log.display()))
+    ended(command, status, &tail(&text, 40))
+        .with_context(|| format!("{title} failed; the whole log: {}", log.display()))
 }
 
 fn ended(command: &Command, status: ExitStatus, said: &str) -> Result<()> {

@@ -207,7 +207,9 @@ pub(crate) fn scrub(command: &mut Command) {
     for (name, _) in std::env::vars_os() {
         let Some(text) = name.to_str() else { continue };
         let keeps = ["CARGO_HOME", "RUSTUP_HOME", "RUSTUP_TOOLCHAIN"].contains(&text)
-            || ["CARGO_HTTP", "CARGO_NET", "CARGO_REGISTR", "CARGO_SOURCE", "CARGO_TERM"].iter().any(|p| text.starts_with(p));
+            || ["CARGO_HTTP", "CARGO_NET", "CARGO_REGISTR", "CARGO_SOURCE", "CARGO_TERM"]
+                .iter()
+                .any(|p| text.starts_with(p));
         let ours = ["CARGO", "RUST", "LLVM"].iter().any(|p| text.starts_with(p)) || text == "LD_LIBRARY_PATH";
         if ours && !keeps {
             command.env_remove(&name);

@@ -59,7 +59,8 @@ pub(crate) fn workload_program(ctx: &Ctx) -> Result<PathBuf> {
 fn busybox(ctx: &Ctx) -> Result<PathBuf> {
     let debian = setup::may_install();
     let own = if debian { None } else { Some(ctx::which("busybox").context("busybox (static) is not on PATH")?) };
-    let recipe = own.as_ref().map_or_else(|| "bookworm busybox-static; v1".to_owned(), |p| format!("{}; v1", p.display()));
+    let recipe =
+        own.as_ref().map_or_else(|| "bookworm busybox-static; v1".to_owned(), |p| format!("{}; v1", p.display()));
     let dir = ctx.part("images/busybox", &recipe, |dir| {
         let program = match own {
             Some(program) => program,

@@ -9,9 +9,11 @@ mod ctx;
 mod ebpf;
 mod image;
 mod images;
+mod licences;
 mod oci;
 mod run;
 mod setup;
+mod test;
 mod vm;
 
 use std::process::ExitCode;
@@ -35,6 +37,8 @@ enum Task {
     BuildEbpf,
     /// Run the agent on a test node with sample pods, and show a live table
     Run(run::RunArgs),
+    /// Run all tests
+    Test(test::TestArgs),
     /// Native beds: containerd on this machine, in a network namespace and cgroup of its own
     #[command(subcommand)]
     Bed(bed::BedCommand),
@@ -51,6 +55,7 @@ fn main() -> ExitCode {
         Task::Setup(args) => args.run(&ctx),
         Task::BuildEbpf => ebpf::build(&ctx).map(|object| println!("{}", object.display())),
         Task::Run(args) => args.run(&ctx),
+        Task::Test(args) => args.run(&ctx),
         Task::Bed(command) => command.run(&ctx),
         Task::Vm(command) => command.run(&ctx),
         Task::Image(args) => args.run(&ctx),

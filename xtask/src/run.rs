@@ -129,7 +129,7 @@ fn on_bed(
     command.args(["run", "--manifests"]).arg(&folder).arg("--config").arg(&config_file);
     command.arg("--root-dir").arg(&bed.root_dir).arg("--bpf-object").arg(object).args(["--node-ip", &bed.node_ip]);
     let server = SocketAddr::new(bed.node_ip.parse()?, port_of(&text));
-    watch_agent(&mut command, &log, agent, server, &folder, time, stop, |_| Ok(()))
+    watch_agent(&mut command, bed.inside("table", agent)?, &log, server, &folder, time, stop, |_| Ok(()))
 }
 
 fn on_system(
@@ -169,7 +169,8 @@ fn on_system(
     command.arg("--root-dir").arg(dir.path().join("kubelet")).arg("--bpf-object").arg(object);
     let server: SocketAddr = ([127, 0, 0, 1], port_of(&text)).into();
     // Here nobody kills a cgroup at the end: the agent itself must take its pods away.
-    watch_agent(&mut command, &ctx.log_file("agent-system")?, agent, server, &folder, time, stop, |server| {
+    let table = Command::new(agent);
+    watch_agent(&mut command, table, &ctx.log_file("agent-system")?, server, &folder, time, stop, |server| {
         for entry in fs::read_dir(&folder)?.flatten() {
             fs::remove_file(entry.path())?;
         }
@@ -186,8 +187,8 @@ fn on_system(
 #[expect(clippy::too_many_arguments, reason = "the parts of one run, used by two callers")]
 fn watch_agent(
     command: &mut Command,
+    mut table: Command,
     log: &Path,
-    agent: &Path,
     server: SocketAddr,
     folder: &Path,
     time: Option<Duration>,
@@ -198,8 +199,7 @@ fn watch_agent(
     let file = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
     // A process group of its own: Ctrl-C must not reach it before it has been told in order.
     command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file).process_group(0).env_remove("LD_LIBRARY_PATH");
-    let mut child = command.spawn().with_context(|| format!("cannot start {}", agent.display()))?;
-    let started = Instant::now();
+    let mut child = command.spawn().with_context(|| format!("cannot start {}", ctx::shown(command)))?;
     let healthy = wait_healthy(&mut child, server, log, stop);
     let ended = healthy.and_then(|()| {
         step.done();
@@ -207,9 +207,9 @@ fn watch_agent(
         ctx::note(format!("pods:      curl http://{server}/pods"));
         ctx::note(format!("manifests: {} (edit them, add some)", folder.display()));
         ctx::note(format!("the agent's log: {}", log.display()));
-        let table = Command::new(agent).args(["top", "--server", &format!("http://{server}")]).spawn();
-        let mut table = table.context("cannot start `beelet top`")?;
-        let ended = wait(&mut child, &mut table, log, time.map(|time| (started, time)), stop);
+        table.args(["top", "--server", &format!("http://{server}")]).env_remove("LD_LIBRARY_PATH");
+        let mut table = table.spawn().context("cannot start `beelet top`")?;
+        let ended = wait(&mut child, &mut table, log, time, stop);
         end(&mut table, Duration::from_secs(2)).ok();
         ended.and_then(|()| before_stop(server))
     });
@@ -225,11 +225,12 @@ fn wait(
     agent: &mut Child,
     table: &mut Child,
     log: &Path,
-    time: Option<(Instant, Duration)>,
+    time: Option<Duration>,
     stop: &AtomicBool,
 ) -> Result<()> {
+    let started = Instant::now();
     let mut table_runs = true;
-    while !stop.load(Ordering::Relaxed) && time.is_none_or(|(started, time)| started.elapsed() < time) {
+    while !stop.load(Ordering::Relaxed) && time.is_none_or(|time| started.elapsed() < time) {
         if let Some(status) = agent.try_wait()? {
             bail!("the agent ended by itself ({status}):\n{}", tail(log));
         }
@@ -397,8 +398,10 @@ mod tests {
 
     #[test]
     fn a_config_is_completed_but_not_overruled() {
-        let own = "apiVersion: x\nkind: KubeletConfiguration\ncgroupRoot: /\nreadOnlyPort: 7\n---\nkind: EnforcementPolicy\n";
-        let settings = [("cgroupRoot", "/bed".to_owned()), ("readOnlyPort", "1".to_owned()), ("address", "a".to_owned())];
+        let own =
+            "apiVersion: x\nkind: KubeletConfiguration\ncgroupRoot: /\nreadOnlyPort: 7\n---\nkind: EnforcementPolicy\n";
+        let settings =
+            [("cgroupRoot", "/bed".to_owned()), ("readOnlyPort", "1".to_owned()), ("address", "a".to_owned())];
         let text = complete(own, &settings);
         assert!(text.contains("cgroupRoot: /bed\n") && !text.contains("cgroupRoot: /\n"), "{text}");
         assert!(text.contains("readOnlyPort: 7\n") && !text.contains("readOnlyPort: 1\n"), "{text}");

@@ -165,8 +165,7 @@ pub(crate) fn prometheus(ctx: &Ctx) -> Result<Prometheus> {
         let need = |name: &str| ctx::which(name).with_context(|| format!("{name} (2.42 or newer) is not on PATH"));
         return Ok(Prometheus { prometheus: need("prometheus")?, promtool: need("promtool")? });
     }
-    let dir = ctx.part("prometheus", "bookworm prometheus; v1", |dir| {
-        apt::unpack(ctx, "bookworm", &["prometheus"], dir)
-    })?;
+    let dir =
+        ctx.part("prometheus", "bookworm prometheus; v1", |dir| apt::unpack(ctx, "bookworm", &["prometheus"], dir))?;
     Ok(Prometheus { prometheus: dir.join("usr/bin/prometheus"), promtool: dir.join("usr/bin/promtool") })
 }

@@ -93,7 +93,8 @@ impl BedCommand {
             Self::Sweep => sweep(),
             Self::Runtime { name, what } => {
                 let signal = if what == RuntimeAction::Kill { Signal::KILL } else { Signal::TERM };
-                let (stop, start) = (what != RuntimeAction::Start, matches!(what, RuntimeAction::Start | RuntimeAction::Restart));
+                let (stop, start) =
+                    (what != RuntimeAction::Start, matches!(what, RuntimeAction::Start | RuntimeAction::Restart));
                 supervisor::restart_runtime(&name, stop, start, signal)
             }
             Self::Exec { name, group, program } => exec(&name, &group, &program),

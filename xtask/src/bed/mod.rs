@@ -24,6 +24,7 @@ mod supervisor;
 
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -153,13 +154,35 @@ fn check_name(name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Takes the bed's lock for as long as the file lives; `None` if somebody else has it.
-fn try_lock(name: &str) -> Result<Option<File>> {
-    fs::create_dir_all(RUN).with_context(|| format!("cannot create {RUN}: a native bed needs root"))?;
-    // Beside the bed's folder, not in it: the lock must outlive the folder.
-    let path = Path::new(RUN).join(format!("{name}.lock"));
-    let file = File::create(&path).with_context(|| format!("cannot open {}", path.display()))?;
-    Ok(flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok().then_some(file))
+/// A bed's lock, held as long as this lives.
+#[derive(Debug)]
+struct Lock {
+    _file: File,
+    path: PathBuf,
+}
+
+impl Lock {
+    /// Takes the bed's lock; `None` if somebody else has it.
+    fn take(name: &str) -> Result<Option<Self>> {
+        fs::create_dir_all(RUN).with_context(|| format!("cannot create {RUN}: a native bed needs root"))?;
+        // Beside the bed's folder, not in it: the lock must outlive the folder.
+        let path = Path::new(RUN).join(format!("{name}.lock"));
+        loop {
+            let file = File::create(&path).with_context(|| format!("cannot open {}", path.display()))?;
+            if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+                return Ok(None);
+            }
+            // Its last holder may have removed the file after it was opened here.
+            if fs::metadata(&path).is_ok_and(|now| file.metadata().is_ok_and(|mine| mine.ino() == now.ino())) {
+                return Ok(Some(Self { _file: file, path }));
+            }
+        }
+    }
+
+    /// Removes the lock of a bed that is gone.
+    fn retire(self) {
+        fs::remove_file(&self.path).ok();
+    }
 }
 
 /// The names of all beds that have a folder.
@@ -172,9 +195,12 @@ fn names() -> Vec<String> {
 /// Takes down every bed that has lost its supervisor.
 pub(crate) fn sweep() -> Result<()> {
     for name in names() {
-        let Some(_lock) = try_lock(&name)? else { continue };
-        ctx::note(format!("sweeping the bed `{name}`, whose supervisor is gone"));
-        take_down_by_name(&name)?;
+        let Some(lock) = Lock::take(&name)? else { continue };
+        if Path::new(RUN).join(&name).is_dir() {
+            ctx::note(format!("sweeping the bed `{name}`, whose supervisor is gone"));
+            take_down_by_name(&name)?;
+        }
+        lock.retire();
     }
     Ok(())
 }

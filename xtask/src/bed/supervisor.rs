@@ -18,7 +18,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-use super::{Info, RUN, cgroups, check_name, net, runtime, sweep, take_down, take_down_by_name, try_lock};
+use super::{Info, Lock, RUN, cgroups, check_name, net, runtime, sweep, take_down, take_down_by_name};
 use crate::ctx::Ctx;
 use crate::{images, setup};
 
@@ -101,10 +101,11 @@ pub(crate) fn down(name: &str) -> Result<()> {
     let deadline = Instant::now() + DOWN_WITHIN;
     let mut asked = false;
     loop {
-        if let Some(_lock) = try_lock(name)? {
+        if let Some(lock) = Lock::take(name)? {
             if Path::new(RUN).join(name).exists() {
                 take_down_by_name(name)?;
             }
+            lock.retire();
             return Ok(());
         }
         if !asked && let Ok(info) = Info::read(name) {
@@ -144,7 +145,7 @@ pub(crate) fn supervise(ctx: &Ctx, args: &SuperviseArgs) -> Result<()> {
         signal_hook::flag::register(signal, Arc::clone(&asked))?;
     }
     let owner = watch(args.owner)?;
-    let Some(_lock) = try_lock(&args.name)? else { bail!("there is a bed `{}` already", args.name) };
+    let Some(lock) = Lock::take(&args.name)? else { bail!("there is a bed `{}` already", args.name) };
     if Path::new(RUN).join(&args.name).exists() {
         take_down_by_name(&args.name)?;
     }
@@ -160,6 +161,7 @@ pub(crate) fn supervise(ctx: &Ctx, args: &SuperviseArgs) -> Result<()> {
     println!("going down");
     let down = take_down(&info);
     reap();
+    lock.retire();
     up.and(done).and(down)
 }
 
@@ -173,7 +175,8 @@ fn watch(pid: u32) -> Result<OwnedFd> {
 fn claim(args: &SuperviseArgs) -> Result<Info> {
     let lock = File::create(Path::new(RUN).join("index.lock"))?;
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)?;
-    let taken: Vec<u8> = super::names().iter().filter_map(|name| Info::read(name).ok()).map(|info| info.index).collect();
+    let taken: Vec<u8> =
+        super::names().iter().filter_map(|name| Info::read(name).ok()).map(|info| info.index).collect();
     let index = (1..=250).find(|index| !taken.contains(index)).context("250 beds are up: no index is left")?;
     let mut info = Info::new(&args.name, index, &args.dir);
     info.log_dir.clone_from(&args.log_dir);
@@ -236,7 +239,8 @@ fn reap() {
 pub(crate) fn restart_runtime(name: &str, stop: bool, start: bool, signal: Signal) -> Result<()> {
     let mut info = Info::read(name)?;
     if stop {
-        let pid = i32::try_from(info.containerd_pid).ok().and_then(Pid::from_raw).context("no containerd was started")?;
+        let pid =
+            i32::try_from(info.containerd_pid).ok().and_then(Pid::from_raw).context("no containerd was started")?;
         if let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) {
             // The number may have been given to another process since.
             if !cgroups::processes(&format!("{}/runtime", info.cgroup_root))?.contains(&pid.as_raw_nonzero().get()) {
