@@ -381,7 +381,7 @@ async fn oom(bed: &Bed, events: &mut Events) -> Result<Outcome> {
         match event {
             // Others on this machine may run out of memory at the same time.
             KernelEvent::Oom(victim) if victim.pid == child.id() || victim.cgroup == bed.cgroup.id() => {
-                victims.push(victim)
+                victims.push(victim);
             }
             KernelEvent::Exit(exit) if exit.pid == child.id() => exits.push(exit),
             _ => {}

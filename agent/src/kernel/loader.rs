@@ -163,6 +163,8 @@ enum OneError {
     Program(#[from] ProgramError),
     #[error("cannot open the pods' root {path}: {source}")]
     Root { path: String, source: std::io::Error },
+    #[error("the pods' root {0} is no directory of a cgroup2 file system")]
+    NotCgroup(String),
     #[error("the kernel has no field {0}, without which the program says nothing")]
     Field(&'static str),
 }
@@ -391,6 +393,9 @@ fn attach(
     Ok(())
 }
 
+/// `CGROUP2_SUPER_MAGIC` of the kernel.
+const CGROUP2_MAGIC: rustix::fs::FsWord = 0x6367_7270;
+
 fn attach_to_cgroup(
     program: &mut Program,
     name: &str,
@@ -399,6 +404,10 @@ fn attach_to_cgroup(
 ) -> Result<(), OneError> {
     let root =
         fs::File::open(pods_root).map_err(|source| OneError::Root { path: pods_root.display().to_string(), source })?;
+    // The kernel would only say that the file descriptor is bad.
+    if !rustix::fs::fstatfs(&root).is_ok_and(|it| it.f_type == CGROUP2_MAGIC) {
+        return Err(OneError::NotCgroup(pods_root.display().to_string()));
+    }
     let program: &mut CgroupSkb = program.try_into().map_err(|_| OneError::Absent)?;
     program.load()?;
     // A link never replaces another program, so Single is right; AllowMultiple is refused for links.
