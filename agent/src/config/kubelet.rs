@@ -323,6 +323,9 @@ fn resolve(document: Document, warn: &mut dyn FnMut(&str, &str)) -> Result<Kubel
     if enforce.len() > 1 && enforce.iter().any(|e| e == "none") {
         return Err(Fault::new("enforceNodeAllocatable", "\"none\" stands alone"));
     }
+    if !enforce.iter().any(|e| e == "pods") {
+        warn("enforceNodeAllocatable", "leaving out \"pods\" is not acted on yet: kubepods keeps its memory limit");
+    }
     let cluster_dns = document.cluster_dns.iter().enumerate();
     let cluster_dns = cluster_dns.map(|(i, text)| ip(&format!("clusterDNS[{i}]"), text)).collect::<Result<_, _>>()?;
     Ok(Kubelet {

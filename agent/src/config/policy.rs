@@ -11,7 +11,7 @@
 //!   mode: Enforce                # or Observe: decide and record, but do nothing; default Enforce
 //!   burst: true                  # lend idle CPU to throttled containers; default true
 //!   programs:                    # eBPF programs that are not to be loaded; default all are
-//!     count_egress: false
+//!     skb_egress: false
 //! ```
 //!
 //! Property: without a document everything is on, as if the document were there with an empty `spec`.

@@ -98,6 +98,7 @@ fn what_is_not_acted_on_is_named() {
             "enforceNodeAllocatable: [pods, system-reserved]",
             "enforceNodeAllocatable[1]: \"system-reserved\" is not acted on yet",
         ),
+        ("enforceNodeAllocatable: [none]", "kubepods keeps its memory limit"),
         ("port: 10250", "plain HTTP"),
         ("authentication: {anonymous: {enabled: true}}", "authentication: not supported yet"),
         ("featureGates: {X: true}", "featureGates: not supported yet"),
