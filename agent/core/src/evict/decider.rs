@@ -87,6 +87,8 @@ struct Pending {
     holds: Bytes,
     /// What `kubepods` held, victim included.
     base: Option<Bytes>,
+    /// What was held below each wall.
+    walls: Vec<(Signal, Bytes)>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -254,6 +256,7 @@ impl Decider {
                 held: victim.unreclaimable,
                 holds: victim.unreclaimable,
                 base: sample.kubepods.and_then(|k| k.memory).map(|m| m.unreclaimable()),
+                walls: walls.iter().map(|w| (w.at.signal, w.at.unreclaimable)).collect(),
             });
             self.last_met = Some(now);
             self.standing.memory_pressure = true;
@@ -303,7 +306,14 @@ impl Decider {
             self.pending = None;
             return false;
         }
-        let soon = walls.iter().filter_map(|w| w.forecast).any(|f| f.time_to_oom <= REACTION);
+        // Only what others took since then counts: a victim that dies takes no more, and nobody goes for what it took.
+        let own = pending.holds - pending.held;
+        let soon = walls.iter().any(|w| {
+            let base =
+                pending.walls.iter().find(|(signal, _)| *signal == w.at.signal).map_or(w.at.unreclaimable, |b| b.1);
+            let others = w.at.unreclaimable - base - own;
+            others > Bytes::ZERO && Micros(w.at.available().scale(waited.get(), others.get()).get()) <= REACTION
+        });
         let stuck = sample.pods.is_some() && waited >= GOING && pending.holds >= pending.held.scale(9, 10);
         !(soon && stuck)
     }
@@ -341,7 +351,9 @@ fn second_sign(wall: &Wall, at: Micros, stalled: Micros) -> Option<String> {
     let counted = wall.at.counted.filter(|&c| c >= near);
     growth
         .or_else(|| {
-            (stalled > Micros::ZERO).then(|| format!("tasks waited {stalled} for memory since the last sample"))
+            // Usage and memory.stat are read one after the other: while cache is dropped in between, one sample can be wrong.
+            let twice = met.samples >= 2 && stalled > Micros::ZERO;
+            twice.then(|| format!("tasks waited {stalled} for memory since the last sample"))
         })
         .or_else(|| counted.map(|c| format!("anonymous and shared memory alone are {c}")))
         .or_else(|| {
