@@ -238,7 +238,8 @@ pub(super) fn state_of(status: cri::ContainerStatus) -> ContainerFactState {
         cri::ContainerState::ContainerCreated => ContainerFactState::Created,
         cri::ContainerState::ContainerRunning => ContainerFactState::Running { started: micros(status.started_at) },
         cri::ContainerState::ContainerExited => ContainerFactState::Exited(Exit {
-            started: micros(status.started_at),
+            // containerd notes the start when the call to start returns: a container that ends at once ends before it.
+            started: micros(status.started_at.min(status.finished_at)),
             finished: micros(status.finished_at),
             code: status.exit_code,
             reason: status.reason,
@@ -334,6 +335,18 @@ mod tests {
         assert_eq!(raised, expected);
         let unlimited = effective(made_with, &knobs, &now(103, -1, -1));
         assert_eq!(unlimited, Resources { cpu_limit: None, memory_limit: None, ..made_with });
+    }
+
+    #[test]
+    fn no_container_ends_before_it_starts() {
+        let status = cri::ContainerStatus {
+            state: cri::ContainerState::ContainerExited.into(),
+            started_at: 2_000_001_000,
+            finished_at: 2_000_000_000,
+            ..cri::ContainerStatus::default()
+        };
+        let ContainerFactState::Exited(exit) = state_of(status) else { panic!("it exited") };
+        assert_eq!((exit.started, exit.finished), (Micros::secs(2), Micros::secs(2)));
     }
 
     #[test]

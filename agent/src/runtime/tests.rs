@@ -87,7 +87,7 @@ async fn a_pod_runs_and_is_found_again() {
     for runtime in [&runtime, &client(&fake)] {
         let facts = runtime.facts(Micros(42)).await.expect("facts");
         assert_eq!(facts.asked, Micros(42));
-        assert_eq!(facts.sandboxes, [sandbox.clone()]);
+        assert_eq!(facts.sandboxes, std::slice::from_ref(&sandbox));
         let found = &facts.containers[0];
         assert_eq!((found.id.as_str(), found.name.as_str(), found.uid.as_str()), (id.as_str(), "c", "u1"));
         assert_eq!(found.state, ContainerFactState::Running { started: Micros::secs(7) });
