@@ -146,9 +146,7 @@ pub(crate) fn kubectl(ctx: &Ctx) -> Result<PathBuf> {
     if !may_install() {
         return ctx::which("kubectl").context("kubectl (1.32 or newer) is not on PATH: please install it");
     }
-    let dir = ctx.part("kubectl", "trixie kubernetes-client; v1", |dir| {
-        apt::unpack(ctx, "trixie", &["kubernetes-client"], dir)
-    })?;
+    let dir = ctx.part("kubectl", "trixie kubectl; v1", |dir| apt::unpack(ctx, "trixie", &["kubectl"], dir))?;
     Ok(dir.join("usr/bin/kubectl"))
 }
 

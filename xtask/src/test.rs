@@ -172,7 +172,8 @@ fn files(ctx: &Ctx, folder: &str, endings: &[&str]) -> Vec<PathBuf> {
 }
 
 fn rules(ctx: &Ctx) -> Result<Done> {
-    let all = files(ctx, "dashboards", &[".yml", ".yaml"]);
+    let mut all = files(ctx, "dashboards", &[".yml", ".yaml"]);
+    all.extend(files(ctx, "dashboards/tests", &[".yml", ".yaml"]));
     let is_test = |path: &&PathBuf| fs::read_to_string(path).is_ok_and(|text| text.contains("rule_files:"));
     let (tests, rules): (Vec<&PathBuf>, Vec<&PathBuf>) = all.iter().partition(is_test);
     if all.is_empty() {
@@ -187,21 +188,20 @@ fn rules(ctx: &Ctx) -> Result<Done> {
 }
 
 fn deploy(ctx: &Ctx) -> Result<Done> {
-    let manifests = files(ctx, "deploy", &[".yml", ".yaml"]);
+    let mut manifests = files(ctx, "deploy", &[".yml", ".yaml"]);
+    // Prometheus's own configuration is no object of the API.
+    manifests.retain(|path| fs::read_to_string(path).is_ok_and(|text| text.lines().any(|l| l.starts_with("kind:"))));
     if manifests.is_empty() {
         return Ok(Done::Skipped("deploy/ has no manifests yet".to_owned()));
     }
     let kubectl = setup::kubectl(ctx)?;
     for manifest in &manifests {
-        // Without a server kubectl cannot say which resources there are; it still reads and decodes every document.
-        ctx::quiet(
-            Command::new(&kubectl)
-                .args(["create", "--dry-run=client", "--validate=false", "-o", "name", "-f"])
-                .arg(manifest)
-                .env("KUBECONFIG", "/dev/null"),
-        )?;
+        // `--dry-run=client` asks a server which kinds there are; `--local` asks nobody, and decodes what kubectl knows.
+        let mut command = Command::new(&kubectl);
+        command.args(["annotate", "--local", "-o", "name", "checked=yes", "-f"]).arg(manifest);
+        ctx::quiet(command.env("KUBECONFIG", "/dev/null"))?;
     }
-    Ok(Done::Passed(format!("{} manifests", manifests.len())))
+    Ok(Done::Passed(format!("{} files, decoded by kubectl", manifests.len())))
 }
 
 fn e2e(ctx: &Ctx) -> Result<Done> {
