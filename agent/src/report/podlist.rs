@@ -356,7 +356,7 @@ mod tests {
             "spec": {"containers": [{"name": "web", "image": "web:1", "lifecycle": {}}]},
         }))
         .unwrap();
-        let list = list(&samples::busy_node(), &[("1111".into(), manifest)].into());
+        let list = list(&samples::busy_node(), &[("1111".into(), std::sync::Arc::new(manifest))].into());
         let web = &list["items"][1];
         assert_eq!(web["metadata"]["name"], "web-node");
         assert_eq!(web["metadata"]["uid"], "1111");
