@@ -7,14 +7,14 @@
 //! Properties: beside a kubelet, or with `mode: Observe`, nothing is done, and what would have been done is recorded at most
 //! once a minute per pod; every eviction carries its evidence.
 
-use crate::allocate;
+use crate::allocate::{self, BurstChange};
 use crate::event::{Action, Knob, KnobWrite};
 use crate::evict::{Candidate, Decision, Eviction};
 use crate::node::Enforce;
 use crate::pod::{PodState, Why};
 use crate::sample::{PodReading, Sample};
 use crate::spec::PodUid;
-use crate::units::{Micros, Now};
+use crate::units::{Micros, MilliCpu, Now};
 use crate::world::World;
 
 /// What would have been done is told again after this long.
@@ -24,7 +24,7 @@ impl World {
     pub(crate) fn on_sample(&mut self, sample: Sample, now: Now) {
         self.node.observe(sample.at, &sample.node);
         if let Some(readings) = &sample.pods {
-            self.observe_pods(sample.at, readings, now);
+            self.observe_pods(sample.at, readings);
         }
         let candidates = sample.pods.as_ref().map(|readings| self.candidates(readings));
         match self.evict.step(now.mono, &sample, candidates.as_deref()) {
@@ -49,7 +49,7 @@ impl World {
         self.last_sample = Some(Sample { kubepods: shown, ..sample });
     }
 
-    fn observe_pods(&mut self, at: Micros, readings: &[PodReading], now: Now) {
+    fn observe_pods(&mut self, at: Micros, readings: &[PodReading]) {
         for reading in readings {
             let Some(pod) = self.pods.get_mut(&reading.uid) else { continue };
             pod.meter.observe(at, &reading.cgroup);
@@ -79,7 +79,6 @@ impl World {
             if pod.meter.at < at {
                 pod.meter.clear();
             }
-            let _ = now;
         }
     }
 
@@ -126,32 +125,42 @@ impl World {
             return;
         }
         let idle = self.node.idle_share();
+        let (cpu_quota, period) = (self.config.cpu_quota, self.config.cpu_period);
+        let quota = |limit: Option<MilliCpu>| limit.filter(|_| cpu_quota).and_then(|l| allocate::quota(l, period));
         let mut writes = Vec::new();
         for (uid, pod) in &mut self.pods {
             if pod.state != PodState::Running || pod.foreign {
                 continue;
             }
-            let pod_path = allocate::pod_path(&self.config, &pod.spec);
+            let path = allocate::pod_path(&self.config, &pod.spec);
+            let mut write = |cgroup, container: &str, change: BurstChange| {
+                let target = (uid.clone(), container.to_owned());
+                writes.push(KnobWrite { cgroup, target, knob: Knob::CpuBurst(change.burst), why: change.why });
+            };
+            // A pod's own quota throttles as well, and with one container it is the same: it comes first.
+            let own = allocate::pod_cpu_limit(&pod.spec);
+            let throttled_at = pod.meter.model.throttled_at();
+            if let Some(change) = pod.meter.burst.step(now.mono, throttled_at, idle, quota(own)) {
+                write(path.clone(), "", change);
+            }
             for container in &pod.spec.containers {
                 let Some(track) = pod.tracks.get_mut(&container.name).filter(|t| t.reading.is_some()) else { continue };
-                let given = track.actuated.unwrap_or(container.resources);
-                let quota = given.cpu_limit.filter(|_| self.config.cpu_quota);
-                let quota = quota.and_then(|limit| allocate::quota(limit, self.config.cpu_period));
-                let Some(change) = track.burst.step(now.mono, track.model.throttled_at(), idle, quota) else { continue };
+                // While a cut waits, burst must fit below the quota that is and the one that comes: the kernel refuses more.
+                let given = track.actuated.unwrap_or(container.resources).cpu_limit;
+                let limit = given.zip(container.resources.cpu_limit).map(|(a, b)| a.min(b)).or(given);
+                let change = track.burst.step(now.mono, track.model.throttled_at(), idle, quota(limit));
+                let Some(change) = change else { continue };
                 track.burst_now = change.burst;
-                writes.push(KnobWrite {
-                    cgroup: allocate::container_path(&pod_path, &track.run),
-                    target: (uid.clone(), container.name.clone()),
-                    knob: Knob::CpuBurst(change.burst),
-                    why: change.why,
-                });
+                write(allocate::container_path(&path, &track.run), &container.name, change);
             }
         }
         for write in writes {
             let Knob::CpuBurst(burst) = write.knob;
-            let message = format!("cpu burst of {} set to {burst}: {}", write.target.1, write.why);
             let (uid, container) = write.target.clone();
-            self.say(&uid, Some(container), now, false, "CpuBurst", message);
+            let container = Some(container).filter(|c| !c.is_empty());
+            let of = container.as_deref().unwrap_or("the pod");
+            let message = format!("cpu burst of {of} set to {burst}: {}", write.why);
+            self.say(&uid, container, now, false, "CpuBurst", message);
             self.act(Action::Knob(write));
         }
     }

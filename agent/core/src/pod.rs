@@ -487,6 +487,14 @@ impl Pod {
 
     fn plan_resize(&self) -> Option<PodOp> {
         let Some(allocate::ResizePlan::Apply { pod_first, pod, containers }) = &self.resize_plan else { return None };
+        // Burst above the new quota goes first (the next sample takes it back): the kernel refuses a quota below it.
+        let too_much = |name: &str, quota: Option<Micros>| {
+            let given = self.tracks.get(name).map_or(Micros::ZERO, |t| t.burst_now);
+            quota.is_some_and(|q| given > q)
+        };
+        if containers.iter().any(|(name, linux)| too_much(name, linux.knobs.cpu_quota)) {
+            return None;
+        }
         let running = containers
             .iter()
             .filter_map(|(name, linux)| {

@@ -161,6 +161,8 @@ pub struct PodMeter {
     pub at: Micros,
     /// Rates.
     pub model: CgroupModel,
+    /// Gives and takes burst of the pod's own quota.
+    pub burst: BurstController,
     /// Bytes received and sent per second.
     pub network_rate: Option<(u64, u64)>,
     /// What the network rate counts from.

@@ -240,8 +240,12 @@ pub async fn run(
     // What wakes.
     let (relist, period) = (Arc::new(Notify::new()), watch::channel(Micros::secs(1)));
     let mut tasks = tokio::task::JoinSet::new();
-    let runtime_events = watchers::runtime_events(Arc::clone(&runtime), Arc::clone(&relist), period.0, report.clone());
-    tasks.spawn(runtime_events);
+    if options.beside {
+        // Some releases of containerd give each event to one client only; the kubelet's events are the kubelet's.
+        tasks.spawn(watchers::keep(period.0));
+    } else {
+        tasks.spawn(watchers::runtime_events(Arc::clone(&runtime), Arc::clone(&relist), period.0, report.clone()));
+    }
     tasks.spawn(cycle::list(Arc::clone(&runtime), clock, Arc::clone(&relist), period.1, events_to.clone()));
     tasks.spawn(watchers::pressure(layout.clone(), pods_root.clone(), sampler.clone(), report.clone()));
     tasks.spawn(watchers::memory_events(layout.clone(), pods_root, sampler.clone(), report.clone()));

@@ -58,8 +58,13 @@ pub(super) async fn runtime_events(
             }
         }
     }
-    // The sender must live on: a listing reads it.
+    keep(period).await;
+}
+
+/// Keeps the distance of listings as it is.
+pub(super) async fn keep(period: watch::Sender<Micros>) {
     std::future::pending::<()>().await;
+    drop(period);
 }
 
 /// Passes the kernel's events to the sampler, which knows whose they are.
