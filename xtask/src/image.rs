@@ -39,11 +39,13 @@ impl ImageArgs {
     pub(crate) fn run(self, ctx: &Ctx) -> Result<()> {
         let output = self.output.unwrap_or_else(|| ctx.target.join("beelet-image.tar"));
         let name = self.name.unwrap_or_else(|| format!("localhost/beelet/beelet:{VERSION}"));
+        // Before the minutes of the build.
+        let licences = licences(&ctx.root)?;
         let step = ctx::step("building the agent, statically linked, and its eBPF object");
         let agent = static_agent(ctx, self.debug)?;
         let object = ebpf::build(ctx)?;
         step.done();
-        let image = agent_image(ctx, name, &agent, &object)?;
+        let image = agent_image(ctx, name, &agent, &object, licences)?;
         let name = image.name.clone();
         let digests = oci::write(&output, &[image])?;
         let size = fs::metadata(&output)?.len();
@@ -54,11 +56,17 @@ impl ImageArgs {
     }
 }
 
-fn agent_image(ctx: &Ctx, name: String, agent: &Path, object: &Path) -> Result<Image> {
+fn agent_image(
+    ctx: &Ctx,
+    name: String,
+    agent: &Path,
+    object: &Path,
+    licences: Vec<(String, Vec<u8>)>,
+) -> Result<Image> {
     let mut layer = Layer::default();
     layer.copy("usr/bin/beelet", 0o755, agent)?;
     layer.copy("usr/lib/beelet/beelet-ebpf", 0o644, object)?;
-    for (file, text) in licences(&ctx.root)? {
+    for (file, text) in licences {
         layer.file(&format!("usr/share/doc/beelet/{file}"), 0o644, text);
     }
     layer.file("etc/passwd", 0o644, "root:x:0:0:root:/root:/usr/sbin/nologin\n");
@@ -151,7 +159,9 @@ mod tests {
             fs::write(root.join(file), file).unwrap();
         }
         let ctx = Ctx { root: root.clone(), cache: root.clone(), target: root.clone() };
-        let image = agent_image(&ctx, "x:1".into(), &root.join("agent"), &root.join("object")).unwrap();
+        let image =
+            agent_image(&ctx, "x:1".into(), &root.join("agent"), &root.join("object"), licences(&root).unwrap())
+                .unwrap();
         for path in ["usr/bin/beelet", "usr/lib/beelet/beelet-ebpf", "usr/share/doc/beelet/LICENSE-MIT"] {
             assert!(image.layer.has(path), "{path}");
         }
