@@ -10,6 +10,7 @@ pub mod cgroup;
 pub mod clock;
 pub mod config;
 pub mod kernel;
+pub mod kubelet;
 pub mod measure;
 pub mod report;
 pub mod runtime;

@@ -106,10 +106,10 @@ mod tests {
             exits: Vec::new(),
         };
         TerminalStore::open(root.path()).unwrap().remember(&end).unwrap();
-        std::fs::write(root.path().join("terminal/torn.json"), "{").unwrap();
+        fs::write(root.path().join("terminal/torn.json"), "{").unwrap();
         let store = TerminalStore::open(root.path()).unwrap();
         let (ends, bad) = store.load().unwrap();
-        assert_eq!(ends, [end.clone()]);
+        assert_eq!(ends, std::slice::from_ref(&end));
         assert_eq!(bad.len(), 1);
         store.forget(&end.uid).unwrap();
         store.forget(&end.uid).unwrap();
