@@ -382,7 +382,7 @@ fn pod_rows(rows: &mut Rows, view: &PodView) {
         }
         let key = [namespace, pod, container.name.as_str()];
         rows.put("beelet_container_cpu_burst_seconds", &key, seconds(container.burst));
-        rows.put("beelet_container_restart_count", &key, f64::from(container.restarts));
+        rows.put("beelet_container_restarts", &key, f64::from(container.restarts));
     }
 }
 

@@ -30,7 +30,10 @@ const ORIGIN: &str = "beelet.dev/origin";
 /// The PodList of a picture. `host_ip` is "" where unknown.
 #[must_use]
 pub fn pod_list(picture: &Snapshot, manifests: &BTreeMap<PodUid, Arc<Pod>>, host_ip: &str) -> List<Pod> {
-    let pods = picture.pods.iter().map(|view| pod(view, manifests.get(view.uid()).map(|pod| &**pod), &picture.node.name, host_ip));
+    let pods = picture
+        .pods
+        .iter()
+        .map(|view| pod(view, manifests.get(view.uid()).map(|pod| &**pod), &picture.node.name, host_ip));
     let rejected = picture.rejected.iter().map(|r| refused(r, &picture.node.name));
     List { items: pods.chain(rejected).collect(), ..List::default() }
 }
@@ -356,7 +359,7 @@ mod tests {
             "spec": {"containers": [{"name": "web", "image": "web:1", "lifecycle": {}}]},
         }))
         .unwrap();
-        let list = list(&samples::busy_node(), &[("1111".into(), std::sync::Arc::new(manifest))].into());
+        let list = list(&samples::busy_node(), &[("1111".into(), Arc::new(manifest))].into());
         let web = &list["items"][1];
         assert_eq!(web["metadata"]["name"], "web-node");
         assert_eq!(web["metadata"]["uid"], "1111");

@@ -122,7 +122,7 @@ pub static METRICS: &[MetricDef] = &[
     def(Pod, Gauge, "beelet_memory_growth_bytes_per_second", "bytes per second", POD, "Growth of what reclaim cannot free."),
     def(Pod, Counter, "beelet_cpu_ebpf_seconds_total", "seconds", CONTAINER, "CPU time by eBPF at sched_switch."),
     def(Pod, Gauge, "beelet_container_cpu_burst_seconds", "seconds", CONTAINER, "Unused CPU quota that the container may spend later, given by beelet."),
-    def(Pod, Gauge, "beelet_container_restart_count", "", CONTAINER, "Restarts of the container in the pod as it is now."),
+    def(Pod, Gauge, "beelet_container_restarts", "", CONTAINER, "Restarts of the container in the pod as it is now."),
     def(Pod, Counter, "beelet_container_restarts_total", "", CONTAINER, "Restarts; outlives the pod."),
     def(Pod, Counter, "beelet_process_exits_total", "", &["namespace", "pod", "container", "reason", "value"], "Ends of containers by exit code (reason=\"code\") or fatal signal (reason=\"signal\"); outlives the pod."),
     def(Pod, Counter, "beelet_oom_kills_total", "", CONTAINER, "Kills by the kernel's OOM killer; outlives container and pod."),
