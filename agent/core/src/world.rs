@@ -7,6 +7,7 @@
 //! Properties: the same events give the same actions (no clock, no randomness, ordered maps only); while the wishes or the
 //! facts are not known yet nothing is started and nothing is stopped; a pod of another owner is never acted on.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
@@ -15,7 +16,7 @@ use crate::event::{
     Action, ContainerFact, ContainerFactState, Done, Event, OpError, OpId, PodCgroup, PodOp, Record, Rejected, RuntimeFacts,
     SandboxFact, Terminal,
 };
-use crate::evict;
+use crate::evict::{self, Signal};
 use crate::forecast::Pace;
 use crate::model::NodeModel;
 use crate::node::NodeConfig;
@@ -81,7 +82,11 @@ impl World {
             rejected: Vec::new(),
             remembered: BTreeMap::new(),
             records: VecDeque::new(),
-            totals: Counts::default(),
+            totals: Counts {
+                // Known signals stand at 0 from the start, so that a first eviction is an increase.
+                evictions: [Signal::Memory, Signal::AllocatableMemory].map(|s| (s.as_str().to_owned(), 0)).into(),
+                ..Counts::default()
+            },
             node: NodeModel::default(),
             last_sample: None,
             evict,
@@ -106,6 +111,18 @@ impl World {
         &self.pods
     }
 
+    /// The condition `MemoryPressure`.
+    #[must_use]
+    pub fn memory_pressure(&self) -> bool {
+        self.evict.standing().memory_pressure
+    }
+
+    /// Steps of the state machine that were not allowed, and changed nothing: each of them is a bug.
+    #[must_use]
+    pub fn illegal_transitions(&self) -> u64 {
+        self.totals.illegal_transitions
+    }
+
     /// One event in, the actions that follow from it out.
     pub fn step(&mut self, event: Event, now: Now) -> Vec<Action> {
         self.out = Vec::new();
@@ -126,17 +143,20 @@ impl World {
     // === wishes ===
 
     fn on_wishes(&mut self, pods: Vec<Arc<PodSpec>>, rejected: Vec<Rejected>, now: Now) {
+        if !self.wishes_known && self.facts_known {
+            // What was listed before could not be kept: it was not known whose it is.
+            self.facts_known = false;
+            self.out.push(Action::Relist);
+        }
         self.wishes_known = true;
         for pod in self.pods.values_mut().filter(|p| !p.foreign) {
             pod.wanted = false;
         }
         for spec in pods {
             if let Some(pod) = self.pods.get_mut(&spec.uid) {
-                // A pod on its way out stays so; when it is gone the next listing makes it anew.
+                // A pod on its way out stays so; when it is gone it is made anew.
                 pod.wanted = true;
-                if pod.spec != spec {
-                    resize_to(pod, spec);
-                }
+                pod.next_spec = (pod.spec != spec).then_some(spec);
             } else {
                 let mut pod = Pod::new(Arc::clone(&spec), now);
                 if let Some(end) = self.remembered.get(&spec.uid) {
@@ -159,6 +179,11 @@ impl World {
             }
         }
         self.rejected = rejected;
+        let notes: Vec<PodUid> = self.remembered.keys().filter(|uid| !self.pods.contains_key(*uid)).cloned().collect();
+        for uid in notes {
+            self.remembered.remove(&uid);
+            self.out.push(Action::Forget(uid));
+        }
         let unwanted: Vec<PodUid> =
             self.pods.iter().filter(|(_, p)| !p.wanted && !p.foreign).map(|(uid, _)| uid.clone()).collect();
         for uid in unwanted {
@@ -565,8 +590,8 @@ impl World {
         for _ in 0..STEPS_AT_ONCE {
             let pod = self.pods.get(uid)?;
             if pod.state == PodState::Gone {
-                self.forget(uid);
-                return None;
+                self.forget(uid, now);
+                continue;
             }
             let name_taken = pod.state == PodState::Observed
                 && self.pods.values().any(|other| {
@@ -598,11 +623,16 @@ impl World {
         Some(now.mono + Micros::secs(10))
     }
 
-    fn forget(&mut self, uid: &PodUid) {
+    fn forget(&mut self, uid: &PodUid, now: Now) {
         self.told.remove(uid);
-        self.pods.remove(uid);
+        let gone = self.pods.remove(uid);
         if self.remembered.remove(uid).is_some() {
             self.out.push(Action::Forget(uid.clone()));
+        }
+        if let Some(pod) = gone.filter(|p| p.wanted && !p.foreign) {
+            // The same manifest came back while it went.
+            let spec = pod.next_spec.unwrap_or(pod.spec);
+            self.pods.insert(uid.clone(), Pod::new(spec, now));
         }
     }
 
@@ -612,29 +642,36 @@ impl World {
         if !pod.sandboxes.is_empty() {
             return PodState::Admitted;
         }
-        match allocate::admit(&self.config, self.beside_of(uid), &pod.spec) {
+        let others = self.beside_of(uid);
+        match allocate::admit(&self.config, others.iter().map(AsRef::as_ref), &pod.spec) {
             Ok(()) => PodState::Admitted,
             Err(short) => PodState::Rejected { reason: short.reason(), message: short.to_string() },
         }
     }
 
     /// The other pods that hold resources of this node.
-    fn beside_of(&self, uid: &PodUid) -> impl Iterator<Item = &PodSpec> {
+    fn beside_of(&self, uid: &PodUid) -> Vec<Cow<'_, PodSpec>> {
         let holds = |p: &&Pod| {
             !matches!(p.state, PodState::Observed | PodState::Rejected { .. } | PodState::Terminal(_) | PodState::Gone)
         };
-        let not = uid.clone();
-        self.pods.values().filter(move |p| p.spec.uid != not).filter(holds).map(|p| &*p.spec)
+        self.pods.values().filter(|p| p.spec.uid != *uid).filter(holds).map(Pod::allocated).collect()
     }
 
     fn note_resize(&mut self, uid: &PodUid, now: Now) {
-        let Some(pod) = self.pods.get(uid) else { return };
+        let Some(pod) = self.pods.get_mut(uid) else { return };
         if pod.state != PodState::Running || pod.foreign || pod.in_flight.is_some() {
             return;
         }
+        // Until then it starts with what it was admitted with.
+        let started = |name: &str| pod.tracks.get(name).is_some_and(|t| t.actuated.is_some());
+        if pod.next_spec.is_some() && pod.spec.containers.iter().all(|c| started(&c.name)) {
+            pod.spec = pod.next_spec.take().unwrap_or_else(|| Arc::clone(&pod.spec));
+        }
+        let Some(pod) = self.pods.get(uid) else { return };
+        let others = self.beside_of(uid);
         let plan = pod
             .actuated()
-            .map(|old| allocate::resize(&self.config, self.beside_of(uid), &old, &pod.spec, &pod.in_use()))
+            .map(|old| allocate::resize(&self.config, others.iter().map(AsRef::as_ref), &old, &pod.spec, &pod.in_use()))
             .filter(|plan| *plan != allocate::ResizePlan::Nothing);
         let note = match &plan {
             None | Some(allocate::ResizePlan::Nothing) => String::new(),
@@ -754,11 +791,6 @@ impl World {
     pub(crate) fn act(&mut self, action: Action) {
         self.out.push(action);
     }
-}
-
-/// Take over a spec that differs only in its resources.
-fn resize_to(pod: &mut Pod, spec: Arc<PodSpec>) {
-    pod.spec = spec;
 }
 
 /// A pod that the runtime has and no wish names: somebody else's, or one whose manifest went while no agent looked.

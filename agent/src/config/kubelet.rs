@@ -28,7 +28,7 @@ pub const KIND: &str = "KubeletConfiguration";
 /// The kubelet's settings that beelet acts on, each by its name in the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Kubelet {
-    /// `address`, default 0.0.0.0.
+    /// `address`, default 127.0.0.1: as long as there is no authentication, the world sees nothing unasked (upstream: 0.0.0.0).
     pub address: IpAddr,
     /// `port`, default 10250.
     pub port: u16,
@@ -83,7 +83,7 @@ pub struct Kubelet {
 impl Default for Kubelet {
     fn default() -> Self {
         Self {
-            address: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            address: IpAddr::V4(Ipv4Addr::LOCALHOST),
             port: 10_250,
             read_only_port: 0,
             static_pod_path: None,

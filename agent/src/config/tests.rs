@@ -26,7 +26,8 @@ fn kubelet(fields: &str) -> Result<(Config, Vec<String>), String> {
 fn the_file_of_the_article_loads_with_a_warning() {
     let (config, warnings) =
         parse("apiVersion: v1\nkind: KubeletConfiguration\naddress: 0.0.0.0\nclusterDomain: cluster.local\n").unwrap();
-    assert_eq!(config.kubelet, Kubelet { cluster_domain: "cluster.local".to_owned(), ..Kubelet::default() });
+    let address = "0.0.0.0".parse().unwrap();
+    assert_eq!(config.kubelet, Kubelet { address, cluster_domain: "cluster.local".to_owned(), ..Kubelet::default() });
     let said: Vec<_> = warnings.iter().map(ToString::to_string).collect();
     assert_eq!(
         said,
@@ -78,7 +79,7 @@ fn no_file_gives_the_defaults_of_the_core() {
     let (config, warnings) = Config::load(&[]).unwrap();
     assert!(warnings.is_empty());
     assert_eq!(config.node_config(&MACHINE, "node").unwrap(), NodeConfig::default());
-    assert_eq!(config.kubelet.server_address().to_string(), "0.0.0.0:10250");
+    assert_eq!(config.kubelet.server_address().to_string(), "127.0.0.1:10250");
 }
 
 #[test]
