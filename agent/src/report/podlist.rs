@@ -14,13 +14,13 @@ use beelet_core::health::Health;
 use beelet_core::snapshot::{ContainerState as State, ContainerView, Phase, PodView, Snapshot};
 use beelet_core::spec::{self, EnvValue, PodSpec, PodUid, QosClass, RestartPolicy};
 use beelet_core::units::Micros;
-use k8s_openapi::List;
 use k8s_openapi::api::core::v1::{
     Container, ContainerPort, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting,
     ContainerStatus, EnvVar, HostIP, Pod, PodCondition, PodIP, PodStatus, ResourceRequirements, VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ListMeta, ObjectMeta, Time};
+use kube::core::{ObjectList, TypeMeta};
 
 /// The kubelet's annotation of a static pod.
 const CONFIG_SOURCE: &str = "kubernetes.io/config.source";
@@ -29,13 +29,13 @@ const ORIGIN: &str = "beelet.dev/origin";
 
 /// The PodList of a picture. `host_ip` is "" where unknown.
 #[must_use]
-pub fn pod_list(picture: &Snapshot, manifests: &BTreeMap<PodUid, Arc<Pod>>, host_ip: &str) -> List<Pod> {
+pub fn pod_list(picture: &Snapshot, manifests: &BTreeMap<PodUid, Arc<Pod>>, host_ip: &str) -> ObjectList<Pod> {
     let pods = picture
         .pods
         .iter()
         .map(|view| pod(view, manifests.get(view.uid()).map(|pod| &**pod), &picture.node.name, host_ip));
     let rejected = picture.rejected.iter().map(|r| refused(r, &picture.node.name));
-    List { items: pods.chain(rejected).collect(), ..List::default() }
+    ObjectList { types: TypeMeta::list::<Pod>(), metadata: ListMeta::default(), items: pods.chain(rejected).collect() }
 }
 
 fn pod(view: &PodView, manifest: Option<&Pod>, node: &str, host_ip: &str) -> Pod {
