@@ -398,7 +398,7 @@ mod tests {
     #[test]
     fn the_list_reads_back() {
         let text = serde_json::to_string(&pod_list(&samples::busy_node(), &BTreeMap::new(), "")).unwrap();
-        let back: List<Pod> = serde_json::from_str(&text).unwrap();
+        let back: ObjectList<Pod> = serde_json::from_str(&text).unwrap();
         assert_eq!(back.items.len(), 3);
     }
 }
