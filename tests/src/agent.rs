@@ -416,7 +416,8 @@ fn http_get(address: &str, path: &str) -> std::io::Result<String> {
 }
 
 /// The configuration file: what the bed asks for, and over it what the test does.
-fn configuration(bed: &Bed, options: &AgentOptions) -> String {
+#[must_use]
+pub fn configuration(bed: &Bed, options: &AgentOptions) -> String {
     let total = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let total = total.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB"));
     let total: u64 = total.and_then(|kib| kib.trim().parse().ok()).unwrap_or(0);

@@ -187,7 +187,8 @@ pub(crate) fn run(command: &mut Command) -> Output {
 }
 
 /// A program: named by a variable of `cargo xtask test`, else where cargo puts it.
-pub(crate) fn built(variable: &str, relative: &str) -> PathBuf {
+#[must_use]
+pub fn built(variable: &str, relative: &str) -> PathBuf {
     if let Some(path) = std::env::var_os(variable) {
         return path.into();
     }

@@ -29,8 +29,8 @@ mod metrics;
 
 use std::time::{Duration, Instant};
 
-pub use agent::{Agent, AgentOptions, NODE, PORT};
-pub use bed::{Bed, SharedBed};
+pub use agent::{Agent, AgentOptions, NODE, PORT, configuration};
+pub use bed::{Bed, SharedBed, built};
 pub use cgroups::{Hierarchy, hierarchies, knobs_below, pod_cgroups};
 pub use cri::{Container, Cri, Sandbox};
 pub use manifest::{BUSYBOX, Pod, WORKLOAD, pod, write_file};
