@@ -152,16 +152,16 @@ pub struct PressureReading {
     pub io_some: Micros,
 }
 
-/// Bytes on the wire as the sockets see them: IP headers and up.
+/// What went through the sockets: bytes with IP headers and up, one header for each buffer of the kernel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkReading {
     /// Received bytes.
     pub rx_bytes: u64,
-    /// Received packets (a merged GRO packet is one).
+    /// Received packets, as on a wire: a buffer that holds several (GRO) counts as so many.
     pub rx_packets: u64,
     /// Sent bytes.
     pub tx_bytes: u64,
-    /// Sent packets (a GSO packet is one).
+    /// Sent packets, as on a wire: a buffer that is cut up later (GSO) counts as so many.
     pub tx_packets: u64,
 }
 
