@@ -11,6 +11,7 @@
 //! Properties: at most one operation is under way; at most one live sandbox; an illegal transition changes nothing; what
 //! runs is never touched unless the pod must go, its sandbox is dead or its resources changed.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -166,6 +167,8 @@ pub enum Step {
 pub struct Pod {
     /// What is wanted.
     pub spec: Arc<PodSpec>,
+    /// What is wanted instead, with other resources; taken up when all that was admitted has been started.
+    pub next_spec: Option<Arc<PodSpec>>,
     /// The source still names it.
     pub wanted: bool,
     /// A kubelet runs it; never acted on.
@@ -217,6 +220,7 @@ impl Pod {
         let tracks = spec.all_containers().map(|c| (c.name.clone(), ContainerTrack::default())).collect();
         Self {
             spec,
+            next_spec: None,
             wanted: true,
             foreign: false,
             state: PodState::Observed,
@@ -283,11 +287,11 @@ impl Pod {
             // Admission is the world's: it alone knows what the other pods use.
             PodState::Observed | PodState::Rejected { .. } | PodState::Gone => Step::Idle,
             PodState::Admitted => Step::Become(PodState::Preparing),
+            // A pod that runs already keeps what it was given; a cut is for the resize, which looks before it.
             PodState::Preparing => self.after_trouble(now, || {
-                Step::Do(PodOp::Prepare {
-                    spec: Arc::clone(&self.spec),
-                    cgroup: allocate::pod_cgroup(config, &self.spec),
-                })
+                let given = self.actuated();
+                let cgroup = allocate::pod_cgroup(config, given.as_ref().unwrap_or(&self.spec));
+                Step::Do(PodOp::Prepare { spec: Arc::clone(&self.spec), cgroup })
             }),
             PodState::SandboxStarting { attempt } => self.plan_sandbox(config, *attempt, now),
             PodState::Initializing { index } => self.plan_init(config, *index, now),
@@ -456,13 +460,45 @@ impl Pod {
             sandbox_id: sandbox.id.clone(),
             pod_ip: sandbox.ip.clone(),
             cgroup: self.cgroup(config),
-            linux: allocate::linux_resources(config, &self.spec, spec),
+            linux: self.linux_resources(config, spec),
         })
+    }
+
+    /// What a container is started with: as long as a resize may not be done, what it had before.
+    fn linux_resources(&self, config: &NodeConfig, spec: &ContainerSpec) -> crate::event::LinuxResources {
+        let refused = matches!(
+            self.resize_plan,
+            Some(allocate::ResizePlan::Deferred { .. } | allocate::ResizePlan::Infeasible { .. })
+        );
+        let old = if refused { self.actuated() } else { None };
+        let pod = old.as_ref().unwrap_or(&self.spec);
+        allocate::linux_resources(config, pod, pod.container(&spec.name).unwrap_or(spec))
+    }
+
+    /// What it holds of the node: what it was given, and what it is about to be given.
+    #[must_use]
+    pub fn allocated(&self) -> Cow<'_, PodSpec> {
+        let Some(mut held) = self.actuated() else { return Cow::Borrowed(&self.spec) };
+        if matches!(self.resize_plan, Some(allocate::ResizePlan::Apply { .. })) {
+            for container in held.containers.iter_mut().chain(&mut held.init_containers) {
+                let Some(new) = self.spec.container(&container.name).map(|c| c.resources) else { continue };
+                let r = &mut container.resources;
+                r.cpu_request = r.cpu_request.or(r.cpu_limit).max(new.cpu_request.or(new.cpu_limit));
+                r.memory_request = r.memory_request.or(r.memory_limit).max(new.memory_request.or(new.memory_limit));
+            }
+        }
+        Cow::Owned(held)
     }
 
     /// The spec with the resources that its containers were really given; `None` where that is what is wished for.
     #[must_use]
     pub fn actuated(&self) -> Option<PodSpec> {
+        let differs = |c: &ContainerSpec| {
+            self.tracks.get(&c.name).and_then(|t| t.actuated).is_some_and(|given| given != c.resources)
+        };
+        if !self.spec.all_containers().any(differs) {
+            return None;
+        }
         let mut old = PodSpec::clone(&self.spec);
         for container in old.containers.iter_mut().chain(&mut old.init_containers) {
             if let Some(given) = self.tracks.get(&container.name).and_then(|t| t.actuated) {

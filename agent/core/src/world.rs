@@ -651,8 +651,11 @@ impl World {
 
     /// The other pods that hold resources of this node.
     fn beside_of(&self, uid: &PodUid) -> Vec<Cow<'_, PodSpec>> {
-        let holds = |p: &&Pod| {
-            !matches!(p.state, PodState::Observed | PodState::Rejected { .. } | PodState::Terminal(_) | PodState::Gone)
+        // One that was found running holds its share before its turn to be looked at.
+        let holds = |p: &&Pod| match p.state {
+            PodState::Observed => !p.sandboxes.is_empty(),
+            PodState::Rejected { .. } | PodState::Terminal(_) | PodState::Gone => false,
+            _ => true,
         };
         self.pods.values().filter(|p| p.spec.uid != *uid).filter(holds).map(Pod::allocated).collect()
     }
