@@ -5,6 +5,7 @@
 
 mod apt;
 mod bed;
+mod bench;
 mod ctx;
 mod ebpf;
 mod image;
@@ -39,6 +40,9 @@ enum Task {
     Run(run::RunArgs),
     /// Run all tests
     Test(test::TestArgs),
+    /// Measure; the tables of docs/benchmarks.md
+    #[command(subcommand)]
+    Bench(bench::BenchCommand),
     /// Native beds: containerd on this machine, in a network namespace and cgroup of its own
     #[command(subcommand)]
     Bed(bed::BedCommand),
@@ -56,6 +60,7 @@ fn main() -> ExitCode {
         Task::BuildEbpf => ebpf::build(&ctx).map(|object| println!("{}", object.display())),
         Task::Run(args) => args.run(&ctx),
         Task::Test(args) => args.run(&ctx),
+        Task::Bench(command) => command.run(&ctx),
         Task::Bed(command) => command.run(&ctx),
         Task::Vm(command) => command.run(&ctx),
         Task::Image(args) => args.run(&ctx),

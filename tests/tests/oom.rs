@@ -1,0 +1,504 @@
+//! Eviction before the kernel's OOM killer: a race, run again and again, with the kernel as the referee.
+//!
+//! Problem: an agent that evicts too late is worth nothing, and whether it came in time cannot be told from the agent alone.
+//! Approach: a node whose pods may use 2.5 GiB, `evictionHard: memory.available: 100Mi`, and leaks without a limit of their
+//! own. While one grows, a thread reads the usage of `kubepods` every 2 ms; who won is told by the kernel's own log (each OOM
+//! kill names its cgroup), by the counters of the cgroups, and by eBPF's events; all three must be silent.
+//!
+//! Terms: the *ballast* is a pod that holds 2000 MiB, less than it requests, at a higher priority, so that a leak has 560 MiB to
+//! go and a run takes seconds (one run of the bench goes without it, from zero). The *lead* is what was left at the decision
+//! divided by the growth of the last half second as read from the kernel: how long before the wall it was decided. *Freed* is
+//! the time from the decision until nine tenths of what the leak held are free. The *gap* is how near to the wall the pods came.
+//!
+//! `cargo xtask bench oom` runs the test `bench` and prints the table.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{ErrorKind, Read, Seek, SeekFrom};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime};
+
+use e2e::{Agent, AgentOptions, Bed, NODE, SharedBed, hierarchies, pod, say, secs};
+use serde_json::{Value, json};
+
+static BED: SharedBed = SharedBed::new("oom");
+
+const LIMIT: u64 = 2560 << 20;
+const THRESHOLD: &str = "100Mi";
+
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
+
+/// Microseconds since 1970.
+fn wall() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn load() -> String {
+    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split(' ').next().unwrap_or_default().to_owned()
+}
+
+// === the referee ===
+
+/// The file with what `kubepods` uses.
+fn usage_file(bed: &Bed) -> PathBuf {
+    let group = format!("{}/kubepods", bed.cgroup_root.trim_start_matches('/'));
+    let files = |h: e2e::Hierarchy| {
+        [h.mount.join(&group).join("memory.usage_in_bytes"), h.mount.join(&group).join("memory.current")]
+    };
+    hierarchies().into_iter().flat_map(files).find(|path| path.exists()).expect("the memory of kubepods")
+}
+
+fn usage(file: &Path) -> u64 {
+    fs::read_to_string(file).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+}
+
+/// OOM kills in `kubepods` and below, by the cgroups that are there now.
+fn counted_kills(dir: &Path) -> u64 {
+    let of = |file: &str| fs::read_to_string(dir.join(file)).unwrap_or_default();
+    let own = |text: &str| text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse::<u64>().ok());
+    // v2 counts what is below already.
+    if let Some(kills) = own(&of("memory.events")) {
+        return kills;
+    }
+    let below =
+        fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()).filter(|path| path.is_dir());
+    own(&of("memory.oom_control")).unwrap_or(0) + below.map(|path| counted_kills(&path)).sum::<u64>()
+}
+
+/// Reads usage and kills while a run goes on.
+struct Watch {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<(Vec<(u64, u64)>, u64)>,
+}
+
+impl Watch {
+    fn start(file: PathBuf) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            let dir = file.parent().map(Path::to_path_buf).unwrap_or_default();
+            let (mut seen, mut kills) = (Vec::new(), 0);
+            let mut tick = 0_u32;
+            while !stopped.load(Ordering::Relaxed) {
+                seen.push((wall(), usage(&file)));
+                // The counter goes with its cgroup, but not within 20 ms.
+                if tick.is_multiple_of(10) {
+                    kills = kills.max(counted_kills(&dir));
+                }
+                tick = tick.wrapping_add(1);
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            (seen, kills)
+        });
+        Self { stop, thread }
+    }
+
+    /// What was used when, and the most kills that the cgroups counted.
+    fn end(self) -> (Vec<(u64, u64)>, u64) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().expect("the watching thread")
+    }
+}
+
+/// The kernel's log from here on; `None` where it may not be read.
+struct KernelLog(Option<File>);
+
+impl KernelLog {
+    fn from_now() -> Self {
+        let flags = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or(0);
+        let file = OpenOptions::new().read(true).custom_flags(flags).open("/dev/kmsg");
+        Self(file.ok().and_then(|mut file| file.seek(SeekFrom::End(0)).ok().map(|_| file)))
+    }
+
+    /// OOM kills in cgroups below this one since the last call.
+    fn kills(&mut self, cgroup: &str) -> Option<u64> {
+        let file = self.0.as_mut()?;
+        let (mut buffer, mut kills) = ([0_u8; 8192], 0);
+        let below = format!("task_memcg={cgroup}/");
+        loop {
+            match file.read(&mut buffer) {
+                Ok(0) => return Some(kills),
+                Ok(length) => {
+                    let line = String::from_utf8_lossy(&buffer[..length]);
+                    kills += u64::from(line.contains("oom-kill:") && line.contains(&below));
+                }
+                // Overwritten before it was read: what comes next is the oldest that is left.
+                Err(error) if error.raw_os_error() == Some(rustix::io::Errno::PIPE.raw_os_error()) => {}
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(_) => return Some(kills),
+            }
+        }
+    }
+}
+
+// === a run ===
+
+/// What a run puts on the node.
+#[derive(Clone, Debug)]
+struct Load {
+    name: String,
+    args: Vec<String>,
+    /// Only shown: no promise is made.
+    informative: bool,
+    /// How long until somebody must have acted.
+    limit: Duration,
+}
+
+impl Load {
+    fn leak(rate: u64, distance: u64) -> Self {
+        let limit = secs(distance / rate + 30);
+        Self {
+            name: format!("{rate} MiB/s"),
+            args: ["leak", "--rate", &format!("{rate}Mi")].map(str::to_owned).into(),
+            informative: false,
+            limit,
+        }
+    }
+
+    fn step(size: u64) -> Self {
+        let args = ["step", "--size", &format!("{size}Mi")].map(str::to_owned).into();
+        Self { name: format!("step {size} MiB"), args, informative: true, limit: secs(20) }
+    }
+
+    fn informative(self) -> Self {
+        Self { informative: true, ..self }
+    }
+}
+
+/// How a run ended.
+#[derive(Clone, Debug)]
+struct Run {
+    load: Load,
+    ballast: bool,
+    evicted: bool,
+    /// OOM kills: by the cgroups' counters, by eBPF, by the kernel's log.
+    kills: (u64, u64, Option<u64>),
+    /// Available at the decision, in bytes.
+    available: u64,
+    /// Growth before the decision, bytes per second.
+    growth: f64,
+    lead: Option<Duration>,
+    freed: Option<Duration>,
+    /// From the sample to the decision.
+    age: String,
+    gap: u64,
+    /// What was not as it should be.
+    wrong: Vec<String>,
+}
+
+impl Run {
+    fn won(&self) -> bool {
+        self.evicted && self.kills.0 == 0 && self.kills.1 == 0 && self.kills.2.unwrap_or(0) == 0
+    }
+
+    fn outcome(&self) -> String {
+        let (counters, ebpf, log) = self.kills;
+        match (self.won(), self.evicted) {
+            (true, _) => "evicted first".to_owned(),
+            (false, true) => format!("OOM KILL too ({counters}/{ebpf}/{log:?})"),
+            (false, false) => format!("OOM KILL ({counters}/{ebpf}/{log:?})"),
+        }
+    }
+}
+
+fn table(runs: &[Run]) -> String {
+    let mut out = String::from(
+        "| run | load | from | outcome | left at the decision | growth | lead | freed after | nearest to the wall | victim |\n\
+         |---:|---|---|---|---:|---:|---:|---:|---:|---|\n",
+    );
+    let ms =
+        |time: Option<Duration>| time.map_or_else(|| "-".to_owned(), |t| format!("{:.0} ms", t.as_secs_f64() * 1e3));
+    for (number, run) in runs.iter().enumerate() {
+        out += &format!(
+            "| {} | {}{} | {} | {} | {:.0} MiB | {:.0} MiB/s | {} | {} | {:.0} MiB | {} |\n",
+            number + 1,
+            run.load.name,
+            if run.load.informative { " (informative)" } else { "" },
+            if run.ballast { "2000 MiB" } else { "zero" },
+            run.outcome(),
+            mib(run.available),
+            run.growth / f64::from(1 << 20),
+            ms(run.lead),
+            ms(run.freed),
+            mib(run.gap),
+            if run.wrong.is_empty() { "right".to_owned() } else { run.wrong.join("; ") },
+        );
+    }
+    out
+}
+
+/// The value of a key in a record's evidence.
+fn evidence<'a>(record: &'a Value, key: &str) -> &'a str {
+    let pairs = record["evidence"].as_array().into_iter().flatten();
+    pairs.filter(|pair| pair[0] == key).find_map(|pair| pair[1].as_str()).unwrap_or_default()
+}
+
+/// `102340Ki`, `2560Mi` or bytes.
+fn quantity(text: &str) -> u64 {
+    let digits: String = text.chars().take_while(char::is_ascii_digit).collect();
+    let factor = match &text[digits.len()..] {
+        "Ki" => 1 << 10,
+        "Mi" => 1 << 20,
+        "Gi" => 1 << 30,
+        _ => 1,
+    };
+    digits.parse::<u64>().unwrap_or(0) * factor
+}
+
+/// An agent with its bystanders, and the referee.
+struct Race<'a> {
+    agent: Agent<'a>,
+    bed: &'a Bed,
+    file: PathBuf,
+    log: KernelLog,
+    ballast: bool,
+    next: u32,
+}
+
+impl<'a> Race<'a> {
+    fn start(bed: &'a Bed, ballast: bool) -> Self {
+        let agent = Agent::start(bed, &AgentOptions::default());
+        pod("bystander").workload(&["sleep"]).write(&agent.manifests);
+        if ballast {
+            let heavy = pod("ballast").workload(&["step", "--size", "2000Mi"]).request("memory", "2100Mi");
+            heavy.spec("priority", json!(1000)).write(&agent.manifests);
+        }
+        agent.wait_running("bystander", secs(60));
+        let file = usage_file(bed);
+        if ballast {
+            agent.wait_running("ballast", secs(60));
+            agent.wait("the ballast to be held", secs(60), |_| (usage(&file) > 2000 << 20).then_some(()));
+        }
+        let limit = fs::read_to_string(file.with_file_name("memory.limit_in_bytes"))
+            .or_else(|_| fs::read_to_string(file.with_file_name("memory.max")));
+        assert_eq!(limit.expect("a limit").trim(), LIMIT.to_string(), "the limit of kubepods");
+        Self { agent, bed, file, log: KernelLog::from_now(), ballast, next: 0 }
+    }
+
+    /// OOM kills as the eBPF program told them.
+    fn told(&self) -> u64 {
+        self.agent.metrics().sum("beelet_oom_kills_total", &[]).unwrap_or(0.0) as u64
+    }
+
+    fn evictions(&self) -> u64 {
+        self.agent.metrics().sum("beelet_evictions_total", &[]).unwrap_or(0.0) as u64
+    }
+
+    /// Container ids and restarts of the pods that nothing may happen to.
+    fn others(&self) -> Vec<(String, Value, Value)> {
+        let names = ["bystander", "ballast"].into_iter().filter(|name| self.ballast || *name != "ballast");
+        let of = |name: &str| {
+            let container = self.agent.container(name, "main").unwrap_or_default();
+            (name.to_owned(), container["containerID"].clone(), container["restartCount"].clone())
+        };
+        names.map(of).collect()
+    }
+
+    fn run(&mut self, load: &Load) -> Run {
+        self.next += 1;
+        let name = format!("leak-{}", self.next);
+        let (others, told, evictions, base) = (self.others(), self.told(), self.evictions(), usage(&self.file));
+        self.log.kills(&self.bed.cgroup_root);
+        let counted = counted_kills(self.file.parent().unwrap_or(Path::new("/")));
+        let watch = Watch::start(self.file.clone());
+        let args: Vec<&str> = load.args.iter().map(String::as_str).collect();
+        // Never: a leak that the kernel killed is not to begin anew.
+        let manifest = pod(&name).workload(&args).spec("restartPolicy", json!("Never")).write(&self.agent.manifests);
+        let ended = self.agent.wait(&format!("{name} ({}) to end", load.name), load.limit, |agent| {
+            agent.pod(&name).filter(|pod| pod["status"]["phase"] == "Failed")
+        });
+        std::thread::sleep(secs(1));
+        let (seen, counters) = watch.end();
+        let explain = self.agent.explain("default", &name);
+        let mut run = Run {
+            load: load.clone(),
+            ballast: self.ballast,
+            evicted: ended["status"]["reason"] == "Evicted",
+            kills: (counters.saturating_sub(counted), self.told() - told, self.log.kills(&self.bed.cgroup_root)),
+            available: 0,
+            growth: 0.0,
+            lead: None,
+            freed: None,
+            age: String::new(),
+            gap: LIMIT.saturating_sub(seen.iter().map(|&(_, usage)| usage).max().unwrap_or(0)),
+            wrong: Vec::new(),
+        };
+        let records = explain["records"].as_array().cloned().unwrap_or_default();
+        if let Some(record) = records.iter().find(|record| record["reason"] == "Evicted") {
+            measure(&mut run, record, &seen, base);
+        }
+        let mut wrong = |what: String| run.wrong.push(what);
+        let message = ended["status"]["message"].as_str().unwrap_or_default();
+        if run.evicted && !is_the_kubelets_text(message) {
+            wrong(format!("the message is {message:?}"));
+        }
+        if self.evictions() != evictions + u64::from(run.evicted) {
+            wrong(format!("{} evictions, not one", self.evictions() - evictions));
+        }
+        if self.others() != others {
+            wrong(format!("others were touched: {others:?}, now {:?}", self.others()));
+        }
+        fs::remove_file(manifest).expect("its manifest");
+        self.agent.wait_gone(&name, secs(60));
+        self.agent.wait("its memory to be free", secs(30), |_| (usage(&self.file) < base + (32 << 20)).then_some(()));
+        run
+    }
+
+    fn finish(self) {
+        self.agent.finish();
+    }
+}
+
+/// Fills in what the decision's evidence and the usage around it say.
+fn measure(run: &mut Run, record: &Value, seen: &[(u64, u64)], base: u64) {
+    let decided = record["at"]["wall"].as_u64().unwrap_or(0);
+    run.available = quantity(evidence(record, "available"));
+    run.age = evidence(record, "sample_age").to_owned();
+    let at = seen.iter().rev().find(|(at, _)| *at <= decided).copied().unwrap_or_default();
+    let before = seen.iter().find(|(at, _)| *at + 500_000 >= decided).copied().unwrap_or_default();
+    if at.0 > before.0 && at.1 > before.1 {
+        run.growth = (at.1 - before.1) as f64 / ((at.0 - before.0) as f64 / 1e6);
+        run.lead = Some(Duration::from_secs_f64(run.available as f64 / run.growth));
+    }
+    let peak = seen.iter().map(|&(_, usage)| usage).max().unwrap_or(0);
+    let free = base + peak.saturating_sub(base) / 10;
+    let freed = seen.iter().find(|(at, usage)| *at > decided && *usage <= free);
+    run.freed = freed.map(|(at, _)| Duration::from_micros(at - decided));
+}
+
+/// pkg/kubelet/eviction/helpers.go: the threshold, what was left, and the containers over their request.
+fn is_the_kubelets_text(message: &str) -> bool {
+    let start = format!("The node was low on resource: memory. Threshold quantity: {THRESHOLD}, available: ");
+    let Some(rest) = message.strip_prefix(&start) else { return false };
+    let Some((available, rest)) = rest.split_once(". Container main was using ") else { return false };
+    let Some((using, rest)) = rest.split_once(", request is ") else { return false };
+    quantity(available) > 0 && quantity(using) > 0 && rest == "0, has larger consumption of memory. "
+}
+
+/// Fails unless every run that counts was won, with the right victim.
+fn assert_all_won(runs: &[Run], agent: &Agent<'_>) {
+    let bad = |run: &&Run| !run.load.informative && (!run.won() || !run.wrong.is_empty());
+    let lost = runs.iter().filter(bad).count();
+    assert_eq!(
+        lost,
+        0,
+        "{lost} of {} runs were not as they should be:\n{}\n{}",
+        runs.len(),
+        table(runs),
+        agent.log_tail()
+    );
+}
+
+// === the tests ===
+
+/// Must show 5, small: two leaks of each rate.
+#[test]
+fn leaks_are_evicted_before_the_oom_killer() {
+    let Some(bed) = BED.get("leaks_are_evicted_before_the_oom_killer") else { return };
+    let mut race = Race::start(&bed, true);
+    let runs: Vec<Run> = [100, 25, 100, 25].iter().map(|&rate| race.run(&Load::leak(rate, 560))).collect();
+    say(&format!("oom: load {}\n{}", load(), table(&runs)));
+    assert_all_won(&runs, &race.agent);
+    race.finish();
+}
+
+/// Writes and reads files until `size` are through, beside the ballast: the cache fills all that is left below the limit.
+/// Gives the most that was used.
+fn files_alarm_nobody(race: &Race<'_>, size: &str) -> u64 {
+    let actions = |race: &Race<'_>| {
+        let metrics = race.agent.metrics();
+        let said = race.agent.log_text();
+        (
+            metrics.sum("beelet_evictions_total", &[]).unwrap_or(0.0),
+            said.matches("Evict").count(),
+            said.matches("killed the pod").count(),
+        )
+    };
+    let (before, others) = (actions(race), race.others());
+    let watch = Watch::start(race.file.clone());
+    pod("files")
+        .workload(&["files", "--dir", "/data", "--size", size])
+        .field("volumeMounts", json!([{ "name": "data", "mountPath": "/data" }]))
+        .spec("volumes", json!([{ "name": "data", "emptyDir": {} }]))
+        .spec("restartPolicy", json!("Never"))
+        .write(&race.agent.manifests);
+    race.agent.wait("the files to be written and read", secs(600), |agent| {
+        let pod = agent.pod("files")?;
+        let phase = pod["status"]["phase"].as_str().unwrap_or_default();
+        assert_ne!(phase, "Failed", "{}", agent.state());
+        assert_eq!(agent.metrics().value("beelet_node_memory_pressure", &[]), Some(0.0), "{}", agent.state());
+        (phase == "Succeeded").then_some(())
+    });
+    let (seen, _) = watch.end();
+    assert_eq!(actions(race), before, "page cache is no reason to act\n{}", race.agent.state());
+    assert_eq!(race.others(), others, "others were touched");
+    seen.iter().map(|&(_, usage)| usage).max().unwrap_or(0)
+}
+
+/// Must show 5: page cache is no reason to act.
+#[test]
+fn files_are_no_reason_to_act() {
+    let Some(bed) = BED.get("files_are_no_reason_to_act") else { return };
+    let race = Race::start(&bed, true);
+    let started = Instant::now();
+    let peak = files_alarm_nobody(&race, "4Gi");
+    say(&format!(
+        "oom: 4 GiB of files in {:.1} s, at most {:.0} of 2560 MiB used, 0 actions; load {}",
+        started.elapsed().as_secs_f64(),
+        mib(peak),
+        load()
+    ));
+    assert!(peak > LIMIT - (160 << 20), "the cache did not fill what was left: the test shows nothing ({peak})");
+    race.finish();
+}
+
+/// Must show 5 in full; `cargo xtask bench oom`.
+#[test]
+#[ignore = "takes minutes: cargo xtask bench oom"]
+fn bench() {
+    let Some(bed) = BED.get("bench") else { return };
+    let list = |name: &str, default: &str| {
+        let text = std::env::var(name).unwrap_or_else(|_| default.to_owned());
+        text.split(',').map(|n| n.trim().parse().unwrap_or_else(|e| panic!("{name}={text}: {e}"))).collect::<Vec<u64>>()
+    };
+    let (runs_each, rates) = (list("BEELET_BENCH_RUNS", "10")[0], list("BEELET_BENCH_RATES", "100,25"));
+    let before = load();
+    let mut runs = Vec::new();
+    let mut race = Race::start(&bed, true);
+    let informative = [Load::leak(400, 560).informative(), Load::leak(1000, 560).informative(), Load::step(600)];
+    let counting = rates.iter().flat_map(|&rate| (0..runs_each).map(move |_| Load::leak(rate, 560)));
+    for load in counting.chain(informative) {
+        runs.push(race.run(&load));
+        let run = runs.last().expect("a run");
+        say(&format!("{}: {}: {}, load {}", runs.len(), run.load.name, run.outcome(), self::load()));
+    }
+    let started = Instant::now();
+    let peak = files_alarm_nobody(&race, "10Gi");
+    let files = started.elapsed();
+    race.finish();
+    let mut race = Race::start(&bed, false);
+    let first = rates.first().copied().unwrap_or(100);
+    runs.push(race.run(&Load::leak(first, 2560)));
+
+    let counting: Vec<&Run> = runs.iter().filter(|run| !run.load.informative).collect();
+    let won = counting.iter().filter(|run| run.won() && run.wrong.is_empty()).count();
+    let cpus = std::thread::available_parallelism().map_or(0, usize::from);
+    println!("{}", table(&runs));
+    println!("evicted before the kernel's OOM killer: {won} of {}", counting.len());
+    println!("from sample to decision: {}", runs.iter().map(|r| r.age.as_str()).collect::<Vec<_>>().join(" "));
+    println!(
+        "10 GiB of files written and read beside the ballast: {:.0} s, at most {:.0} of 2560 MiB used, 0 actions",
+        files.as_secs_f64(),
+        mib(peak)
+    );
+    println!("{cpus} CPUs; load average before {before}, after {}; node {NODE}", load());
+    assert_all_won(&runs, &race.agent);
+    race.finish();
+}

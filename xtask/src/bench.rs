@@ -1,0 +1,53 @@
+//! `cargo xtask bench`: what is measured for docs/benchmarks.md.
+//!
+//! Problem: a number in a document is worth what its command is worth. Approach: each benchmark is an ignored test of the
+//! end-to-end tests, so that it measures what the tests check, with the same bed and the same referee; this command sets up,
+//! builds, runs it and lets its table through.
+
+use std::process::Command;
+
+use anyhow::{Result, ensure};
+use clap::Subcommand;
+
+use crate::ctx::{self, Ctx};
+use crate::{bed, ebpf, images, run, setup};
+
+/// What can be measured.
+#[derive(Debug, Subcommand)]
+pub(crate) enum BenchCommand {
+    /// Leaks against the eviction: how often beelet comes before the kernel's OOM killer
+    Oom {
+        /// Runs of each rate
+        #[arg(long, default_value_t = 10)]
+        runs: u32,
+        /// Rates, in MiB/s
+        #[arg(long, value_delimiter = ',', default_value = "100,25")]
+        rates: Vec<u32>,
+    },
+}
+
+impl BenchCommand {
+    /// Does it.
+    pub(crate) fn run(self, ctx: &Ctx) -> Result<()> {
+        ensure!(
+            rustix::process::geteuid().is_root(),
+            "the benchmarks need a native bed, and that needs root: use sudo"
+        );
+        let Self::Oom { runs, rates } = self;
+        ensure!(runs > 0 && !rates.is_empty() && !rates.contains(&0), "nothing to run");
+        let rates: Vec<String> = rates.iter().map(ToString::to_string).collect();
+        let object = ebpf::build(ctx)?;
+        let agent = run::build_agent(ctx)?;
+        setup::native(ctx)?;
+        images::all(ctx)?;
+        bed::sweep()?;
+        let mut test = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        ebpf::scrub(&mut test);
+        test.current_dir(&ctx.root).env("CARGO_TARGET_DIR", &ctx.target);
+        test.args(["test", "--locked", "--quiet", "-p", "e2e", "--test", "oom", "--"]);
+        test.args(["--ignored", "--exact", "bench", "--nocapture", "--test-threads", "1"]);
+        test.env("BEELET_BENCH_RUNS", runs.to_string()).env("BEELET_BENCH_RATES", rates.join(","));
+        test.env("BEELET_XTASK", std::env::current_exe()?).env("BEELET_AGENT", agent).env("BEELET_BPF_OBJECT", object);
+        ctx::run(&mut test)
+    }
+}
