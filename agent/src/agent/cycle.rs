@@ -21,6 +21,7 @@ use crate::act::{CriRuntime, Executor, TerminalStore};
 use crate::clock::Clock;
 use crate::measure::{Command, Sampler, Target};
 use crate::report::Published;
+use crate::runtime::{Runtime, RuntimeError};
 
 /// Pictures are published this far apart at least.
 const PUBLISH_EVERY: Duration = Duration::from_millis(100);
@@ -156,9 +157,17 @@ fn tell(record: &Record) {
     }
 }
 
+/// Completes "the container runtime does not answer: ".
+fn why_down(endpoint: &str, error: &RuntimeError) -> String {
+    match error {
+        RuntimeError::Unavailable { rpc, reason } => format!("{reason} ({rpc} at {endpoint})"),
+        other => format!("{other} (at {endpoint})"),
+    }
+}
+
 /// Lists what the runtime has, whenever asked and at least every `period`, never twice at once.
 pub(super) async fn list(
-    runtime: Arc<crate::runtime::Runtime>,
+    runtime: Arc<Runtime>,
     clock: Clock,
     relist: Arc<Notify>,
     period: tokio::sync::watch::Receiver<Micros>,
@@ -170,7 +179,7 @@ pub(super) async fn list(
         let asked = clock.now().mono;
         let event = match runtime.facts(asked).await {
             Ok(facts) => Event::Runtime(facts),
-            Err(error) => Event::RuntimeDown { reason: error.to_string() },
+            Err(error) => Event::RuntimeDown { reason: why_down(runtime.endpoint(), &error) },
         };
         let down = matches!(event, Event::RuntimeDown { .. });
         if events.send(event).is_err() {
