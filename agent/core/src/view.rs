@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use crate::allocate;
 use crate::event::{ContainerFactState, Exit, ResourceList};
+use crate::health::Verdict;
 use crate::node::NodeConfig;
 use crate::pod::{Pod, PodState, Why};
 use crate::snapshot::{ContainerState, ContainerView, NodeView, Phase, PodView, Snapshot, Totals};
@@ -101,7 +102,8 @@ fn pod_view(config: &NodeConfig, pod: &Pod, now: Now) -> PodView {
             pod.meter.model.forecast(limit - m.unreclaimable()).map(|f| f.time_to_oom)
         }),
         listening: pod.meter.listening.iter().copied().collect(),
-        health: pod.health.verdict(now),
+        // What does not run any more is neither well nor unwell; why it ended is in its reason and records.
+        health: if pod.state.is_live() { pod.health.verdict(now) } else { Verdict::default() },
         resize: pod.resize.clone(),
         last_action: pod.last_action.clone(),
     }

@@ -766,7 +766,10 @@ impl World {
         evidence: Vec<(String, String)>,
     ) {
         let Some(pod) = self.pods.get_mut(uid) else { return };
-        pod.last_action = format!("{reason}: {message}");
+        // Why a pod goes says more than that its containers end with it.
+        if pod.state.is_live() || reason != "Exited" {
+            pod.last_action = format!("{reason}: {message}");
+        }
         let name = pod.spec.full_name();
         self.record(now, Some(uid.clone()), name, container, warning, reason, message, evidence);
     }
