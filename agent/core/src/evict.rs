@@ -8,7 +8,8 @@
 //! Terms: a *signal* is a wall: the node's memory, or the limit of `kubepods`. *Available* is limit less what reclaim cannot free.
 //! A signal is *met* from when available falls below a threshold until it is above threshold plus minimum reclaim. The *second sign*
 //! is confirmed growth, tasks that wait for memory in the second sample that is met, anonymous and shared memory that alone come near the wall, or a wall
-//! that stays met for [`PERSIST_SAMPLES`] samples and [`PERSIST_TIME`].
+//! that stays met for [`PERSIST_SAMPLES`] samples and [`PERSIST_TIME`]. Before the threshold only growth that would hit the wall within the
+//! reaction time counts, and only of pods above their request.
 //!
 //! Properties (tested): critical and terminating pods are never victims; no victim while a worse-ranked one exists; a stale or
 //! missing reading causes no kill; page cache alone causes no kill; one victim at a time and measured again after it, unless it

@@ -250,6 +250,9 @@ impl Decider {
             let awaited = self.awaited().cloned();
             let order: Vec<_> = rank(candidates).into_iter().filter(|c| Some(&c.uid) != awaited.as_ref()).collect();
             let Some(victim) = order.first() else { return Decision::Nothing };
+            if wall.met.is_none() && !unasked_for(&order, wall.forecast) {
+                continue;
+            }
             self.pending = Some(Pending {
                 uid: victim.uid.clone(),
                 since: now,
@@ -360,6 +363,21 @@ fn second_sign(wall: &Wall, at: Micros, stalled: Micros) -> Option<String> {
             let long = met.samples >= PERSIST_SAMPLES && at - met.since >= PERSIST_TIME;
             long.then(|| format!("met in {} samples of {}", met.samples, at - met.since))
         })
+}
+
+/// Whether a forecast is of growth that nobody asked for. A pod that fills what it requests as fast as it can (a heap touched at
+/// start) is no reason to act before the threshold: all requests together end there. At least half of the slope must be of
+/// pods above their request; one whose growth is not known yet may be all of it.
+fn unasked_for(order: &[&Candidate], forecast: Option<Forecast>) -> bool {
+    let slope = forecast.map_or(0, |f| f.slope);
+    let mut growth = 0_u64;
+    for pod in order.iter().filter(|pod| pod.exceeds()) {
+        match pod.growth {
+            Some(known) => growth = growth.saturating_add(u64::try_from(known).unwrap_or(0)),
+            None => return true,
+        }
+    }
+    growth > 0 && growth >= slope / 2
 }
 
 fn evidence(wall: &Wall, sign: String, age: Micros, victim: &Candidate, pods: usize) -> Vec<(String, String)> {
