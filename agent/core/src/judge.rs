@@ -42,10 +42,12 @@ impl World {
         let kubepods = sample.kubepods.filter(|k| k.cpu.is_some());
         let before = self.last_sample.take().and_then(|s| s.kubepods);
         // A quick look knows only the memory; the rest is shown as it was last seen.
-        let shown = kubepods.or_else(|| before.map(|b| crate::sample::CgroupReading {
-            memory: sample.kubepods.and_then(|k| k.memory).or(b.memory),
-            ..b
-        }));
+        let shown = kubepods.or_else(|| {
+            before.map(|b| crate::sample::CgroupReading {
+                memory: sample.kubepods.and_then(|k| k.memory).or(b.memory),
+                ..b
+            })
+        });
         self.last_sample = Some(Sample { kubepods: shown, ..sample });
     }
 
@@ -64,11 +66,19 @@ impl World {
                 pod.meter.listening.clone_from(ports);
             }
             for container in &reading.containers {
-                let Some(track) = pod.tracks.get_mut(&container.name).filter(|t| t.run == container.id) else { continue };
+                let Some(track) = pod.tracks.get_mut(&container.name).filter(|t| t.run == container.id) else {
+                    continue;
+                };
                 track.model.observe(at, &container.cgroup);
                 track.reading = Some(container.cgroup);
                 if let Some(kills) = container.cgroup.memory.and_then(|m| m.oom_kills) {
                     track.oom.counter(kills);
+                }
+            }
+            // Of a container that has ended nothing is in use any more.
+            for (name, track) in &mut pod.tracks {
+                if !reading.containers.iter().any(|c| c.name == *name && c.id == track.run) {
+                    track.out_of_use();
                 }
             }
         }

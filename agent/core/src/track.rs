@@ -137,6 +137,12 @@ impl ContainerTrack {
         Some(exit.clone())
     }
 
+    /// Its cgroup is gone: what was read of it does not hold any more.
+    pub fn out_of_use(&mut self) {
+        self.reading = None;
+        self.model = CgroupModel::default();
+    }
+
     /// An older end, for `lastState` after a restart of the agent.
     pub fn remember_older(&mut self, exit: &Exit) {
         if self.last_exit.is_none() {
