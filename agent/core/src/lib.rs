@@ -9,22 +9,22 @@
 #![forbid(unsafe_code)]
 
 pub mod allocate;
+pub mod backoff;
 pub mod event;
 pub mod evict;
 pub mod forecast;
 pub mod health;
+pub mod judge;
 pub mod model;
 pub mod node;
+pub mod pod;
 pub mod quantity;
 pub mod sample;
 pub mod snapshot;
 pub mod spec;
-pub mod units;
-pub mod world;
-pub mod view;
 pub mod track;
-pub mod pod;
-pub mod judge;
-pub mod backoff;
+pub mod units;
+pub mod view;
+pub mod world;
 
 pub use world::World;

@@ -70,7 +70,8 @@ impl NodeConfig {
     #[must_use]
     pub fn allocatable(&self) -> ResourceList {
         let limit = self.kubepods_limit();
-        let threshold = self.eviction_hard.iter().map(|t| t.quantity(self.capacity.memory)).max().unwrap_or(Bytes::ZERO);
+        let threshold =
+            self.eviction_hard.iter().map(|t| t.quantity(self.capacity.memory)).max().unwrap_or(Bytes::ZERO);
         ResourceList { cpu: limit.cpu, memory: limit.memory - threshold }
     }
 }

@@ -345,7 +345,10 @@ impl PodSpec {
         let nothing = |r: &Resources| {
             let zero_cpu = |v: Option<MilliCpu>| v.is_none_or(|v| v == MilliCpu::ZERO);
             let zero_memory = |v: Option<Bytes>| v.is_none_or(|v| v == Bytes::ZERO);
-            zero_cpu(r.cpu_request) && zero_cpu(r.cpu_limit) && zero_memory(r.memory_request) && zero_memory(r.memory_limit)
+            zero_cpu(r.cpu_request)
+                && zero_cpu(r.cpu_limit)
+                && zero_memory(r.memory_request)
+                && zero_memory(r.memory_limit)
         };
         let equal = |r: &Resources| {
             r.cpu_limit.is_some_and(|l| l > MilliCpu::ZERO && r.cpu_request.is_none_or(|q| q == l))

@@ -164,7 +164,9 @@ mod tests {
 
     #[test]
     fn bytes_are_written_as_quantities() {
-        for (value, text) in [(0, "0"), (1 << 20, "1Mi"), (100 << 20, "100Mi"), (1536, "1536"), (1 << 30, "1Gi"), (2048, "2Ki")] {
+        for (value, text) in
+            [(0, "0"), (1 << 20, "1Mi"), (100 << 20, "100Mi"), (1536, "1536"), (1 << 30, "1Gi"), (2048, "2Ki")]
+        {
             assert_eq!(Bytes(value).to_string(), text);
         }
     }

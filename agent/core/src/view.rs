@@ -23,7 +23,8 @@ impl World {
     /// The world as it is now.
     #[must_use]
     pub fn snapshot(&self, now: Now) -> Snapshot {
-        let mut pods: Vec<Arc<PodView>> = self.pods.values().map(|p| Arc::new(pod_view(&self.config, p, now))).collect();
+        let mut pods: Vec<Arc<PodView>> =
+            self.pods.values().map(|p| Arc::new(pod_view(&self.config, p, now))).collect();
         pods.sort_by(|a, b| {
             (&a.spec.namespace, &a.spec.name, &a.spec.uid).cmp(&(&b.spec.namespace, &b.spec.name, &b.spec.uid))
         });
