@@ -1,0 +1,214 @@
+//! What the processes of a container do.
+//!
+//! Problem: eviction is right or wrong only against workloads that misbehave in known ways. Approach: each [`Curve`] says in closed
+//! form what a container holds at an age, how fast it reads files, what CPU it wants and when it ends. It travels as JSON in the
+//! container's `args`, so that a trace says what ran.
+
+use beelet_core::spec::ContainerSpec;
+use beelet_core::units::{Bytes, Micros, MilliCpu};
+use serde::{Deserialize, Serialize};
+
+/// A way to use memory and CPU. Rates are per second.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Curve {
+    /// Holds this and does nothing.
+    Idle {
+        /// What it holds.
+        holds: Bytes,
+    },
+    /// Grows for ever.
+    Leak {
+        /// Before.
+        after: Micros,
+        /// Per second.
+        rate: Bytes,
+    },
+    /// Takes much at once.
+    Step {
+        /// When.
+        at: Micros,
+        /// How much.
+        to: Bytes,
+    },
+    /// Processes that double in number.
+    ForkBomb {
+        /// What one of them holds.
+        each: Bytes,
+        /// Their number doubles in this time.
+        doubling: Micros,
+        /// There are not more.
+        most: u64,
+    },
+    /// Fills a memory volume; that stays when the container ends.
+    Tmpfs {
+        /// Per second.
+        rate: Bytes,
+        /// The volume's size.
+        most: Bytes,
+    },
+    /// Reads files, and deletes them now and then.
+    Scan {
+        /// Per second.
+        rate: Bytes,
+        /// The cache is dropped this often.
+        drop_every: Micros,
+    },
+    /// A heap that grows to its full size, slower and slower.
+    Jvm {
+        /// The full size.
+        plateau: Bytes,
+        /// Half of the rest is taken in this time.
+        half: Micros,
+    },
+    /// A garbage collector.
+    Saw {
+        /// After a collection.
+        low: Bytes,
+        /// Before it.
+        high: Bytes,
+        /// From one to the next.
+        period: Micros,
+    },
+    /// Ends badly.
+    Crash {
+        /// When.
+        after: Micros,
+        /// How.
+        code: i32,
+    },
+    /// Ends well.
+    Job {
+        /// When.
+        takes: Micros,
+    },
+    /// Wants CPU.
+    Burn {
+        /// How much.
+        cpu: MilliCpu,
+    },
+}
+
+/// What a bare process holds.
+const LEAST: Bytes = Bytes::mib(4);
+
+impl Curve {
+    /// Put into a container.
+    #[must_use]
+    pub fn arguments(&self) -> Vec<String> {
+        vec![serde_json::to_string(self).unwrap_or_default()]
+    }
+
+    /// What is in a container.
+    #[must_use]
+    pub fn of(container: &ContainerSpec) -> Self {
+        let text = container.args.first().map_or("", String::as_str);
+        serde_json::from_str(text).unwrap_or(Self::Idle { holds: LEAST })
+    }
+
+    /// Anonymous memory at an age.
+    #[must_use]
+    pub fn anon(&self, age: Micros) -> Bytes {
+        let second = 1_000_000;
+        match *self {
+            Self::Idle { holds } => holds,
+            Self::Leak { after, rate } => LEAST + rate.scale((age - after).get(), second),
+            Self::Step { at, to } => {
+                if age < at {
+                    LEAST
+                } else {
+                    LEAST.max(to)
+                }
+            }
+            Self::ForkBomb { each, .. } => each.scale(self.pids(age), 1),
+            Self::Jvm { plateau, half } => {
+                // Halves of the rest, in a straight line within each.
+                let halves = (age.get() / half.get().max(1)).min(40);
+                let rest = Bytes(plateau.get() >> halves);
+                let part = (rest - Bytes(rest.get() / 2)).scale(age.get() % half.get().max(1), half.get());
+                LEAST.max(plateau - rest + part)
+            }
+            Self::Saw { low, high, period } => low + (high - low).scale(age.get() % period.get().max(1), period.get()),
+            Self::Tmpfs { .. } | Self::Scan { .. } | Self::Crash { .. } | Self::Job { .. } | Self::Burn { .. } => LEAST,
+        }
+    }
+
+    /// Shared memory in a volume at an age.
+    #[must_use]
+    pub fn shmem(&self, age: Micros) -> Bytes {
+        match *self {
+            Self::Tmpfs { rate, most } => rate.scale(age.get(), 1_000_000).min(most),
+            _ => Bytes::ZERO,
+        }
+    }
+
+    /// File cache that it makes, per second, and how often it deletes the files.
+    #[must_use]
+    pub fn cache(&self) -> (Bytes, Option<Micros>) {
+        match *self {
+            Self::Scan { rate, drop_every } => (rate, Some(drop_every)),
+            Self::Leak { .. } => (Bytes::mib(1), None),
+            _ => (Bytes(64 << 10), None),
+        }
+    }
+
+    /// The CPU it wants.
+    #[must_use]
+    pub fn cpu(&self) -> MilliCpu {
+        match *self {
+            Self::Burn { cpu } => cpu,
+            Self::Scan { .. } | Self::Saw { .. } | Self::ForkBomb { .. } => MilliCpu(600),
+            Self::Idle { .. } => MilliCpu(1),
+            _ => MilliCpu(100),
+        }
+    }
+
+    /// Processes at an age.
+    #[must_use]
+    pub fn pids(&self, age: Micros) -> u64 {
+        match *self {
+            Self::ForkBomb { doubling, most, .. } => {
+                let doubling = doubling.get().max(1);
+                let whole = 1_u64 << (age.get() / doubling).min(20);
+                (whole + Bytes(whole).scale(age.get() % doubling, doubling).get()).min(most)
+            }
+            _ => 1,
+        }
+    }
+
+    /// When it ends by itself, and how.
+    #[must_use]
+    pub fn end(&self) -> Option<(Micros, i32)> {
+        match *self {
+            Self::Crash { after, code } => Some((after, code)),
+            Self::Job { takes } => Some((takes, 0)),
+            _ => None,
+        }
+    }
+
+    /// It may use up a node.
+    #[must_use]
+    pub fn grows(&self) -> bool {
+        matches!(
+            self,
+            Self::Leak { .. } | Self::Step { .. } | Self::ForkBomb { .. } | Self::Tmpfs { .. } | Self::Jvm { .. }
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn curves_go_where_their_names_say() {
+        let at = |c: &Curve, s| c.anon(Micros::secs(s)).get() >> 20;
+        let leak = Curve::Leak { after: Micros::secs(2), rate: Bytes::mib(10) };
+        assert_eq!((at(&leak, 1), at(&leak, 12)), (4, 104));
+        let heap = Curve::Jvm { plateau: Bytes::mib(800), half: Micros::secs(10) };
+        assert_eq!((at(&heap, 10), at(&heap, 20), at(&heap, 15)), (400, 600, 500));
+        let saw = Curve::Saw { low: Bytes::mib(100), high: Bytes::mib(300), period: Micros::secs(10) };
+        assert_eq!((at(&saw, 5), at(&saw, 10), at(&saw, 15)), (200, 100, 200));
+        let bomb = Curve::ForkBomb { each: Bytes::mib(2), doubling: Micros::secs(1), most: 100 };
+        assert_eq!((at(&bomb, 3), at(&bomb, 9)), (16, 200));
+    }
+}

@@ -1,0 +1,143 @@
+//! Each workload curve on a quiet node of 4 GiB with 3 GiB for pods and a threshold of 100 MiB: what must come of it.
+
+use std::sync::Arc;
+
+use beelet_core::pod::PodState;
+use beelet_core::spec::{PodSpec, RestartPolicy};
+use beelet_core::units::{Bytes, Micros, MilliCpu};
+use beelet_sim::scenario::{Disturbance, bare_container, bare_pod};
+use beelet_sim::workload::Curve;
+use beelet_sim::{Scenario, Sim, Stats};
+
+fn pod(name: &str, curve: &Curve) -> PodSpec {
+    let mut pod = bare_pod(name);
+    pod.containers = vec![bare_container("c", curve)];
+    pod
+}
+
+/// Runs the pods beside a quiet pod of 400 MiB that asks for nothing. Returns what happened and who is Evicted.
+fn run(seed: u64, pods: &[PodSpec]) -> (Stats, Vec<String>, Sim) {
+    let mut scenario = Scenario::quiet(seed);
+    let mut all = vec![Arc::new(pod("quiet", &Curve::Idle { holds: Bytes::mib(400) }))];
+    all.extend(pods.iter().cloned().map(Arc::new));
+    scenario.script = vec![(Micros::millis(10), Disturbance::Want(all, Vec::new()))];
+    scenario.disturbed = Micros::secs(120);
+    let mut sim = Sim::new(scenario);
+    let stats = sim.run().unwrap_or_else(|failure| panic!("{failure}"));
+    let evicted = sim.world().into_iter().flat_map(|w| w.pods().values()).filter_map(|p| match &p.state {
+        PodState::Terminal(end) if end.reason == "Evicted" => Some(p.spec.name.clone()),
+        _ => None,
+    });
+    let evicted = evicted.collect();
+    (stats, evicted, sim)
+}
+
+fn untouched(curve: &Curve) {
+    for seed in 0..8 {
+        let (stats, evicted, _) = run(seed, &[pod("it", curve)]);
+        assert_eq!((stats.evictions, stats.ooms.kubepods), (0, 0), "seed {seed}: {evicted:?}");
+    }
+}
+
+fn evicted_before_the_oom_killer(curve: &Curve) {
+    for seed in 0..8 {
+        let (stats, evicted, _) = run(seed, &[pod("it", curve)]);
+        assert_eq!(evicted, ["it"], "seed {seed}: {stats:?}");
+        assert_eq!((stats.evictions, stats.ooms.kubepods, stats.ooms.node), (1, 0, 0), "seed {seed}");
+    }
+}
+
+#[test]
+fn linear_leaks_up_to_400_mib_per_second_are_evicted_before_the_oom_killer() {
+    for rate in [25, 50, 100, 200, 300, 400] {
+        evicted_before_the_oom_killer(&Curve::Leak { after: Micros::secs(5), rate: Bytes::mib(rate) });
+    }
+}
+
+#[test]
+fn a_leak_below_its_request_is_still_the_victim_only_after_one_that_exceeds() {
+    let leak = Curve::Leak { after: Micros::ZERO, rate: Bytes::mib(20) };
+    let mut modest = pod("modest", &leak);
+    modest.containers[0].resources.memory_request = Some(Bytes::mib(2_900));
+    let (stats, evicted, _) = run(1, &[modest]);
+    // The quiet pod asks for nothing and so exceeds: the kubelet's order. Then the leak goes on and goes itself.
+    assert_eq!(evicted, ["modest", "quiet"]);
+    assert_eq!(stats.ooms.kubepods, 0);
+}
+
+#[test]
+fn a_step_to_most_of_the_memory_is_left_alone() {
+    untouched(&Curve::Step { at: Micros::secs(20), to: Bytes::mib(2_000) });
+}
+
+#[test]
+fn a_step_to_just_below_the_wall_is_evicted() {
+    evicted_before_the_oom_killer(&Curve::Step { at: Micros::secs(20), to: Bytes::mib(2_620) });
+}
+
+#[test]
+fn a_fork_bomb_is_evicted_before_the_oom_killer() {
+    evicted_before_the_oom_killer(&Curve::ForkBomb { each: Bytes::mib(3), doubling: Micros::secs(5), most: 2_000 });
+}
+
+#[test]
+fn a_memory_volume_that_fills_is_evicted_before_the_oom_killer() {
+    evicted_before_the_oom_killer(&Curve::Tmpfs { rate: Bytes::mib(100), most: Bytes::gib(4) });
+}
+
+#[test]
+fn a_scan_of_files_causes_no_action() {
+    untouched(&Curve::Scan { rate: Bytes::mib(500), drop_every: Micros::secs(20) });
+}
+
+#[test]
+fn a_heap_that_grows_to_its_plateau_is_left_alone() {
+    untouched(&Curve::Jvm { plateau: Bytes::mib(2_200), half: Micros::secs(5) });
+}
+
+#[test]
+fn a_saw_tooth_to_95_percent_of_its_own_limit_is_left_alone() {
+    for seed in 0..8 {
+        let limit = Bytes::mib(1_000);
+        let saw = Curve::Saw { low: Bytes::mib(200), high: limit.scale(95, 100), period: Micros::secs(4) };
+        let mut it = pod("it", &saw);
+        it.containers[0].resources.memory_limit = Some(limit);
+        let (stats, ..) = run(seed, &[it]);
+        assert_eq!((stats.evictions, stats.ooms.own, stats.ooms.kubepods), (0, 0, 0), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_leak_in_its_own_limit_is_the_kernels_and_no_eviction() {
+    let mut it = pod("it", &Curve::Leak { after: Micros::ZERO, rate: Bytes::mib(100) });
+    it.containers[0].resources.memory_limit = Some(Bytes::mib(500));
+    let (stats, evicted, _) = run(2, &[it]);
+    assert_eq!((stats.evictions, stats.ooms.kubepods, evicted.len()), (0, 0, 0));
+    assert!(stats.ooms.own >= 2, "{stats:?}");
+}
+
+#[test]
+fn an_idle_pod_and_a_burner_are_left_alone() {
+    untouched(&Curve::Idle { holds: Bytes::mib(10) });
+    untouched(&Curve::Burn { cpu: MilliCpu(1_500) });
+}
+
+#[test]
+fn a_crash_loop_is_restarted_with_back_off() {
+    let (_, _, sim) = run(3, &[pod("it", &Curve::Crash { after: Micros::millis(500), code: 1 })]);
+    let world = sim.world().expect("an agent");
+    let restarts = world.pods().values().find(|p| p.spec.name == "it").map_or(0, |p| p.tracks["c"].restarts());
+    // 0, 10, 20, 40, 80 s: the fifth comes 70 s after the start, the sixth after 150 s.
+    assert!((4..=5).contains(&restarts), "{restarts}");
+}
+
+#[test]
+fn a_job_runs_to_its_end_once() {
+    let mut it = pod("it", &Curve::Job { takes: Micros::secs(20) });
+    it.restart_policy = RestartPolicy::OnFailure;
+    let (stats, _, sim) = run(4, &[it]);
+    let world = sim.world().expect("an agent");
+    let state = world.pods().values().find(|p| p.spec.name == "it").map(|p| p.state.clone());
+    assert!(matches!(state, Some(PodState::Terminal(end)) if end.phase.as_str() == "Succeeded"));
+    assert_eq!(stats.evictions, 0);
+}
