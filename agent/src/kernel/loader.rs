@@ -144,7 +144,7 @@ impl ProgramCost {
 /// Why nothing could be loaded.
 #[derive(Debug, thiserror::Error)]
 enum LoadError {
-    #[error("cannot load the eBPF object {path}: {source}", source = chain(source.as_ref()))]
+    #[error("cannot load the eBPF object {path}: {source}{advice}", source = chain(source.as_ref()), advice = advice(source.as_ref()))]
     Object { path: String, source: Box<aya::EbpfError> },
     #[error(transparent)]
     Types(#[from] BtfError),
@@ -441,6 +441,21 @@ fn position_of(directory: &Path) -> Option<(u64, u64)> {
         }
     }
     None
+}
+
+/// What to do about an error, for those that have one cure.
+fn advice(error: &(dyn Error + 'static)) -> &'static str {
+    let causes = std::iter::successors(Some(error), |error: &&'_ (dyn Error + 'static)| Error::source(*error));
+    let codes =
+        causes.filter_map(|cause| cause.downcast_ref::<std::io::Error>()).filter_map(std::io::Error::raw_os_error);
+    match codes.last().map(rustix::io::Errno::from_raw_os_error) {
+        // EACCES is the verifier's answer; it has its own text.
+        Some(rustix::io::Errno::PERM) => {
+            "; run beelet as root with CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN, in a container that is privileged"
+        }
+        Some(rustix::io::Errno::NOENT) => "; name it with --bpf-object",
+        _ => "",
+    }
 }
 
 /// An error with its causes, on one line; the verifier's output is cut to its last lines.
