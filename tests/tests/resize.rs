@@ -159,7 +159,9 @@ fn idle_cpu_is_lent_and_taken_back() {
         return agent.finish();
     }
     assert!(burst(&of_container) <= 20_000 && burst(&of_pod) <= 20_000, "more than the quota");
-    assert!(agent.explain("default", "bursty-node").to_string().contains("CpuBurst"));
+    agent.wait("the loan to be explained", secs(10), |agent| {
+        agent.explain("default", "bursty-node").to_string().contains("CpuBurst").then_some(())
+    });
 
     assert!(agent.stop().success());
     assert_eq!((burst(&of_container), burst(&of_pod)), (0, 0), "the end of the agent does not take the loan back");
