@@ -206,8 +206,10 @@ fn debian_toolchain(ctx: &Ctx, prefix: &Path) -> Result<()> {
 pub(crate) fn scrub(command: &mut Command) {
     for (name, _) in std::env::vars_os() {
         let Some(text) = name.to_str() else { continue };
-        let keeps = ["CARGO_HOME", "RUSTUP_HOME", "RUSTUP_TOOLCHAIN"].contains(&text)
-            || ["CARGO_HTTP", "CARGO_NET", "CARGO_REGISTR", "CARGO_SOURCE", "CARGO_TERM"]
+        // What rustup was told stays: some crates carry a rust-toolchain.toml, and a rustc that starts in their folders without
+        // RUSTUP_TOOLCHAIN would obey it and update the user's toolchain. `cargo +nightly` leads over the variable.
+        let keeps = text == "CARGO_HOME"
+            || ["RUSTUP_", "CARGO_HTTP", "CARGO_NET", "CARGO_REGISTR", "CARGO_SOURCE", "CARGO_TERM"]
                 .iter()
                 .any(|p| text.starts_with(p));
         let ours = ["CARGO", "RUST", "LLVM"].iter().any(|p| text.starts_with(p)) || text == "LD_LIBRARY_PATH";
@@ -215,8 +217,6 @@ pub(crate) fn scrub(command: &mut Command) {
             command.env_remove(&name);
         }
     }
-    // `cargo +nightly` must be able to choose.
-    command.env_remove("RUSTUP_TOOLCHAIN");
 }
 
 /// Copies only a changed file, so that what depends on its time stays fresh.
