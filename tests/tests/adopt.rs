@@ -34,7 +34,7 @@ fn ten_kills_at_random_moments_disturb_nothing() {
     let Some(bed) = BED.get("ten_kills_at_random_moments_disturb_nothing") else { return };
     let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     let seed = std::env::var("BEELET_SEED").ok().and_then(|text| text.parse().ok());
-    let seed: u64 = seed.unwrap_or_else(|| clock.as_micros() as u64 | 1);
+    let seed: u64 = seed.unwrap_or(clock.as_micros() as u64 | 1);
     say(&format!("seed {seed} (BEELET_SEED={seed} repeats it)"));
     let mut random = Random(seed);
 
