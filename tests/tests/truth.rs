@@ -259,7 +259,10 @@ fn an_oom_kill_is_counted_once_and_stays_counted() {
         std::thread::sleep(Duration::from_millis(200));
     }
     agent.wait("the second kill to be counted", secs(30), |agent| (counted(&agent.metrics())[0] > 1.0).then_some(()));
-    // In its back-off of 10 s there is no container; the count stays.
+    // In its back-off of 10 s there is no container that could use anything; the count stays.
+    agent.wait("its last reading to go", secs(4), |agent| {
+        agent.metrics().all("container_memory_usage_bytes", &of_victim).next().is_none().then_some(())
+    });
     let until = Instant::now() + secs(5);
     while Instant::now() < until {
         let metrics = agent.metrics();
