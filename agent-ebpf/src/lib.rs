@@ -94,7 +94,7 @@ pub mod global {
     pub const SIGNAL_OOM_MM: &str = "SIGNAL_OOM_MM";
     /// `signal_struct.oom_score_adj`.
     pub const SIGNAL_OOM_SCORE_ADJ: &str = "SIGNAL_OOM_SCORE_ADJ";
-    /// `mm_struct.rss_stat`, the counter of file pages.
+    /// `mm_struct.rss_stat`, the counter of file pages; this one and the next two only where each counter is a struct (6.2 on).
     pub const MM_RSS_FILE: &str = "MM_RSS_FILE";
     /// `mm_struct.rss_stat`, the counter of anonymous pages.
     pub const MM_RSS_ANON: &str = "MM_RSS_ANON";

@@ -382,4 +382,4 @@ fn u32_at(data: &[u8], position: usize) -> Option<u32> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

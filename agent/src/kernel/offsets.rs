@@ -36,10 +36,11 @@ const FIELDS: &[(&str, &str, &[&str])] = &[
     (global::SIGNAL_GROUP_EXIT_CODE, "signal_struct", &["group_exit_code"]),
     (global::SIGNAL_OOM_MM, "signal_struct", &["oom_mm"]),
     (global::SIGNAL_OOM_SCORE_ADJ, "signal_struct", &["oom_score_adj"]),
-    // An array of per-CPU counters since 6.2, a struct of atomics before. Elements: file 0, anonymous 1, swap 2, shmem 3.
-    (global::MM_RSS_FILE, "mm_struct", &["rss_stat[0].count", "rss_stat.count[0]"]),
-    (global::MM_RSS_ANON, "mm_struct", &["rss_stat[1].count", "rss_stat.count[1]"]),
-    (global::MM_RSS_SHMEM, "mm_struct", &["rss_stat[3].count", "rss_stat.count[3]"]),
+    // Elements: file 0, anonymous 1, swap 2, shmem 3. Only where each is a struct of its own (since 6.2): before, they are an
+    // array of a typedef, into which the verifier lets nobody look, and the event goes without memory figures.
+    (global::MM_RSS_FILE, "mm_struct", &["rss_stat[0].count"]),
+    (global::MM_RSS_ANON, "mm_struct", &["rss_stat[1].count"]),
+    (global::MM_RSS_SHMEM, "mm_struct", &["rss_stat[3].count"]),
     (global::CSS_SET_DFL_CGRP, "css_set", &["dfl_cgrp"]),
     (global::CGROUP_KN, "cgroup", &["kn"]),
     (global::KERNFS_NODE_ID, "kernfs_node", &["id"]),
@@ -95,6 +96,7 @@ fn is_task(argument: Option<&Argument>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernel::btf::tests::Maker;
 
     #[test]
     fn a_kernel_without_these_types_gives_unknown_offsets_and_names_them() {
@@ -108,5 +110,39 @@ mod tests {
         assert_eq!(offsets.get(global::SOCK_PORT), Some(OFFSET_UNKNOWN));
         assert_eq!(offsets.get(global::VICTIM_IS_TASK), Some(0));
         assert!(offsets.missing.contains(&"task_struct.exit_code".to_owned()));
+    }
+
+    /// `mm_struct` with its counters as before 6.2 (a struct around an array of a typedef) and since (an array of structs).
+    fn counters(array_of_structs: bool) -> Offsets {
+        // Kinds of BTF.
+        const INT: u32 = 1;
+        const ARRAY: u32 = 3;
+        const STRUCT: u32 = 4;
+        const TYPEDEF: u32 = 8;
+        let mut btf = Maker::default();
+        let (counter, count, rss_stat) = (btf.name("counter"), btf.name("count"), btf.name("rss_stat"));
+        btf.add("long long", INT, 0, 8, &[64]); // 1
+        if array_of_structs {
+            btf.add("percpu_counter", STRUCT, 1, 40, &[count, 1, 64]); // 2
+            btf.add("", ARRAY, 0, 0, &[2, 1, 4]); // 3
+            btf.add("mm_struct", STRUCT, 1, 1024, &[rss_stat, 3, 640]); // 4
+        } else {
+            btf.add("", STRUCT, 1, 8, &[counter, 1, 0]); // 2
+            btf.add("atomic_long_t", TYPEDEF, 0, 2, &[]); // 3
+            btf.add("", ARRAY, 0, 0, &[3, 1, 4]); // 4
+            btf.add("mm_rss_stat", STRUCT, 1, 32, &[count, 4, 0]); // 5
+            btf.add("mm_struct", STRUCT, 1, 1024, &[rss_stat, 5, 640]); // 6
+        }
+        Offsets::of(&Btf::parse(btf.finish()).unwrap())
+    }
+
+    #[test]
+    fn memory_counters_are_read_only_where_the_verifier_lets() {
+        let new = counters(true);
+        assert_eq!(new.get(global::MM_RSS_ANON), Some(80 + 40 + 8));
+        assert_eq!(new.get(global::MM_RSS_SHMEM), Some(80 + 3 * 40 + 8));
+        let old = counters(false);
+        assert_eq!(old.get(global::MM_RSS_ANON), Some(OFFSET_UNKNOWN));
+        assert!(old.missing.contains(&"mm_struct.rss_stat[1].count".to_owned()));
     }
 }

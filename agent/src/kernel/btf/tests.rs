@@ -4,13 +4,13 @@ use super::*;
 
 /// Writes types and strings as the kernel lays them out.
 #[derive(Default)]
-struct Maker {
+pub(in crate::kernel) struct Maker {
     types: Vec<u8>,
     strings: Vec<u8>,
 }
 
 impl Maker {
-    fn name(&mut self, name: &str) -> u32 {
+    pub(in crate::kernel) fn name(&mut self, name: &str) -> u32 {
         if self.strings.is_empty() {
             self.strings.push(0);
         }
@@ -23,14 +23,14 @@ impl Maker {
         offset
     }
 
-    fn add(&mut self, name: &str, kind: u32, count: u32, size_or_type: u32, body: &[u32]) {
+    pub(in crate::kernel) fn add(&mut self, name: &str, kind: u32, count: u32, size_or_type: u32, body: &[u32]) {
         let name = self.name(name);
         for word in [name, kind << 24 | count, size_or_type].iter().chain(body) {
             self.types.extend(word.to_ne_bytes());
         }
     }
 
-    fn finish(self) -> Vec<u8> {
+    pub(in crate::kernel) fn finish(self) -> Vec<u8> {
         let (types, strings) = (self.types.len() as u32, self.strings.len() as u32);
         let mut data = 0xeb9f_u16.to_ne_bytes().to_vec();
         data.extend([1, 0]);
