@@ -190,7 +190,8 @@ impl Kubelet {
                 return Ok(());
             }
             if tokio::time::Instant::now() >= end {
-                let now = pod.map_or_else(|| "not there".to_owned(), |p| format!("{}, {}", p.status_word(), p.last_action));
+                let now =
+                    pod.map_or_else(|| "not there".to_owned(), |p| format!("{}, {}", p.status_word(), p.last_action));
                 return Err(KubeletError::Timeout { what: what.to_owned(), waited: limit, now });
             }
             tokio::time::sleep(Duration::from_millis(50)).await;

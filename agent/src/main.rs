@@ -107,14 +107,18 @@ async fn run(args: RunArgs) -> anyhow::Result<()> {
     }
     if let Some(endpoint) = &args.container_runtime_endpoint {
         let Some(path) = endpoint.strip_prefix("unix://") else {
-            bail!("--container-runtime-endpoint {endpoint}: only unix:// endpoints are supported, e.g. unix:///run/containerd/containerd.sock");
+            bail!(
+                "--container-runtime-endpoint {endpoint}: only unix:// endpoints are supported, e.g. unix:///run/containerd/containerd.sock"
+            );
         };
         config.kubelet.runtime_socket = path.into();
     }
     let source = match (args.beside_kubelet, args.manifests.or_else(|| config.kubelet.static_pod_path.clone())) {
         (true, _) => PodSource::None,
         (false, Some(path)) => PodSource::Folder(path),
-        (false, None) => bail!("nothing to run: give a folder of pods with --manifests DIR, `staticPodPath` in the configuration, or --beside-kubelet"),
+        (false, None) => bail!(
+            "nothing to run: give a folder of pods with --manifests DIR, `staticPodPath` in the configuration, or --beside-kubelet"
+        ),
     };
     let options = Options {
         node_name: node_name(args.hostname_override)?,
@@ -140,7 +144,11 @@ async fn run(args: RunArgs) -> anyhow::Result<()> {
 fn node_name(given: Option<String>) -> anyhow::Result<String> {
     let name = match given {
         Some(name) => name,
-        None => rustix::system::uname().nodename().to_str().context("the host's name is not UTF-8; give --hostname-override")?.to_owned(),
+        None => rustix::system::uname()
+            .nodename()
+            .to_str()
+            .context("the host's name is not UTF-8; give --hostname-override")?
+            .to_owned(),
     };
     // As the kubelet does (pkg/util/node/node.go).
     let name = name.trim().to_lowercase();

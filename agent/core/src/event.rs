@@ -70,6 +70,9 @@ pub struct RuntimeFacts {
     pub sandboxes: Vec<SandboxFact>,
     /// The containers.
     pub containers: Vec<ContainerFact>,
+    /// Pods of which an earlier life of the agent left a cgroup (its path; "" where only folders are left). Told once, at start.
+    #[serde(default)]
+    pub leftovers: Vec<(PodUid, String)>,
 }
 
 /// A pod sandbox.

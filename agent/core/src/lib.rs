@@ -10,11 +10,13 @@
 
 pub mod allocate;
 pub mod backoff;
+mod done;
 pub mod event;
 pub mod evict;
+mod facts;
 pub mod forecast;
 pub mod health;
-pub mod judge;
+mod judge;
 pub mod model;
 pub mod node;
 pub mod pod;
@@ -24,7 +26,7 @@ pub mod snapshot;
 pub mod spec;
 pub mod track;
 pub mod units;
-pub mod view;
+mod view;
 pub mod world;
 
 pub use world::World;

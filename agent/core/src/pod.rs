@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::allocate;
 use crate::backoff::Backoff;
-use crate::event::{ContainerFact, ContainerFactState, Exit, OpError, OpId, PodOp, SandboxFact, Terminal};
+use crate::event::{ContainerFact, ContainerFactState, Exit, OpError, OpId, PodCgroup, PodOp, SandboxFact, Terminal};
 use crate::health::HealthModel;
 use crate::node::NodeConfig;
 use crate::sample::NetworkReading;
@@ -175,6 +175,8 @@ pub struct Pod {
     pub foreign: bool,
     /// Its state.
     pub state: PodState,
+    /// Its cgroup, once that was made or found. A later wish for another QoS class does not move it.
+    pub home: Option<String>,
     /// The operation under way.
     pub in_flight: Option<(OpId, &'static str)>,
     /// What that operation is.
@@ -215,7 +217,8 @@ impl Pod {
     /// A pod that has just become known.
     #[must_use]
     pub fn new(spec: Arc<PodSpec>, now: Now) -> Self {
-        let tcp = spec.all_containers().flat_map(|c| &c.ports).filter(|p| p.protocol == "TCP").map(|p| p.container_port);
+        let tcp =
+            spec.all_containers().flat_map(|c| &c.ports).filter(|p| p.protocol == "TCP").map(|p| p.container_port);
         let health = HealthModel::new(tcp.collect());
         let tracks = spec.all_containers().map(|c| (c.name.clone(), ContainerTrack::default())).collect();
         Self {
@@ -224,6 +227,7 @@ impl Pod {
             wanted: true,
             foreign: false,
             state: PodState::Observed,
+            home: None,
             in_flight: None,
             doing: None,
             sandboxes: Vec::new(),
@@ -261,12 +265,17 @@ impl Pod {
         self.containers.iter().filter(|c| !matches!(c.state, ContainerFactState::Exited(_)))
     }
 
-    /// Its cgroup. The class is that of the first spec: a resize may not change it.
+    /// Its cgroup: where it was made or found. Until then where it would be made.
     #[must_use]
     pub fn cgroup(&self, config: &NodeConfig) -> String {
-        match self.sandboxes.first() {
-            Some(s) if self.foreign && !s.cgroup_parent.is_empty() => s.cgroup_parent.trim_matches('/').to_owned(),
-            _ => allocate::pod_path(config, &self.spec),
+        self.home.clone().unwrap_or_else(|| allocate::pod_path(config, &self.spec))
+    }
+
+    /// Takes its cgroup from a sandbox that was found, if it is not known yet.
+    pub fn settle(&mut self) {
+        if self.home.is_none() {
+            let parent = self.sandboxes.iter().map(|s| s.cgroup_parent.trim_matches('/')).find(|p| !p.is_empty());
+            self.home = parent.map(str::to_owned);
         }
     }
 
@@ -290,7 +299,8 @@ impl Pod {
             // A pod that runs already keeps what it was given; a cut is for the resize, which looks before it.
             PodState::Preparing => self.after_trouble(now, || {
                 let given = self.actuated();
-                let cgroup = allocate::pod_cgroup(config, given.as_ref().unwrap_or(&self.spec));
+                let wanted = allocate::pod_cgroup(config, given.as_ref().unwrap_or(&self.spec));
+                let cgroup = PodCgroup { path: self.cgroup(config), ..wanted };
                 Step::Do(PodOp::Prepare { spec: Arc::clone(&self.spec), cgroup })
             }),
             PodState::SandboxStarting { attempt } => self.plan_sandbox(config, *attempt, now),
@@ -355,9 +365,10 @@ impl Pod {
         match self.spec.restart_policy {
             RestartPolicy::Always => None,
             RestartPolicy::OnFailure => ends.iter().all(|e| *e == Some(true)).then_some(Phase::Succeeded),
-            RestartPolicy::Never => ends.iter().any(Option::is_some).then(|| {
-                if ends.iter().all(|e| *e == Some(true)) { Phase::Succeeded } else { Phase::Failed }
-            }),
+            RestartPolicy::Never => ends
+                .iter()
+                .any(Option::is_some)
+                .then(|| if ends.iter().all(|e| *e == Some(true)) { Phase::Succeeded } else { Phase::Failed }),
         }
     }
 
@@ -511,9 +522,8 @@ impl Pod {
     /// What its running containers hold, for [`allocate::resize`].
     #[must_use]
     pub fn in_use(&self) -> allocate::InUse {
-        let running = |name: &str| {
-            self.latest(name).is_some_and(|f| matches!(f.state, ContainerFactState::Running { .. }))
-        };
+        let running =
+            |name: &str| self.latest(name).is_some_and(|f| matches!(f.state, ContainerFactState::Running { .. }));
         let containers = self.tracks.iter().filter(|(name, _)| running(name));
         allocate::InUse {
             pod: self.meter.reading.and_then(|r| r.memory),
@@ -550,9 +560,8 @@ impl Pod {
     fn plan_termination(&self, why: &Why, deadline: Micros, stopped: bool, now: Now) -> Step {
         let live: Vec<String> = self.live_containers().map(|c| c.id.clone()).collect();
         if !live.is_empty() && !stopped {
-            return self.after_trouble(now, || {
-                Step::Do(PodOp::StopContainers { ids: live, grace: deadline - now.mono })
-            });
+            return self
+                .after_trouble(now, || Step::Do(PodOp::StopContainers { ids: live, grace: deadline - now.mono }));
         }
         if !self.sandboxes.is_empty() {
             let ids = self.sandboxes.iter().map(|s| s.id.clone()).collect();
@@ -569,13 +578,7 @@ impl Pod {
             .iter()
             .filter_map(|(name, t)| t.last_exit.clone().map(|exit| (name.clone(), t.restarts(), exit)))
             .collect();
-        Terminal {
-            uid: self.spec.uid.clone(),
-            phase,
-            reason: reason.to_owned(),
-            message: message.to_owned(),
-            exits,
-        }
+        Terminal { uid: self.spec.uid.clone(), phase, reason: reason.to_owned(), message: message.to_owned(), exits }
     }
 
     /// The last end of each container and what it was given, as facts tell it.

@@ -213,7 +213,7 @@ fn will_run_again(pod: &Pod, init: bool, exit: &Exit) -> bool {
 
 /// The kubelet's words (pkg/kubelet/kuberuntime/kuberuntime_manager.go, release 1.37).
 #[must_use]
-pub fn backoff_message(delay: Micros, container: &str, pod: &PodSpec) -> String {
+pub(crate) fn backoff_message(delay: Micros, container: &str, pod: &PodSpec) -> String {
     let delay = go_duration(delay);
     format!("back-off {delay} restarting failed container={container} pod={}_{}({})", pod.name, pod.namespace, pod.uid)
 }

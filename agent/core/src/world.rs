@@ -12,19 +12,15 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use crate::allocate;
-use crate::event::{
-    Action, ContainerFact, ContainerFactState, Done, Event, OpError, OpId, PodCgroup, PodOp, Record, Rejected, RuntimeFacts,
-    SandboxFact, Terminal,
-};
+use crate::event::{Action, Event, OpId, PodCgroup, PodOp, Record, Rejected, Terminal};
 use crate::evict::{self, Signal};
 use crate::forecast::Pace;
 use crate::model::NodeModel;
 use crate::node::NodeConfig;
 use crate::pod::{Pod, PodState, Step, Why};
 use crate::sample::{KernelEvent, KernelEventKind, Sample};
-use crate::snapshot::{ExitKind, Phase};
+use crate::snapshot::ExitKind;
 use crate::spec::{PodSpec, PodUid};
-use crate::track::ContainerTrack;
 use crate::units::{Micros, Now};
 
 /// Records kept for `/debug/explain`.
@@ -42,6 +38,8 @@ pub struct World {
     pub(crate) runtime_down: Option<String>,
     pub(crate) rejected: Vec<Rejected>,
     pub(crate) remembered: BTreeMap<PodUid, Terminal>,
+    /// Pods of an earlier life of which only a cgroup or folders are left, until the wishes are known.
+    pub(crate) leftovers: Vec<(PodUid, String)>,
     pub(crate) records: VecDeque<Record>,
     pub(crate) totals: Counts,
     pub(crate) node: NodeModel,
@@ -81,6 +79,7 @@ impl World {
             runtime_down: None,
             rejected: Vec::new(),
             remembered: BTreeMap::new(),
+            leftovers: Vec::new(),
             records: VecDeque::new(),
             totals: Counts {
                 // Known signals stand at 0 from the start, so that a first eviction is an increase.
@@ -212,302 +211,6 @@ impl World {
         self.go(uid, next, now);
     }
 
-    // === the runtime ===
-
-    fn on_runtime_down(&mut self, reason: String, now: Now) {
-        if self.runtime_down.as_ref() != Some(&reason) {
-            let name = self.config.name.clone();
-            let message = format!("the container runtime does not answer: {reason}");
-            self.record(now, None, name, None, true, "ContainerRuntimeNotReady", message, Vec::new());
-        }
-        self.runtime_down = Some(reason);
-    }
-
-    fn on_facts(&mut self, facts: RuntimeFacts, now: Now) {
-        if self.runtime_down.take().is_some() {
-            let name = self.config.name.clone();
-            self.record(now, None, name, None, false, "ContainerRuntimeReady", "the container runtime answers".into(), Vec::new());
-        }
-        self.facts_known = true;
-        let mut sandboxes: BTreeMap<PodUid, Vec<SandboxFact>> = BTreeMap::new();
-        let mut containers: BTreeMap<PodUid, Vec<ContainerFact>> = BTreeMap::new();
-        for fact in facts.sandboxes {
-            sandboxes.entry(fact.uid.clone()).or_default().push(fact);
-        }
-        for fact in facts.containers {
-            containers.entry(fact.uid.clone()).or_default().push(fact);
-        }
-        if self.wishes_known || self.config.beside {
-            for (uid, list) in &sandboxes {
-                if !self.pods.contains_key(uid) && (self.config.beside || list.iter().all(|s| s.ours)) {
-                    let pod = stranger(list, containers.get(uid).map_or(&[][..], Vec::as_slice), self.config.beside, now);
-                    self.pods.insert(uid.clone(), pod);
-                }
-            }
-        }
-        let uids: Vec<PodUid> = self.pods.keys().cloned().collect();
-        for uid in uids {
-            let (s, c) = (sandboxes.remove(&uid).unwrap_or_default(), containers.remove(&uid).unwrap_or_default());
-            self.on_pod_facts(&uid, facts.asked, s, c, now);
-        }
-    }
-
-    fn on_pod_facts(
-        &mut self,
-        uid: &PodUid,
-        asked: Micros,
-        sandboxes: Vec<SandboxFact>,
-        mut containers: Vec<ContainerFact>,
-        now: Now,
-    ) {
-        let Some(pod) = self.pods.get_mut(uid) else { return };
-        if asked < pod.facts_from {
-            return;
-        }
-        pod.needs_facts = false;
-        containers.sort_by(|a, b| (&a.name, a.attempt, &a.id).cmp(&(&b.name, b.attempt, &b.id)));
-        let known_runs: Vec<String> = pod.containers.iter().map(|c| c.id.clone()).collect();
-        pod.sandboxes = sandboxes;
-        pod.containers = containers;
-        if pod.foreign {
-            if pod.sandboxes.is_empty() {
-                self.pods.remove(uid);
-                return;
-            }
-            let all: Vec<&ContainerFact> = pod.containers.iter().collect();
-            let names: Vec<String> = all.iter().map(|c| c.name.clone()).collect();
-            for name in names {
-                pod.tracks.entry(name).or_default();
-            }
-            pod.spec = Arc::new(spec_of(&pod.sandboxes, &pod.containers));
-        }
-        let (max, names) = (self.config.max_backoff, pod.tracks.keys().cloned().collect::<Vec<_>>());
-        let mut ends = Vec::new();
-        for name in names {
-            let Some(latest) = pod.latest(&name).cloned() else { continue };
-            let older = pod.exit_of(&name).cloned();
-            let Some(track) = pod.tracks.get_mut(&name) else { continue };
-            let first_look = track.run.is_empty() && !known_runs.contains(&latest.id);
-            if let Some(exit) = track.observe(&latest, max, now) {
-                // An end that happened before this agent looked for the first time is not news, but it is remembered.
-                ends.push((name.clone(), exit, first_look));
-            } else if let Some(older) = older {
-                track.remember_older(&older);
-            }
-        }
-        let backing_off = |pod: &Pod, name: &str| {
-            pod.tracks.get(name).is_some_and(|t| now.mono < t.crash.ready_at(t.exit_seen, max))
-        };
-        for (name, exit, first_look) in ends {
-            let Some(pod) = self.pods.get_mut(uid) else { return };
-            let (again, restarts) = (backing_off(pod, &name), pod.tracks.get(&name).map_or(0, ContainerTrack::restarts));
-            let stopping = !pod.state.is_live();
-            if !stopping {
-                pod.health.on_exit(&name, &exit, restarts, again, now);
-            }
-            if first_look {
-                continue;
-            }
-            let key = (pod.spec.namespace.clone(), pod.spec.name.clone(), name.clone());
-            let kind = match exit.code {
-                code @ 129..=192 => ExitKind::Signal(u8::try_from(code - 128).unwrap_or(u8::MAX)),
-                code => ExitKind::Code(u8::try_from(code.clamp(0, 255)).unwrap_or(u8::MAX)),
-            };
-            *self.totals.exits.entry((key, kind)).or_default() += 1;
-            let message = format!("Container {name} ended: {} (exit code {})", exit.reason, exit.code);
-            self.say(uid, Some(name), now, exit.code != 0 && !stopping, "Exited", message);
-        }
-        let Some(pod) = self.pods.get_mut(uid) else { return };
-        for fact in &pod.containers {
-            if matches!(fact.state, ContainerFactState::Running { .. }) {
-                pod.health.on_running(&fact.name, now);
-            }
-        }
-        self.count_oom_kills(uid);
-    }
-
-    // === operations ===
-
-    fn on_done(&mut self, uid: &PodUid, op: OpId, result: Result<Done, OpError>, now: Now) {
-        let Some(pod) = self.pods.get_mut(uid) else { return };
-        let Some((_, name)) = pod.in_flight.take_if(|(id, _)| *id == op) else { return };
-        *self.totals.actions.entry((name.to_owned(), result.is_ok())).or_default() += 1;
-        // Facts that were asked for before this moment may not know of it.
-        pod.facts_from = now.mono;
-        let op = pod.doing.take();
-        match result {
-            Ok(done) => self.on_success(uid, op, done, now),
-            Err(error) => self.on_failure(uid, op.as_ref(), &error, now),
-        }
-    }
-
-    fn on_success(&mut self, uid: &PodUid, op: Option<PodOp>, done: Done, now: Now) {
-        let Some(pod) = self.pods.get_mut(uid) else { return };
-        if !matches!(op, Some(PodOp::EnsureImage { .. } | PodOp::StartContainer { .. } | PodOp::Resize { .. })) {
-            pod.trouble = None;
-            pod.retry = crate::backoff::Backoff::default();
-            pod.retry_at = Micros::ZERO;
-        }
-        match (op, done) {
-            (Some(PodOp::Prepare { .. }), _) if pod.state == PodState::Preparing => {
-                let attempt = pod.sandboxes.iter().map(|s| s.attempt + 1).max().unwrap_or(0);
-                self.go(uid, PodState::SandboxStarting { attempt }, now);
-            }
-            (_, Done::Sandbox(fact)) => {
-                let message = format!("Pod sandbox {} is up, address {}", short(&fact.id), or_host(&fact.ip));
-                pod.sandboxes.retain(|s| s.id != fact.id);
-                pod.sandboxes.push(fact);
-                self.say(uid, None, now, false, "SandboxStarted", message);
-            }
-            (Some(PodOp::EnsureImage { image, .. }), Done::Image { pulled }) => {
-                let users: Vec<String> =
-                    pod.spec.all_containers().filter(|c| c.image == image).map(|c| c.name.clone()).collect();
-                for name in &users {
-                    if let Some(track) = pod.tracks.get_mut(name) {
-                        track.image_ready = true;
-                        track.trouble = None;
-                        track.image = crate::backoff::Backoff::default();
-                    }
-                }
-                let message = match pulled {
-                    Some(took) => format!("Successfully pulled image \"{image}\" in {took}"),
-                    None => format!("Container image \"{image}\" already present on machine"),
-                };
-                self.say(uid, users.into_iter().next(), now, false, "Pulled", message);
-            }
-            (Some(PodOp::StartContainer { container, attempt, linux, sandbox_id, .. }), Done::Container { id, started }) => {
-                let image = pod.spec.container(&container).map(|c| c.image.clone()).unwrap_or_default();
-                pod.containers.retain(|c| c.id != id);
-                let fact = ContainerFact {
-                    id: id.clone(),
-                    sandbox_id,
-                    uid: uid.clone(),
-                    name: container.clone(),
-                    attempt,
-                    image,
-                    image_id: String::new(),
-                    state: ContainerFactState::Running { started },
-                    resources: Some(linux.resources),
-                };
-                if let Some(track) = pod.tracks.get_mut(&container) {
-                    track.trouble = None;
-                    track.image_ready = false;
-                    track.retry_at = Micros::ZERO;
-                    track.actuated = Some(linux.resources);
-                    track.observe(&fact, self.config.max_backoff, now);
-                }
-                pod.containers.push(fact);
-                pod.health.on_running(&container, now);
-                if attempt > 0 {
-                    let key = (pod.spec.namespace.clone(), pod.spec.name.clone(), container.clone());
-                    *self.totals.restarts.entry(key).or_default() += 1;
-                }
-                let message = format!("Started container {container} ({})", short(&id));
-                self.say(uid, Some(container), now, false, "Started", message);
-                // It may be over already; the facts know how it ended and which image it has.
-                self.out.push(Action::Relist);
-            }
-            (Some(PodOp::StopContainers { .. }), _) => {
-                if let PodState::Terminating { why, deadline, .. } = pod.state.clone() {
-                    pod.needs_facts = true;
-                    self.go(uid, PodState::Terminating { why, deadline, stopped: true }, now);
-                    self.out.push(Action::Relist);
-                }
-            }
-            (Some(PodOp::RemoveSandboxes { ids }), _) => {
-                let in_them = |c: &ContainerFact| ids.contains(&c.sandbox_id);
-                pod.containers.retain(|c| !in_them(c));
-                pod.sandboxes.retain(|s| !ids.contains(&s.id));
-            }
-            (Some(PodOp::RemoveContainers { ids }), _) => pod.containers.retain(|c| !ids.contains(&c.id)),
-            (Some(PodOp::Resize { spec, containers, .. }), _) => {
-                let mut names = Vec::new();
-                for (_, name, linux) in &containers {
-                    if let Some(track) = pod.tracks.get_mut(name) {
-                        track.actuated = Some(linux.resources);
-                        names.push(name.clone());
-                    }
-                }
-                // What does not run now gets the new values when it starts.
-                for container in &spec.containers {
-                    if let Some(track) = pod.tracks.get_mut(&container.name)
-                        && !names.contains(&container.name)
-                    {
-                        track.actuated = Some(container.resources);
-                    }
-                }
-                pod.resize.clear();
-                let message = format!("Resources of {} changed in place", names.join(", "));
-                self.say(uid, None, now, false, "ResizeCompleted", message);
-            }
-            (Some(PodOp::Cleanup { .. }), _) => self.on_cleaned(uid, now),
-            _ => {}
-        }
-    }
-
-    fn on_cleaned(&mut self, uid: &PodUid, now: Now) {
-        let Some(pod) = self.pods.get_mut(uid) else { return };
-        let PodState::Cleaning { why } = pod.state.clone() else { return };
-        pod.meter.clear();
-        let end = match (&why, pod.wanted) {
-            (Why::Evicted { message }, true) => Some(pod.terminal(Phase::Failed, "Evicted", message)),
-            (Why::Ended { phase }, true) => Some(pod.terminal(*phase, "", "")),
-            _ => None,
-        };
-        match end {
-            Some(end) => {
-                self.remembered.insert(uid.clone(), end.clone());
-                self.out.push(Action::Remember(end.clone()));
-                self.go(uid, PodState::Terminal(end), now);
-            }
-            // It was wanted again while it went: the same manifest came back.
-            None => self.go(uid, PodState::Gone, now),
-        }
-    }
-
-    fn on_failure(&mut self, uid: &PodUid, op: Option<&PodOp>, error: &OpError, now: Now) {
-        let max = self.config.max_backoff;
-        let Some(pod) = self.pods.get_mut(uid) else { return };
-        let container = match op {
-            Some(PodOp::EnsureImage { image, .. }) => {
-                let users: Vec<String> =
-                    pod.spec.all_containers().filter(|c| c.image == *image).map(|c| c.name.clone()).collect();
-                for name in &users {
-                    if let Some(track) = pod.tracks.get_mut(name) {
-                        track.image.next(now.mono, now.mono, max);
-                        track.retry_at = now.mono + track.image.delay();
-                        track.trouble = Some(error.clone());
-                    }
-                }
-                users.into_iter().next()
-            }
-            Some(PodOp::StartContainer { container, .. }) => {
-                if let Some(track) = pod.tracks.get_mut(container) {
-                    track.crash.next(now.mono, now.mono, max);
-                    track.retry_at = now.mono + track.crash.delay();
-                    track.trouble = Some(error.clone());
-                }
-                Some(container.clone())
-            }
-            _ => {
-                pod.retry.next(now.mono, now.mono, Micros::secs(60).min(max));
-                pod.retry_at = now.mono + pod.retry.delay().scale(1, 5);
-                pod.trouble = Some(error.clone());
-                None
-            }
-        };
-        pod.needs_facts = true;
-        self.out.push(Action::Relist);
-        let event = match op.map(PodOp::name) {
-            Some("start_sandbox") => "FailedCreatePodSandBox",
-            Some("prepare") => "FailedMount",
-            Some("stop_containers" | "remove_sandboxes" | "remove_containers" | "cleanup") => "FailedKillPod",
-            Some("resize") => "ResizeError",
-            _ => "Failed",
-        };
-        self.say(uid, container, now, true, event, format!("Error: {}: {}", error.reason, error.message));
-    }
-
     // === the kernel ===
 
     fn on_kernel(&mut self, event: &KernelEvent, now: Now) {
@@ -548,6 +251,11 @@ impl World {
     fn plan_all(&mut self, now: Now) {
         if !(self.config.beside || self.wishes_known && self.facts_known) {
             return;
+        }
+        for (uid, cgroup) in std::mem::take(&mut self.leftovers) {
+            if !self.config.beside && !self.pods.contains_key(&uid) {
+                self.pods.insert(uid.clone(), crate::facts::leftover(uid, cgroup, now));
+            }
         }
         self.plan_tree();
         let mut wake;
@@ -700,6 +408,7 @@ impl World {
         pod.in_flight = Some((op, what.name()));
         pod.doing = Some(what.clone());
         match &what {
+            PodOp::Prepare { cgroup, .. } => pod.home = Some(cgroup.path.clone()),
             PodOp::StartContainer { container, .. } => {
                 if let Some(track) = pod.tracks.get_mut(container) {
                     track.start(self.config.max_backoff, now);
@@ -797,45 +506,4 @@ impl World {
     pub(crate) fn act(&mut self, action: Action) {
         self.out.push(action);
     }
-}
-
-/// A pod that the runtime has and no wish names: somebody else's, or one whose manifest went while no agent looked.
-fn stranger(sandboxes: &[SandboxFact], containers: &[ContainerFact], beside: bool, now: Now) -> Pod {
-    let mut pod = Pod::new(Arc::new(spec_of(sandboxes, containers)), now);
-    pod.foreign = beside;
-    pod.wanted = beside;
-    pod.sandboxes = sandboxes.to_vec();
-    pod.containers = containers.to_vec();
-    pod.since = sandboxes.iter().map(|s| s.created).min().unwrap_or(now.wall);
-    pod.state = if beside { PodState::Running } else { pod.terminating(Why::Orphan, now) };
-    pod
-}
-
-/// What can be said of a pod from the runtime alone.
-fn spec_of(sandboxes: &[SandboxFact], containers: &[ContainerFact]) -> PodSpec {
-    let newest = sandboxes.iter().max_by_key(|s| s.attempt);
-    let mut spec = PodSpec::unknown(newest.map_or_else(|| "".into(), |s| s.uid.clone()));
-    if let Some(s) = newest {
-        spec.namespace.clone_from(&s.namespace);
-        spec.name.clone_from(&s.name);
-        spec.labels.clone_from(&s.labels);
-        spec.host_network = s.ip.is_empty();
-    }
-    for fact in containers {
-        if spec.container(&fact.name).is_none() {
-            let mut container = crate::spec::ContainerSpec::unknown(&fact.name);
-            container.image.clone_from(&fact.image);
-            container.resources = fact.resources.unwrap_or_default();
-            spec.containers.push(container);
-        }
-    }
-    spec
-}
-
-fn short(id: &str) -> &str {
-    id.get(..12).unwrap_or(id)
-}
-
-fn or_host(ip: &str) -> &str {
-    if ip.is_empty() { "of the host" } else { ip }
 }

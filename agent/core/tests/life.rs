@@ -423,3 +423,52 @@ fn beside_a_kubelet_everything_is_seen_and_nothing_is_done() {
     let acts = |a: &&Action| !matches!(a, Action::Record(_) | Action::SampleEvery { .. } | Action::WakeAt(_));
     assert_eq!(node.actions.iter().find(acts), None);
 }
+
+#[test]
+fn a_manifest_that_comes_back_while_its_pod_goes_gives_the_pod_back() {
+    let mut node = ready_node();
+    node.want(&[&pod("a")]);
+    let busy = OpError { reason: "FailedKillPod".to_owned(), message: "busy".to_owned() };
+    node.fail.insert("stop_containers", VecDeque::from([busy]));
+    node.want(&[]);
+    assert_eq!(node.view("a").status_word(), "Terminating");
+    node.want(&[&pod("a")]);
+    node.run(Micros::secs(60));
+    let view = node.view("a");
+    assert_eq!((view.status_word().as_str(), view.restarts()), ("Running", 0));
+    assert_eq!(node.facts.sandboxes.len(), 1);
+}
+
+#[test]
+fn what_an_agent_that_was_killed_left_behind_is_cleaned_away_once_and_no_wanted_pod_with_it() {
+    let mut node = Node::new(NodeConfig::default());
+    node.want(&[&pod("a")]);
+    let leftovers = vec![
+        ("uid-a".into(), "kubepods/besteffort/poduid-a".to_owned()),
+        ("uid-old".into(), "kubepods/burstable/poduid-old".to_owned()),
+        ("uid-folder".into(), String::new()),
+    ];
+    node.send(Event::Runtime(RuntimeFacts { asked: node.now.mono, leftovers, ..RuntimeFacts::default() }));
+    let cleaned: Vec<_> = node
+        .actions
+        .iter()
+        .filter_map(|a| match a {
+            Action::Pod { what: PodOp::Cleanup { cgroup, .. }, .. } => Some(cgroup.as_str()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(cleaned, ["kubepods/besteffort/poduid-folder", "kubepods/burstable/poduid-old"]);
+    assert_eq!(node.names(), ["a"]);
+}
+
+#[test]
+fn a_resize_that_would_change_the_class_moves_no_cgroup() {
+    let mut node = ready_node();
+    node.want(&[&pod("a")]);
+    let mut burstable = pod("a");
+    burstable.containers[0].resources.cpu_request = Some(MilliCpu(100));
+    node.want(&[&burstable]);
+    let view = node.view("a");
+    assert!(view.resize.starts_with("Infeasible: "), "{}", view.resize);
+    assert_eq!(view.cgroup, "kubepods/besteffort/poduid-a");
+}

@@ -81,7 +81,8 @@ impl TerminalStore {
 
     fn file(&self, uid: &PodUid) -> PathBuf {
         // A UID comes from a manifest: nothing in it may name another folder.
-        let safe: String = uid.as_str().chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).collect();
+        let safe: String =
+            uid.as_str().chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).collect();
         self.dir.join(format!("{safe}.json"))
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use beelet_core::World;
-use beelet_core::event::{Action, Event, Record};
+use beelet_core::event::{Action, Event, Record, RuntimeFacts};
 use beelet_core::sample::Sample;
 use beelet_core::spec::PodUid;
 use beelet_core::units::Micros;
@@ -171,6 +171,7 @@ pub(super) async fn list(
     clock: Clock,
     relist: Arc<Notify>,
     period: tokio::sync::watch::Receiver<Micros>,
+    mut leftovers: Vec<(PodUid, String)>,
     events: mpsc::UnboundedSender<Event>,
 ) {
     // What comes in a burst is answered by one listing.
@@ -178,7 +179,7 @@ pub(super) async fn list(
     loop {
         let asked = clock.now().mono;
         let event = match runtime.facts(asked).await {
-            Ok(facts) => Event::Runtime(facts),
+            Ok(facts) => Event::Runtime(RuntimeFacts { leftovers: std::mem::take(&mut leftovers), ..facts }),
             Err(error) => Event::RuntimeDown { reason: why_down(runtime.endpoint(), &error) },
         };
         let down = matches!(event, Event::RuntimeDown { .. });

@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use beelet_core::World;
 use beelet_core::event::Event;
+use beelet_core::spec::PodUid;
 use beelet_core::units::Micros;
 use beelet_ebpf_common::program;
 use tokio::sync::{Notify, mpsc, watch};
@@ -81,7 +82,9 @@ pub enum AgentError {
     #[error("no usable cgroups: {0}")]
     Cgroups(#[from] CgroupError),
     /// The cgroup tree cannot be written.
-    #[error("the cgroups cannot be used: {0}; beelet needs root and a writable cgroup file system (or --beside-kubelet, which writes nothing)")]
+    #[error(
+        "the cgroups cannot be used: {0}; beelet needs root and a writable cgroup file system (or --beside-kubelet, which writes nothing)"
+    )]
     Tree(#[from] crate::cgroup::Error),
     /// The machine cannot be read.
     #[error("the machine's CPUs and memory cannot be found out: {0}")]
@@ -165,7 +168,11 @@ pub async fn run(
         if program.loaded {
             info!(program = program.name, instructions = program.verified_insns, "eBPF program loaded");
         } else {
-            warn!(program = program.name, reason = program.reason, "eBPF program not loaded; the next best source takes over");
+            warn!(
+                program = program.name,
+                reason = program.reason,
+                "eBPF program not loaded; the next best source takes over"
+            );
         }
     }
     let (samples_to, samples) = mpsc::channel(1);
@@ -198,11 +205,13 @@ pub async fn run(
         cgroup_v2: machine.cgroup_v2,
         seccomp_default: false,
     };
+    let volumes = Arc::new(Volumes::new(&options.root, &kubelet.pod_logs_dir));
+    let leftovers = tree.as_ref().map_or(Ok(Vec::new()), |tree| leftovers(tree, &volumes, &node.kubepods))?;
     let executor = match tree {
         Some(tree) => Some(
             Executor::spawn(Parts {
                 tree,
-                volumes: Arc::new(Volumes::new(&options.root, &kubelet.pod_logs_dir)),
+                volumes,
                 runtime: Arc::new(CriRuntime { runtime: Arc::clone(&runtime), node: Arc::new(env) }),
                 journal: Journal::open(options.root.join("journal"))?,
                 events: events_to.clone(),
@@ -246,7 +255,7 @@ pub async fn run(
     } else {
         tasks.spawn(watchers::runtime_events(Arc::clone(&runtime), Arc::clone(&relist), period.0, report.clone()));
     }
-    tasks.spawn(cycle::list(Arc::clone(&runtime), clock, Arc::clone(&relist), period.1, events_to.clone()));
+    tasks.spawn(cycle::list(Arc::clone(&runtime), clock, Arc::clone(&relist), period.1, leftovers, events_to.clone()));
     tasks.spawn(watchers::pressure(layout.clone(), pods_root.clone(), sampler.clone(), report.clone()));
     tasks.spawn(watchers::memory_events(layout.clone(), pods_root, sampler.clone(), report.clone()));
     match programs.take_events() {
@@ -254,7 +263,9 @@ pub async fn run(
             tasks.spawn(watchers::kernel_events(stream, sampler.clone()));
         }
         Ok(None) => {}
-        Err(error) => warn!(%error, "kernel events cannot be read; exits and OOM kills are told by the runtime and by counters"),
+        Err(error) => {
+            warn!(%error, "kernel events cannot be read; exits and OOM kills are told by the runtime and by counters")
+        }
     }
     if let Some(log) = programs.take_log() {
         tasks.spawn(watchers::program_log(log));
@@ -300,6 +311,13 @@ fn lock(root: &Path) -> Result<std::fs::File, AgentError> {
         Err(rustix::io::Errno::WOULDBLOCK) => Err(AgentError::Locked { path: path.display().to_string() }),
         Err(error) => Err(failed(error.into())),
     }
+}
+
+/// The pods that an earlier life of the agent left a cgroup or folders of. Which of them are still wanted is the core's business.
+fn leftovers(tree: &Tree, volumes: &Volumes, kubepods: &str) -> Result<Vec<(PodUid, String)>, AgentError> {
+    let mut found: BTreeMap<PodUid, String> = volumes.list().into_iter().map(|uid| (uid, String::new())).collect();
+    found.extend(tree.list_pods(kubepods)?);
+    Ok(found.into_iter().collect())
 }
 
 /// `kubepods`, or beside a kubelet that has none the root of all.
@@ -372,4 +390,3 @@ fn add_capability(report: &AgentReport, name: &str, available: bool, reason: &st
     next.capabilities.push(Capability { name: name.to_owned(), available, reason: reason.to_owned() });
     report.publish(next);
 }
-

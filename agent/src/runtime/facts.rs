@@ -71,7 +71,7 @@ impl Runtime {
         let uids = &uids;
         let containers: Vec<_> =
             stream::iter(containers).map(|c| self.container_fact(c, uids)).buffered(AT_ONCE).collect().await;
-        Ok(RuntimeFacts { asked, sandboxes: known(sandboxes)?, containers: known(containers)? })
+        Ok(RuntimeFacts { asked, sandboxes: known(sandboxes)?, containers: known(containers)?, leftovers: Vec::new() })
     }
 
     /// The sandboxes that match.

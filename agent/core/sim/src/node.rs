@@ -579,7 +579,7 @@ impl Sim {
             Event::RuntimeDown { reason: "connection refused".to_owned() }
         } else {
             let containers = self.runtime.containers.values().cloned().collect();
-            Event::Runtime(RuntimeFacts { asked, sandboxes, containers })
+            Event::Runtime(RuntimeFacts { asked, sandboxes, containers, leftovers: Vec::new() })
         };
         let down = matches!(event, Event::RuntimeDown { .. });
         let late = self.millis(1, 20);

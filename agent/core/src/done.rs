@@ -1,0 +1,205 @@
+//! What the end of an operation changes in the world.
+//!
+//! Approach: a success is merged into what is known at once, so that the next operation need not wait for a listing; a failure sets
+//! the back-off of what failed (image, container, or the pod's own parts) and asks for a listing, because it may have got half way.
+
+use crate::backoff::Backoff;
+use crate::event::{Action, ContainerFact, ContainerFactState, Done, OpError, OpId, PodOp};
+use crate::pod::{PodState, Why};
+use crate::snapshot::Phase;
+use crate::spec::PodUid;
+use crate::units::{Micros, Now};
+use crate::world::World;
+
+impl World {
+    pub(crate) fn on_done(&mut self, uid: &PodUid, op: OpId, result: Result<Done, OpError>, now: Now) {
+        let Some(pod) = self.pods.get_mut(uid) else { return };
+        let Some((_, name)) = pod.in_flight.take_if(|(id, _)| *id == op) else { return };
+        *self.totals.actions.entry((name.to_owned(), result.is_ok())).or_default() += 1;
+        // Facts that were asked for before this moment may not know of it.
+        pod.facts_from = now.mono;
+        let op = pod.doing.take();
+        match result {
+            Ok(done) => self.on_success(uid, op, done, now),
+            Err(error) => self.on_failure(uid, op.as_ref(), &error, now),
+        }
+    }
+
+    fn on_success(&mut self, uid: &PodUid, op: Option<PodOp>, done: Done, now: Now) {
+        let Some(pod) = self.pods.get_mut(uid) else { return };
+        if !matches!(op, Some(PodOp::EnsureImage { .. } | PodOp::StartContainer { .. } | PodOp::Resize { .. })) {
+            pod.trouble = None;
+            pod.retry = Backoff::default();
+            pod.retry_at = Micros::ZERO;
+        }
+        match (op, done) {
+            (Some(PodOp::Prepare { .. }), _) if pod.state == PodState::Preparing => {
+                let attempt = pod.sandboxes.iter().map(|s| s.attempt + 1).max().unwrap_or(0);
+                self.go(uid, PodState::SandboxStarting { attempt }, now);
+            }
+            (_, Done::Sandbox(fact)) => {
+                let message = format!("Pod sandbox {} is up, address {}", short(&fact.id), or_host(&fact.ip));
+                pod.sandboxes.retain(|s| s.id != fact.id);
+                pod.sandboxes.push(fact);
+                self.say(uid, None, now, false, "SandboxStarted", message);
+            }
+            (Some(PodOp::EnsureImage { image, .. }), Done::Image { pulled }) => {
+                let users: Vec<String> =
+                    pod.spec.all_containers().filter(|c| c.image == image).map(|c| c.name.clone()).collect();
+                for name in &users {
+                    if let Some(track) = pod.tracks.get_mut(name) {
+                        track.image_ready = true;
+                        track.trouble = None;
+                        track.image = Backoff::default();
+                    }
+                }
+                let message = match pulled {
+                    Some(took) => format!("Successfully pulled image \"{image}\" in {took}"),
+                    None => format!("Container image \"{image}\" already present on machine"),
+                };
+                self.say(uid, users.into_iter().next(), now, false, "Pulled", message);
+            }
+            (
+                Some(PodOp::StartContainer { container, attempt, linux, sandbox_id, .. }),
+                Done::Container { id, started },
+            ) => {
+                let image = pod.spec.container(&container).map(|c| c.image.clone()).unwrap_or_default();
+                pod.containers.retain(|c| c.id != id);
+                let fact = ContainerFact {
+                    id: id.clone(),
+                    sandbox_id,
+                    uid: uid.clone(),
+                    name: container.clone(),
+                    attempt,
+                    image,
+                    image_id: String::new(),
+                    state: ContainerFactState::Running { started },
+                    resources: Some(linux.resources),
+                };
+                if let Some(track) = pod.tracks.get_mut(&container) {
+                    track.trouble = None;
+                    track.image_ready = false;
+                    track.retry_at = Micros::ZERO;
+                    track.actuated = Some(linux.resources);
+                    track.observe(&fact, self.config.max_backoff, now);
+                }
+                pod.containers.push(fact);
+                pod.health.on_running(&container, now);
+                if attempt > 0 {
+                    let key = (pod.spec.namespace.clone(), pod.spec.name.clone(), container.clone());
+                    *self.totals.restarts.entry(key).or_default() += 1;
+                }
+                let message = format!("Started container {container} ({})", short(&id));
+                self.say(uid, Some(container), now, false, "Started", message);
+                // It may be over already; the facts know how it ended and which image it has.
+                self.act(Action::Relist);
+            }
+            (Some(PodOp::StopContainers { .. }), _) => {
+                if let PodState::Terminating { why, deadline, .. } = pod.state.clone() {
+                    pod.needs_facts = true;
+                    self.go(uid, PodState::Terminating { why, deadline, stopped: true }, now);
+                    self.act(Action::Relist);
+                }
+            }
+            (Some(PodOp::RemoveSandboxes { ids }), _) => {
+                let in_them = |c: &ContainerFact| ids.contains(&c.sandbox_id);
+                pod.containers.retain(|c| !in_them(c));
+                pod.sandboxes.retain(|s| !ids.contains(&s.id));
+            }
+            (Some(PodOp::RemoveContainers { ids }), _) => pod.containers.retain(|c| !ids.contains(&c.id)),
+            (Some(PodOp::Resize { spec, containers, .. }), _) => {
+                let mut names = Vec::new();
+                for (_, name, linux) in &containers {
+                    if let Some(track) = pod.tracks.get_mut(name) {
+                        track.actuated = Some(linux.resources);
+                        names.push(name.clone());
+                    }
+                }
+                // What does not run now gets the new values when it starts.
+                for container in &spec.containers {
+                    if let Some(track) = pod.tracks.get_mut(&container.name)
+                        && !names.contains(&container.name)
+                    {
+                        track.actuated = Some(container.resources);
+                    }
+                }
+                pod.resize.clear();
+                let message = format!("Resources of {} changed in place", names.join(", "));
+                self.say(uid, None, now, false, "ResizeCompleted", message);
+            }
+            (Some(PodOp::Cleanup { .. }), _) => self.on_cleaned(uid, now),
+            _ => {}
+        }
+    }
+
+    fn on_cleaned(&mut self, uid: &PodUid, now: Now) {
+        let Some(pod) = self.pods.get_mut(uid) else { return };
+        let PodState::Cleaning { why } = pod.state.clone() else { return };
+        pod.meter.clear();
+        let end = match (&why, pod.wanted) {
+            (Why::Evicted { message }, true) => Some(pod.terminal(Phase::Failed, "Evicted", message)),
+            (Why::Ended { phase }, true) => Some(pod.terminal(*phase, "", "")),
+            _ => None,
+        };
+        match end {
+            Some(end) => {
+                self.remembered.insert(uid.clone(), end.clone());
+                self.act(Action::Remember(end.clone()));
+                self.go(uid, PodState::Terminal(end), now);
+            }
+            // It was wanted again while it went: the same manifest came back.
+            None => self.go(uid, PodState::Gone, now),
+        }
+    }
+
+    fn on_failure(&mut self, uid: &PodUid, op: Option<&PodOp>, error: &OpError, now: Now) {
+        let max = self.config.max_backoff;
+        let Some(pod) = self.pods.get_mut(uid) else { return };
+        let container = match op {
+            Some(PodOp::EnsureImage { image, .. }) => {
+                let users: Vec<String> =
+                    pod.spec.all_containers().filter(|c| c.image == *image).map(|c| c.name.clone()).collect();
+                for name in &users {
+                    if let Some(track) = pod.tracks.get_mut(name) {
+                        track.image.next(now.mono, now.mono, max);
+                        track.retry_at = now.mono + track.image.delay();
+                        track.trouble = Some(error.clone());
+                    }
+                }
+                users.into_iter().next()
+            }
+            Some(PodOp::StartContainer { container, .. }) => {
+                if let Some(track) = pod.tracks.get_mut(container) {
+                    track.crash.next(now.mono, now.mono, max);
+                    track.retry_at = now.mono + track.crash.delay();
+                    track.trouble = Some(error.clone());
+                }
+                Some(container.clone())
+            }
+            _ => {
+                pod.retry.next(now.mono, now.mono, Micros::secs(60).min(max));
+                pod.retry_at = now.mono + pod.retry.delay().scale(1, 5);
+                pod.trouble = Some(error.clone());
+                None
+            }
+        };
+        pod.needs_facts = true;
+        self.act(Action::Relist);
+        let event = match op.map(PodOp::name) {
+            Some("start_sandbox") => "FailedCreatePodSandBox",
+            Some("prepare") => "FailedMount",
+            Some("stop_containers" | "remove_sandboxes" | "remove_containers" | "cleanup") => "FailedKillPod",
+            Some("resize") => "ResizeError",
+            _ => "Failed",
+        };
+        self.say(uid, container, now, true, event, format!("Error: {}: {}", error.reason, error.message));
+    }
+}
+
+fn short(id: &str) -> &str {
+    id.get(..12).unwrap_or(id)
+}
+
+fn or_host(ip: &str) -> &str {
+    if ip.is_empty() { "of the host" } else { ip }
+}

@@ -1,0 +1,189 @@
+//! What the runtime's facts change in the world.
+//!
+//! Problem: a listing is slow and may be older than what was done since; pods may be in it that nobody knows. Approach: a listing
+//! says everything about a pod, or nothing if the pod had an operation after it was asked for. Who is unknown is either somebody
+//! else's, beside a kubelet, or an orphan of ours.
+//!
+//! Property: an older listing never undoes what an operation has shown.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::event::{Action, ContainerFact, ContainerFactState, RuntimeFacts, SandboxFact};
+use crate::pod::{Pod, PodState, Why};
+use crate::snapshot::ExitKind;
+use crate::spec::{PodSpec, PodUid};
+use crate::track::ContainerTrack;
+use crate::units::{Micros, Now};
+use crate::world::World;
+
+impl World {
+    pub(crate) fn on_runtime_down(&mut self, reason: String, now: Now) {
+        if self.runtime_down.as_ref() != Some(&reason) {
+            let name = self.config.name.clone();
+            let message = format!("the container runtime does not answer: {reason}");
+            self.record(now, None, name, None, true, "ContainerRuntimeNotReady", message, Vec::new());
+        }
+        self.runtime_down = Some(reason);
+    }
+
+    pub(crate) fn on_facts(&mut self, facts: RuntimeFacts, now: Now) {
+        if self.runtime_down.take().is_some() {
+            let name = self.config.name.clone();
+            self.record(
+                now,
+                None,
+                name,
+                None,
+                false,
+                "ContainerRuntimeReady",
+                "the container runtime answers".into(),
+                Vec::new(),
+            );
+        }
+        self.facts_known = true;
+        let in_runtime = |uid: &PodUid| facts.sandboxes.iter().any(|s| s.uid == *uid);
+        self.leftovers.extend(facts.leftovers.iter().filter(|(uid, _)| !in_runtime(uid)).cloned());
+        let mut sandboxes: BTreeMap<PodUid, Vec<SandboxFact>> = BTreeMap::new();
+        let mut containers: BTreeMap<PodUid, Vec<ContainerFact>> = BTreeMap::new();
+        for fact in facts.sandboxes {
+            sandboxes.entry(fact.uid.clone()).or_default().push(fact);
+        }
+        for fact in facts.containers {
+            containers.entry(fact.uid.clone()).or_default().push(fact);
+        }
+        if self.wishes_known || self.config.beside {
+            for (uid, list) in &sandboxes {
+                if !self.pods.contains_key(uid) && (self.config.beside || list.iter().all(|s| s.ours)) {
+                    let pod =
+                        stranger(list, containers.get(uid).map_or(&[][..], Vec::as_slice), self.config.beside, now);
+                    self.pods.insert(uid.clone(), pod);
+                }
+            }
+        }
+        let uids: Vec<PodUid> = self.pods.keys().cloned().collect();
+        for uid in uids {
+            let (s, c) = (sandboxes.remove(&uid).unwrap_or_default(), containers.remove(&uid).unwrap_or_default());
+            self.on_pod_facts(&uid, facts.asked, s, c, now);
+        }
+    }
+
+    fn on_pod_facts(
+        &mut self,
+        uid: &PodUid,
+        asked: Micros,
+        sandboxes: Vec<SandboxFact>,
+        mut containers: Vec<ContainerFact>,
+        now: Now,
+    ) {
+        let Some(pod) = self.pods.get_mut(uid) else { return };
+        if asked < pod.facts_from {
+            // Older than what was done since: ask again, or news in it would wait for the next period.
+            self.act(Action::Relist);
+            return;
+        }
+        pod.needs_facts = false;
+        containers.sort_by(|a, b| (&a.name, a.attempt, &a.id).cmp(&(&b.name, b.attempt, &b.id)));
+        let known_runs: Vec<String> = pod.containers.iter().map(|c| c.id.clone()).collect();
+        pod.sandboxes = sandboxes;
+        pod.containers = containers;
+        pod.settle();
+        if pod.foreign {
+            if pod.sandboxes.is_empty() {
+                self.pods.remove(uid);
+                return;
+            }
+            let all: Vec<&ContainerFact> = pod.containers.iter().collect();
+            let names: Vec<String> = all.iter().map(|c| c.name.clone()).collect();
+            for name in names {
+                pod.tracks.entry(name).or_default();
+            }
+            pod.spec = Arc::new(spec_of(&pod.sandboxes, &pod.containers));
+        }
+        let (max, names) = (self.config.max_backoff, pod.tracks.keys().cloned().collect::<Vec<_>>());
+        let mut ends = Vec::new();
+        for name in names {
+            let Some(latest) = pod.latest(&name).cloned() else { continue };
+            let older = pod.exit_of(&name).cloned();
+            let Some(track) = pod.tracks.get_mut(&name) else { continue };
+            let first_look = track.run.is_empty() && !known_runs.contains(&latest.id);
+            if let Some(exit) = track.observe(&latest, max, now) {
+                // An end that happened before this agent looked for the first time is not news, but it is remembered.
+                ends.push((name.clone(), exit, first_look));
+            } else if let Some(older) = older {
+                track.remember_older(&older);
+            }
+        }
+        let backing_off =
+            |pod: &Pod, name: &str| pod.tracks.get(name).is_some_and(|t| now.mono < t.crash.ready_at(t.exit_seen, max));
+        for (name, exit, first_look) in ends {
+            let Some(pod) = self.pods.get_mut(uid) else { return };
+            let (again, restarts) =
+                (backing_off(pod, &name), pod.tracks.get(&name).map_or(0, ContainerTrack::restarts));
+            let stopping = !pod.state.is_live();
+            if !stopping {
+                pod.health.on_exit(&name, &exit, restarts, again, now);
+            }
+            if first_look {
+                continue;
+            }
+            let key = (pod.spec.namespace.clone(), pod.spec.name.clone(), name.clone());
+            let kind = match exit.code {
+                code @ 129..=192 => ExitKind::Signal(u8::try_from(code - 128).unwrap_or(u8::MAX)),
+                code => ExitKind::Code(u8::try_from(code.clamp(0, 255)).unwrap_or(u8::MAX)),
+            };
+            *self.totals.exits.entry((key, kind)).or_default() += 1;
+            let message = format!("Container {name} ended: {} (exit code {})", exit.reason, exit.code);
+            self.say(uid, Some(name), now, exit.code != 0 && !stopping, "Exited", message);
+        }
+        let Some(pod) = self.pods.get_mut(uid) else { return };
+        for fact in &pod.containers {
+            if matches!(fact.state, ContainerFactState::Running { .. }) {
+                pod.health.on_running(&fact.name, now);
+            }
+        }
+        self.count_oom_kills(uid);
+    }
+}
+
+/// A pod that the runtime has and no wish names: somebody else's, or one whose manifest went while no agent looked.
+fn stranger(sandboxes: &[SandboxFact], containers: &[ContainerFact], beside: bool, now: Now) -> Pod {
+    let mut pod = Pod::new(Arc::new(spec_of(sandboxes, containers)), now);
+    pod.foreign = beside;
+    pod.wanted = beside;
+    pod.sandboxes = sandboxes.to_vec();
+    pod.containers = containers.to_vec();
+    pod.since = sandboxes.iter().map(|s| s.created).min().unwrap_or(now.wall);
+    pod.state = if beside { PodState::Running } else { pod.terminating(Why::Orphan, now) };
+    pod
+}
+
+/// What is left of a pod that an agent was killed over: to be cleaned away.
+pub(crate) fn leftover(uid: PodUid, cgroup: String, now: Now) -> Pod {
+    let mut pod = Pod::new(Arc::new(PodSpec::unknown(uid)), now);
+    pod.wanted = false;
+    pod.home = Some(cgroup).filter(|path| !path.is_empty());
+    pod.state = PodState::Cleaning { why: Why::Orphan };
+    pod
+}
+
+/// What can be said of a pod from the runtime alone.
+fn spec_of(sandboxes: &[SandboxFact], containers: &[ContainerFact]) -> PodSpec {
+    let newest = sandboxes.iter().max_by_key(|s| s.attempt);
+    let mut spec = PodSpec::unknown(newest.map_or_else(|| "".into(), |s| s.uid.clone()));
+    if let Some(s) = newest {
+        spec.namespace.clone_from(&s.namespace);
+        spec.name.clone_from(&s.name);
+        spec.labels.clone_from(&s.labels);
+        spec.host_network = s.ip.is_empty();
+    }
+    for fact in containers {
+        if spec.container(&fact.name).is_none() {
+            let mut container = crate::spec::ContainerSpec::unknown(&fact.name);
+            container.image.clone_from(&fact.image);
+            container.resources = fact.resources.unwrap_or_default();
+            spec.containers.push(container);
+        }
+    }
+    spec
+}
