@@ -266,6 +266,11 @@ impl Vm {
         &self.state.name
     }
 
+    /// Its kernel, as it was asked for.
+    pub(crate) fn kernel(&self) -> &str {
+        &self.state.kernel
+    }
+
     /// The host's port that leads to that port of the guest.
     pub(crate) fn port(&self, guest: u16) -> Result<u16> {
         let forward = self.state.forwards.iter().find(|forward| forward.guest == guest);

@@ -5,7 +5,7 @@
 //!
 //! Approach: [parts] makes emulator, kernel and guest from Debian's packages; [machine] starts a VM from them, runs
 //! commands in it over the [wire] and ends it; [monitor] sees to it that it never outlives its owner; [agent] is the
-//! guest's end of the wire; [node] runs beelet in it, for `xtask run --vm` and `xtask test`.
+//! guest's end of the wire; [node] runs beelet in it, for `xtask run --vm` and `xtask test`; [truth] checks it there.
 
 mod agent;
 mod cpio;
@@ -13,6 +13,7 @@ mod machine;
 mod monitor;
 mod node;
 mod parts;
+mod truth;
 mod wire;
 
 use std::io::{self, IsTerminal, Read};
@@ -77,7 +78,7 @@ pub(crate) enum VmCommand {
         #[arg(long, default_value = "default")]
         name: String,
     },
-    /// Check what everything in the VM stands on: kernel, eBPF, cgroups, containers, files, commands
+    /// Check what everything in the VM stands on, and the agent there: what it measures, evicts, resizes, survives
     Test {
         /// 6.1, 6.12 or sid
         #[arg(long, default_value = machine::DEFAULT_KERNEL)]

@@ -15,18 +15,20 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::machine::{DEFAULT_KERNEL, Options, Payload, SERVER_PORT, Vm};
+use super::machine::{DEFAULT_KERNEL, Ended, Options, Payload, SERVER_PORT, Vm};
+use super::truth;
 use crate::ctx::{self, Ctx};
 use crate::run::{self, RunArgs};
 use crate::{ebpf, images};
 
 const CONFIG: &str = include_str!("guest/config.yaml");
+const TEST_CONFIG: &str = include_str!("guest/test.yaml");
 /// Where things are in the guest.
 const AGENT: &str = "/usr/local/bin/beelet";
 const OBJECT: &str = "/usr/lib/beelet/beelet-ebpf";
 const CONFIG_FILE: &str = "/etc/beelet/config.yaml";
-const MANIFESTS: &str = "/etc/beelet/manifests";
-const ROOT_DIR: &str = "/var/lib/beelet";
+pub(super) const MANIFESTS: &str = "/etc/beelet/manifests";
+pub(super) const ROOT_DIR: &str = "/var/lib/beelet";
 const LOG: &str = "/var/log/beelet.log";
 /// The guest's address in QEMU's user network.
 const ADDRESS: &str = "10.0.2.15";
@@ -60,7 +62,10 @@ impl Node {
              exec {AGENT} run --manifests {MANIFESTS} --config {CONFIG_FILE} --root-dir {ROOT_DIR} --bpf-object {OBJECT} \
              --node-ip {ADDRESS} >> {LOG} 2>&1 < /dev/null"
         );
-        self.vm.exec(&["sh", "-c", "setsid sh -c \"$0\" > /dev/null 2>&1 &", &script])?;
+        // Until it is there, so that who asks for its process next does not take it for gone.
+        let start = "setsid sh -c \"$0\" > /dev/null 2>&1 &
+            for _ in $(seq 100); do if pidof beelet > /dev/null; then break; fi; sleep 0.1; done";
+        self.vm.exec(&["sh", "-c", start, &script])?;
         Ok(())
     }
 
@@ -84,6 +89,25 @@ impl Node {
             }
             std::thread::sleep(Duration::from_millis(200));
         }
+    }
+
+    /// Waits until no agent runs.
+    pub(super) fn wait_gone(&self, limit: Duration) -> Result<()> {
+        let deadline = Instant::now() + limit;
+        while self.vm.try_exec(&["pidof", "beelet"], None, Duration::from_secs(10))?.code == 0 {
+            ensure!(
+                Instant::now() < deadline,
+                "the agent in the VM does not end; its log ends:\n{}",
+                self.log_tail(30)?
+            );
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        Ok(())
+    }
+
+    /// A plain GET; the whole answer, head included.
+    pub(super) fn get(&self, path: &str) -> Result<String> {
+        get(self.server()?, path)
     }
 
     /// The last lines of the agent's log.
@@ -116,8 +140,7 @@ fn image_payload(ctx: &Ctx) -> Result<Vec<Payload>> {
 
 fn node_payload(ctx: &Ctx, agent: &Path, config: Option<&Path>) -> Result<Vec<Payload>> {
     let mut payload = image_payload(ctx)?;
-    let own_config = ctx.target.join("vm-config.yaml");
-    fs::write(&own_config, CONFIG)?;
+    let own_config = own_config(ctx, "vm-config.yaml", CONFIG)?;
     let config = config.unwrap_or(&own_config);
     for (from, to, mode) in [(agent, AGENT, 0o755), (&ebpf::object(ctx), OBJECT, 0o644), (config, CONFIG_FILE, 0o644)] {
         payload.push(Payload { from: from.to_path_buf(), to: to.to_owned(), mode });
@@ -125,9 +148,16 @@ fn node_payload(ctx: &Ctx, agent: &Path, config: Option<&Path>) -> Result<Vec<Pa
     Ok(payload)
 }
 
+/// A configuration of ours as a file of this machine.
+fn own_config(ctx: &Ctx, name: &str, content: &str) -> Result<PathBuf> {
+    let file = ctx.target.join(name);
+    fs::write(&file, content).with_context(|| format!("cannot write {}", file.display()))?;
+    Ok(file)
+}
+
 /// A plain GET; the whole answer, head included.
 fn get(server: SocketAddr, path: &str) -> Result<String> {
-    let limit = Duration::from_secs(5);
+    let limit = Duration::from_secs(20);
     let mut stream = TcpStream::connect_timeout(&server, limit)?;
     stream.set_read_timeout(Some(limit))?;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: {server}\r\nConnection: close\r\n\r\n")?;
@@ -198,87 +228,108 @@ fn build(ctx: &Ctx, what: &[&str], file: &str) -> Result<PathBuf> {
 }
 
 /// A named check of a running VM.
-type Check = (&'static str, fn(&Vm) -> Result<()>);
+type Check = (&'static str, fn(&Vm) -> Result<String>);
 
-/// The VM part of `cargo xtask test`: what everything else in the VM stands on.
+/// What everything else in the VM stands on.
+const CHECKS: &[Check] = &[
+    ("vm_kernel_describes_its_types", |vm| said_nothing(vm.exec(&["test", "-s", "/sys/kernel/btf/vmlinux"]))),
+    ("vm_has_only_cgroup_v2_with_its_controllers", only_cgroup_v2),
+    ("vm_measures_pressure", |vm| said_nothing(vm.exec(&["cat", "/proc/pressure/memory", "/proc/pressure/cpu"]))),
+    ("vm_containerd_answers", |vm| said_nothing(vm.exec(&["ctr", "version"]))),
+    ("vm_container_runs_under_crun", |vm| container_runs(vm, "/usr/bin/crun")),
+    ("vm_container_runs_under_runc", |vm| container_runs(vm, "/usr/sbin/runc")),
+    ("vm_kernel_oom_kill_is_counted_in_the_pod", oom_kill_is_counted),
+    ("vm_ebpf_programs_load_and_tell_the_truth", ebpf_tells_the_truth),
+    ("vm_files_arrive_unchanged", files_arrive_unchanged),
+    ("vm_command_dies_with_its_caller", command_dies_with_its_caller),
+];
+
+fn said_nothing(ended: Result<Ended>) -> Result<String> {
+    ended.map(|_| String::new())
+}
+
+/// The VM part of `cargo xtask test`: what everything in the VM stands on, then the agent there.
 pub(crate) fn test(ctx: &Ctx, kernel: &str) -> Result<()> {
-    let step = ctx::step("building the kernel probe and the eBPF object");
+    let step = ctx::step("building the agent, the kernel probe and the eBPF object");
+    let agent = run::build_agent(ctx)?;
     let probe = build(ctx, &["-p", "beelet", "--example", "kernel_probe"], "examples/kernel_probe")?;
-    let object = ebpf::build(ctx)?;
+    ebpf::build(ctx)?;
     step.done();
-    let mut payload = image_payload(ctx)?;
+    let config = own_config(ctx, "vm-test-config.yaml", TEST_CONFIG)?;
+    let mut payload = node_payload(ctx, &agent, Some(&config))?;
     payload.push(Payload { from: probe, to: PROBE.to_owned(), mode: 0o755 });
-    payload.push(Payload { from: object, to: OBJECT.to_owned(), mode: 0o644 });
     let step = ctx::step(format!("starting a VM with kernel {kernel}"));
     let (vm, boot_time) = boot(ctx, "test", kernel, &payload)?;
     step.done();
     ctx::note(format!("the VM was ready after {}", ctx::seconds(boot_time)));
-    let checks: &[Check] = &[
-        ("vm_kernel_describes_its_types", |vm| vm.exec(&["test", "-s", "/sys/kernel/btf/vmlinux"]).map(drop)),
-        ("vm_has_only_cgroup_v2_with_its_controllers", only_cgroup_v2),
-        ("vm_measures_pressure", |vm| vm.exec(&["cat", "/proc/pressure/memory", "/proc/pressure/cpu"]).map(drop)),
-        ("vm_containerd_answers", |vm| vm.exec(&["ctr", "version"]).map(drop)),
-        ("vm_container_runs_under_crun", |vm| container_runs(vm, "/usr/bin/crun")),
-        ("vm_container_runs_under_runc", |vm| container_runs(vm, "/usr/sbin/runc")),
-        ("vm_kernel_oom_kill_is_counted_in_the_pod", oom_kill_is_counted),
-        ("vm_ebpf_programs_load_and_tell_the_truth", ebpf_tells_the_truth),
-        ("vm_files_arrive_unchanged", files_arrive_unchanged),
-        ("vm_command_dies_with_its_caller", command_dies_with_its_caller),
-    ];
-    let mut failed = 0;
-    for (name, check) in checks {
+    let node = Node { vm };
+    let (mut passed, mut failed) = (0, 0);
+    let mut run = |name: &str, check: &dyn Fn() -> Result<String>| {
         let started = Instant::now();
-        match check(&vm) {
-            Ok(()) => println!("test {name} ... ok ({})", ctx::seconds(started.elapsed())),
+        let result = check();
+        let time = ctx::seconds(started.elapsed());
+        match result {
+            Ok(said) => {
+                passed += 1;
+                println!("test {name} ... ok ({time}){}{said}", if said.is_empty() { "" } else { ": " });
+            }
             Err(error) => {
                 failed += 1;
-                println!("test {name} ... FAILED: {error:#}");
+                println!("test {name} ... FAILED ({time}): {error:#}");
             }
         }
+    };
+    for (name, check) in CHECKS {
+        run(name, &|| check(&node.vm));
     }
-    vm.down()?;
-    println!("vm: {} passed, {failed} failed", checks.len() - failed);
+    for (name, check) in truth::CHECKS {
+        run(name, &|| check(&node));
+    }
+    node.vm.down()?;
+    println!("vm: {passed} passed, {failed} failed");
     ensure!(failed == 0, "{failed} of the VM's tests failed");
     Ok(())
 }
 
-fn only_cgroup_v2(vm: &Vm) -> Result<()> {
+fn only_cgroup_v2(vm: &Vm) -> Result<String> {
     ensure!(!vm.exec(&["cat", "/proc/mounts"])?.stdout.contains(" cgroup "), "a cgroup v1 hierarchy is mounted");
     let enabled = vm.exec(&["cat", "/sys/fs/cgroup/cgroup.subtree_control"])?.stdout;
     for controller in ["cpuset", "cpu", "io", "memory", "pids"] {
         ensure!(enabled.split_whitespace().any(|c| c == controller), "no {controller} in `{enabled}`");
     }
-    Ok(())
+    Ok(String::new())
 }
 
-fn container_runs(vm: &Vm, runtime: &str) -> Result<()> {
+fn container_runs(vm: &Vm, runtime: &str) -> Result<String> {
     let cgroup = "/kubepods/burstable/podtest/container";
     let script = "cat /proc/self/cgroup; exit 7";
     let words = ["ctr", "-n", "k8s.io", "run", "--rm", "--runc-binary", runtime, "--cgroup", cgroup];
     let words = [words.as_slice(), &[images::BUSYBOX, "test", "sh", "-c", script]].concat();
     let ended = vm.try_exec(&words, None, Duration::from_secs(60))?;
     ensure!(ended.code == 7 && ended.stdout.trim() == format!("0::{cgroup}"), "{ended:?}");
-    Ok(())
+    Ok(String::new())
 }
 
-fn oom_kill_is_counted(vm: &Vm) -> Result<()> {
+fn oom_kill_is_counted(vm: &Vm) -> Result<String> {
     let words =
         ["ctr", "-n", "k8s.io", "run", "--rm", "--cgroup", "/kubepods/podoom/container", "--memory-limit", "33554432"];
     let words = [words.as_slice(), &[images::WORKLOAD, "oom", "/workload", "step", "--size", "128Mi"]].concat();
     let ended = vm.try_exec(&words, None, Duration::from_secs(60))?;
     let events = vm.exec(&["cat", "/sys/fs/cgroup/kubepods/podoom/memory.events"])?.stdout;
     ensure!(ended.code == 137 && events.contains("oom_kill 1\n"), "{ended:?}, memory.events: {events}");
-    Ok(())
+    Ok(String::new())
 }
 
 /// The probe compares what each program tells with the kernel's own files.
-fn ebpf_tells_the_truth(vm: &Vm) -> Result<()> {
+fn ebpf_tells_the_truth(vm: &Vm) -> Result<String> {
     let ended = vm.try_exec(&[PROBE, OBJECT], None, Duration::from_secs(240))?;
     ensure!(ended.code == 0, "exit code {}\n{}{}", ended.code, ended.stdout, ended.stderr);
-    Ok(())
+    // What each program costs, for people.
+    let table = ended.stdout.split_once("\nprograms\n").map_or("", |(_, table)| table.trim_end());
+    Ok(format!("kernel {}:\n{table}", vm.kernel()))
 }
 
-fn files_arrive_unchanged(vm: &Vm) -> Result<()> {
+fn files_arrive_unchanged(vm: &Vm) -> Result<String> {
     let dir = tempfile::tempdir()?;
     let content: Vec<u8> = (0..3_000_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     fs::create_dir(dir.path().join("sub"))?;
@@ -290,10 +341,10 @@ fn files_arrive_unchanged(vm: &Vm) -> Result<()> {
     let there = sum(&vm.exec(&["sha256sum", "/tmp/pushed/sub/file"])?.stdout);
     let here = ctx::hex(&<sha2::Sha256 as sha2::Digest>::digest(&content));
     ensure!(here == there, "sent {here}, arrived {there}");
-    Ok(())
+    Ok(String::new())
 }
 
-fn command_dies_with_its_caller(vm: &Vm) -> Result<()> {
+fn command_dies_with_its_caller(vm: &Vm) -> Result<String> {
     let gave_up = vm.try_exec(&["sleep", "4711"], None, Duration::from_secs(1));
     ensure!(gave_up.is_err(), "it should have given up");
     let deadline = Instant::now() + Duration::from_secs(10);
@@ -301,5 +352,5 @@ fn command_dies_with_its_caller(vm: &Vm) -> Result<()> {
         ensure!(Instant::now() < deadline, "the command still runs");
         std::thread::sleep(Duration::from_millis(200));
     }
-    Ok(())
+    Ok(String::new())
 }

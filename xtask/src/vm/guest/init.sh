@@ -9,6 +9,9 @@ mount -t proc -o nosuid,nodev,noexec proc /proc
 mount -t sysfs -o nosuid,nodev,noexec sys /sys
 mount -t devtmpfs dev /dev 2>/dev/null
 mkdir -p /dev/pts /dev/shm
+# What udev makes elsewhere; crun reads changed resources from /dev/stdin.
+ln -s /proc/self/fd /dev/fd
+for n in 0/stdin 1/stdout 2/stderr; do ln -s "/proc/self/fd/${n%/*}" "/dev/${n#*/}"; done
 mount -t devpts -o ptmxmode=666 pts /dev/pts
 mount -t tmpfs shm /dev/shm
 mount -t tmpfs run /run
