@@ -126,7 +126,7 @@ pub fn kubepods(node: &NodeConfig) -> PodCgroup {
         cpu_shares: Some(shares(limit.cpu)),
         cpu_quota: None,
         cpu_period: node.cpu_period,
-        memory_max: Some(limit.memory),
+        memory_max: node.enforce_pods.then_some(limit.memory),
     };
     PodCgroup { path: node.kubepods.clone(), knobs }
 }

@@ -5,8 +5,7 @@
 
 use crate::backoff::Backoff;
 use crate::event::{Action, ContainerFact, ContainerFactState, Done, OpError, OpId, PodOp};
-use crate::pod::{PodState, Why};
-use crate::snapshot::Phase;
+use crate::pod::PodState;
 use crate::spec::PodUid;
 use crate::units::{Micros, Now};
 use crate::world::World;
@@ -34,8 +33,7 @@ impl World {
         }
         match (op, done) {
             (Some(PodOp::Prepare { .. }), _) if pod.state == PodState::Preparing => {
-                let attempt = pod.sandboxes.iter().map(|s| s.attempt + 1).max().unwrap_or(0);
-                self.go(uid, PodState::SandboxStarting { attempt }, now);
+                self.go(uid, PodState::SandboxStarting, now);
             }
             (_, Done::Sandbox(fact)) => {
                 let message = format!("Pod sandbox {} is up, address {}", short(&fact.id), or_host(&fact.ip));
@@ -75,6 +73,7 @@ impl World {
                     image_id: String::new(),
                     state: ContainerFactState::Running { started },
                     resources: Some(linux.resources),
+                    grace: Some(pod.spec.termination_grace),
                 };
                 if let Some(track) = pod.tracks.get_mut(&container) {
                     track.trouble = None;
@@ -136,11 +135,9 @@ impl World {
         let Some(pod) = self.pods.get_mut(uid) else { return };
         let PodState::Cleaning { why } = pod.state.clone() else { return };
         pod.meter.clear();
-        let end = match (&why, pod.wanted) {
-            (Why::Evicted { message }, true) => Some(pod.terminal(Phase::Failed, "Evicted", message)),
-            (Why::Ended { phase }, true) => Some(pod.terminal(*phase, "", "")),
-            _ => None,
-        };
+        // One that was changed meanwhile is made anew.
+        let stays = pod.wanted && pod.next_spec.is_none();
+        let end = why.end().filter(|_| stays).map(|(phase, reason, message)| pod.terminal(phase, reason, message));
         match end {
             Some(end) => {
                 self.remembered.insert(uid.clone(), end.clone());
@@ -170,7 +167,10 @@ impl World {
             }
             Some(PodOp::StartContainer { container, .. }) => {
                 if let Some(track) = pod.tracks.get_mut(container) {
-                    track.crash.next(now.mono, now.mono, max);
+                    // After an earlier end the start itself has counted already.
+                    if track.last_exit.is_none() {
+                        track.crash.next(now.mono, now.mono, max);
+                    }
                     track.retry_at = now.mono + track.crash.delay();
                     track.trouble = Some(error.clone());
                 }
@@ -184,6 +184,12 @@ impl World {
             }
         };
         pod.needs_facts = true;
+        // A runtime that cannot stop a pod in its time does not keep it alive.
+        let overdue = matches!(&pod.state, PodState::Terminating { deadline, .. } if now.mono >= *deadline);
+        if overdue && matches!(op, Some(PodOp::StopContainers { .. } | PodOp::RemoveSandboxes { .. })) {
+            let cgroup = pod.cgroup(&self.config);
+            self.act(Action::Kill { uid: uid.clone(), cgroup });
+        }
         self.act(Action::Relist);
         let event = match op.map(PodOp::name) {
             Some("start_sandbox") => "FailedCreatePodSandBox",

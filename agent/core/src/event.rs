@@ -123,6 +123,9 @@ pub struct ContainerFact {
     pub state: ContainerFactState,
     /// The resources it was created with or last updated to, from our annotation.
     pub resources: Option<Resources>,
+    /// The grace period of its pod, from our annotation.
+    #[serde(default)]
+    pub grace: Option<Micros>,
 }
 
 /// The state of a container in the runtime.
@@ -179,6 +182,11 @@ pub enum Action {
         uid: PodUid,
         /// The pod's cgroup, relative to the hierarchies' roots.
         cgroup: String,
+    },
+    /// Give up what is under way for this pod if it may take long (an image pull); it ends as failed.
+    Cancel {
+        /// Which pod.
+        uid: PodUid,
     },
     /// Make these cgroups (`kubepods` and the QoS classes) with these values.
     Cgroups(Vec<PodCgroup>),

@@ -72,7 +72,7 @@ impl World {
         &mut self,
         uid: &PodUid,
         asked: Micros,
-        sandboxes: Vec<SandboxFact>,
+        mut sandboxes: Vec<SandboxFact>,
         mut containers: Vec<ContainerFact>,
         now: Now,
     ) {
@@ -85,11 +85,17 @@ impl World {
         pod.needs_facts = false;
         containers.sort_by(|a, b| (&a.name, a.attempt, &a.id).cmp(&(&b.name, b.attempt, &b.id)));
         let known_runs: Vec<String> = pod.containers.iter().map(|c| c.id.clone()).collect();
+        if !pod.foreign {
+            // Somebody else may have made one with the same UID: it is not ours to adopt, and still less to remove.
+            sandboxes.retain(|s| s.ours);
+            containers.retain(|c| sandboxes.iter().any(|s| s.id == c.sandbox_id));
+        }
         pod.sandboxes = sandboxes;
         pod.containers = containers;
-        pod.settle();
+        pod.settle(&self.config.kubepods);
         if pod.foreign {
             if pod.sandboxes.is_empty() {
+                self.totals.pod_gone(&pod.spec, now.mono);
                 self.pods.remove(uid);
                 return;
             }
@@ -177,6 +183,7 @@ fn spec_of(sandboxes: &[SandboxFact], containers: &[ContainerFact]) -> PodSpec {
         spec.labels.clone_from(&s.labels);
         spec.host_network = s.ip.is_empty();
     }
+    spec.termination_grace = containers.iter().filter_map(|c| c.grace).max().unwrap_or(spec.termination_grace);
     for fact in containers {
         if spec.container(&fact.name).is_none() {
             let mut container = crate::spec::ContainerSpec::unknown(&fact.name);

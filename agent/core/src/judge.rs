@@ -148,7 +148,8 @@ impl World {
                 writes.push(KnobWrite { cgroup, target, knob: Knob::CpuBurst(change.burst), why: change.why });
             };
             // A pod's own quota throttles as well, and with one container it is the same: it comes first.
-            let own = allocate::pod_cpu_limit(&pod.spec);
+            let given = pod.actuated();
+            let own = given.as_ref().map_or_else(|| allocate::pod_cpu_limit(&pod.spec), allocate::pod_cpu_limit);
             let throttled_at = pod.meter.model.throttled_at();
             if let Some(change) = pod.meter.burst.step(now.mono, throttled_at, idle, quota(own)) {
                 write(path.clone(), "", change);

@@ -21,6 +21,8 @@ pub struct NodeConfig {
     pub kube_reserved: ResourceList,
     /// `systemReserved`.
     pub system_reserved: ResourceList,
+    /// `enforceNodeAllocatable` names `pods`: `kubepods` gets its memory limit.
+    pub enforce_pods: bool,
     /// `evictionHard`.
     pub eviction_hard: Vec<Threshold>,
     /// `evictionMinimumReclaim` of memory.available.
@@ -85,6 +87,7 @@ impl Default for NodeConfig {
             capacity: ResourceList { cpu: MilliCpu(2_000), memory: Bytes::gib(4) },
             kube_reserved: ResourceList::default(),
             system_reserved: ResourceList::default(),
+            enforce_pods: true,
             eviction_hard: vec![Threshold::default()],
             minimum_reclaim: Bytes::ZERO,
             pressure_transition: Micros::secs(300),

@@ -47,6 +47,25 @@ pub enum Why {
     },
 }
 
+impl Why {
+    /// Why a pod with this end went.
+    fn of(end: &Terminal) -> Self {
+        match end.reason.as_str() {
+            "Evicted" => Self::Evicted { message: end.message.clone() },
+            _ => Self::Ended { phase: end.phase },
+        }
+    }
+
+    /// How a pod that goes for this reason, and is still wanted, is shown in the end: phase, reason and message.
+    pub(crate) fn end(&self) -> Option<(Phase, &'static str, &str)> {
+        match self {
+            Self::Evicted { message } => Some((Phase::Failed, "Evicted", message)),
+            Self::Ended { phase } => Some((*phase, "", "")),
+            Self::Removed | Self::Orphan => None,
+        }
+    }
+}
+
 /// Where a pod is in its life. What is valid only in a state lives in its variant.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PodState {
@@ -64,10 +83,7 @@ pub enum PodState {
     /// Its cgroup and volumes are being made.
     Preparing,
     /// Its sandbox is being made.
-    SandboxStarting {
-        /// Counts the sandboxes.
-        attempt: u32,
-    },
+    SandboxStarting,
     /// Its init containers run, this one now.
     Initializing {
         /// Into `init_containers`.
@@ -104,7 +120,7 @@ impl PodState {
             Self::Admitted => "Admitted",
             Self::Rejected { .. } => "Rejected",
             Self::Preparing => "Preparing",
-            Self::SandboxStarting { .. } => "SandboxStarting",
+            Self::SandboxStarting => "SandboxStarting",
             Self::Initializing { .. } => "Initializing",
             Self::Running => "Running",
             Self::Terminating { .. } => "Terminating",
@@ -122,10 +138,9 @@ impl PodState {
             (S::Observed, S::Admitted | S::Rejected { .. } | S::Terminal(_) | S::Gone)
             | (S::Admitted, S::Preparing)
             | (S::Rejected { .. }, S::Gone)
-            | (S::Preparing, S::SandboxStarting { .. })
-            | (S::SandboxStarting { .. }, S::Initializing { .. })
-            | (S::Initializing { .. }, S::Initializing { .. } | S::Running | S::SandboxStarting { .. })
-            | (S::Running, S::SandboxStarting { .. })
+            | (S::Preparing | S::Running, S::SandboxStarting)
+            | (S::SandboxStarting, S::Initializing { .. })
+            | (S::Initializing { .. }, S::Initializing { .. } | S::Running | S::SandboxStarting)
             | (S::Terminating { .. }, S::Terminating { .. } | S::Cleaning { .. })
             | (S::Cleaning { .. }, S::Terminal(_) | S::Gone)
             | (S::Terminal(_), S::Terminating { .. }) => true,
@@ -141,7 +156,7 @@ impl PodState {
             self,
             Self::Admitted
                 | Self::Preparing
-                | Self::SandboxStarting { .. }
+                | Self::SandboxStarting
                 | Self::Initializing { .. }
                 | Self::Running
                 | Self::Observed
@@ -271,11 +286,13 @@ impl Pod {
         self.home.clone().unwrap_or_else(|| allocate::pod_path(config, &self.spec))
     }
 
-    /// Takes its cgroup from a sandbox that was found, if it is not known yet.
-    pub fn settle(&mut self) {
+    /// Takes its cgroup from a sandbox that was found, if it is not known yet. One of ours is below `kubepods` and nowhere else.
+    pub fn settle(&mut self, kubepods: &str) {
         if self.home.is_none() {
-            let parent = self.sandboxes.iter().map(|s| s.cgroup_parent.trim_matches('/')).find(|p| !p.is_empty());
-            self.home = parent.map(str::to_owned);
+            let ours = |path: &&str| path.strip_prefix(kubepods).is_some_and(|rest| rest.starts_with('/'));
+            let mut parents =
+                self.sandboxes.iter().map(|s| s.cgroup_parent.trim_matches('/')).filter(|p| !p.is_empty());
+            self.home = parents.find(|p| self.foreign || ours(p)).map(str::to_owned);
         }
     }
 
@@ -303,7 +320,7 @@ impl Pod {
                 let cgroup = PodCgroup { path: self.cgroup(config), ..wanted };
                 Step::Do(PodOp::Prepare { spec: Arc::clone(&self.spec), cgroup })
             }),
-            PodState::SandboxStarting { attempt } => self.plan_sandbox(config, *attempt, now),
+            PodState::SandboxStarting => self.plan_sandbox(config, now),
             PodState::Initializing { index } => self.plan_init(config, *index, now),
             PodState::Running => self.plan_running(config, now),
             PodState::Terminating { why, deadline, stopped } => self.plan_termination(why, *deadline, *stopped, now),
@@ -315,6 +332,8 @@ impl Pod {
                 })
             }),
             PodState::Terminal(_) if !self.wanted => Step::Become(self.terminating(Why::Removed, now)),
+            // The agent was killed between the end and its tidying.
+            PodState::Terminal(_) if !self.sandboxes.is_empty() => Step::Become(self.tidying(now)),
             PodState::Terminal(_) => Step::Idle,
         }
     }
@@ -329,6 +348,15 @@ impl Pod {
         PodState::Terminating { why, deadline: now.mono + grace, stopped: false }
     }
 
+    /// The state of a pod that has ended, and is tidied away again.
+    #[must_use]
+    pub fn tidying(&self, now: Now) -> PodState {
+        match &self.state {
+            PodState::Terminal(end) => self.terminating(Why::of(end), now),
+            state => state.clone(),
+        }
+    }
+
     /// `namespace_name_uid`, as the kubelet names log folders.
     #[must_use]
     pub fn log_dir(&self) -> String {
@@ -339,7 +367,7 @@ impl Pod {
         if now.mono < self.retry_at { Step::Wait(self.retry_at) } else { then() }
     }
 
-    fn plan_sandbox(&self, config: &NodeConfig, attempt: u32, now: Now) -> Step {
+    fn plan_sandbox(&self, config: &NodeConfig, now: Now) -> Step {
         let live = self.ready_sandbox();
         let dead: Vec<String> =
             self.sandboxes.iter().filter(|s| live.is_none_or(|l| l.id != s.id)).map(|s| s.id.clone()).collect();
@@ -350,8 +378,10 @@ impl Pod {
         if live.is_some() {
             return Step::Become(PodState::Initializing { index: 0 });
         }
+        // Always the same attempt, the dead ones being gone: the runtime reserves the name, so that one which an agent that was
+        // killed asked for, and which comes late, cannot stand beside ours.
         self.after_trouble(now, || {
-            Step::Do(PodOp::StartSandbox { spec: Arc::clone(&self.spec), cgroup: self.cgroup(config), attempt })
+            Step::Do(PodOp::StartSandbox { spec: Arc::clone(&self.spec), cgroup: self.cgroup(config), attempt: 0 })
         })
     }
 
@@ -372,13 +402,9 @@ impl Pod {
         }
     }
 
-    fn next_sandbox(&self) -> PodState {
-        PodState::SandboxStarting { attempt: self.sandboxes.iter().map(|s| s.attempt + 1).max().unwrap_or(0) }
-    }
-
     fn plan_init(&self, config: &NodeConfig, index: usize, now: Now) -> Step {
         if self.ready_sandbox().is_none() {
-            return Step::Become(self.next_sandbox());
+            return Step::Become(PodState::SandboxStarting);
         }
         // Once an ordinary container has run, the initialisation is over, also for an agent that did not see it.
         let begun = self.spec.containers.iter().any(|c| self.latest(&c.name).is_some());
@@ -398,7 +424,7 @@ impl Pod {
         if self.ready_sandbox().is_none() || self.sandboxes.len() > 1 {
             return match self.ended_without_sandbox() {
                 Some(phase) => Step::Become(self.terminating(Why::Ended { phase }, now)),
-                None => Step::Become(self.next_sandbox()),
+                None => Step::Become(PodState::SandboxStarting),
             };
         }
         let (mut wait, mut all_ended, mut all_ok) = (None::<Micros>, true, true);

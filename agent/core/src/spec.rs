@@ -328,6 +328,19 @@ impl PodSpec {
         self.priority >= CRITICAL_PRIORITY
     }
 
+    /// The other one differs in `resources` at most, which can be changed in place.
+    #[must_use]
+    pub fn same_but_resources(&self, other: &Self) -> bool {
+        let bare = |pod: &Self| {
+            let mut bare = pod.clone();
+            for container in bare.init_containers.iter_mut().chain(&mut bare.containers) {
+                container.resources = Resources::default();
+            }
+            bare
+        };
+        bare(self) == bare(other)
+    }
+
     /// All containers, the initialising ones first.
     pub fn all_containers(&self) -> impl Iterator<Item = &ContainerSpec> {
         self.init_containers.iter().chain(&self.containers)

@@ -23,8 +23,11 @@ impl World {
     /// The world as it is now.
     #[must_use]
     pub fn snapshot(&self, now: Now) -> Snapshot {
-        let mut pods: Vec<Arc<PodView>> =
-            self.pods.values().map(|p| Arc::new(pod_view(&self.config, p, now))).collect();
+        let mut pods: Vec<Arc<PodView>> = self
+            .pods
+            .values()
+            .map(|p| Arc::new(pod_view(&self.config, p, self.runtime_down.as_deref(), now)))
+            .collect();
         pods.sort_by(|a, b| {
             (&a.spec.namespace, &a.spec.name, &a.spec.uid).cmp(&(&b.spec.namespace, &b.spec.name, &b.spec.uid))
         });
@@ -69,7 +72,7 @@ impl World {
     }
 }
 
-fn pod_view(config: &NodeConfig, pod: &Pod, now: Now) -> PodView {
+fn pod_view(config: &NodeConfig, pod: &Pod, runtime_down: Option<&str>, now: Now) -> PodView {
     let containers: Vec<ContainerView> = pod
         .spec
         .init_containers
@@ -78,7 +81,7 @@ fn pod_view(config: &NodeConfig, pod: &Pod, now: Now) -> PodView {
         .chain(pod.spec.containers.iter().map(|c| (false, c)))
         .map(|(init, c)| container_view(config, pod, c, init, now))
         .collect();
-    let (phase, reason, message) = phase(pod, &containers);
+    let (phase, reason, message) = phase(pod, &containers, runtime_down);
     let memory = pod.meter.reading.and_then(|r| r.memory);
     PodView {
         spec: Arc::clone(&pod.spec),
@@ -111,7 +114,7 @@ fn pod_view(config: &NodeConfig, pod: &Pod, now: Now) -> PodView {
 }
 
 /// The phase by the rules of pkg/kubelet/kubelet_pods.go (getPhase, release 1.37), with what beelet decided about the pod on top.
-fn phase(pod: &Pod, containers: &[ContainerView]) -> (Phase, String, String) {
+fn phase(pod: &Pod, containers: &[ContainerView], runtime_down: Option<&str>) -> (Phase, String, String) {
     match &pod.state {
         PodState::Rejected { reason, message } => return (Phase::Failed, reason.clone(), message.clone()),
         PodState::Terminal(end) => return (end.phase, end.reason.clone(), end.message.clone()),
@@ -127,7 +130,10 @@ fn phase(pod: &Pod, containers: &[ContainerView]) -> (Phase, String, String) {
         _ => true,
     };
     let phase = if containers.iter().filter(|c| !c.init).any(begun) { Phase::Running } else { Phase::Pending };
-    (phase, String::new(), pod.trouble.as_ref().map(|t| format!("{}: {}", t.reason, t.message)).unwrap_or_default())
+    let trouble = pod.trouble.as_ref().map(|t| format!("{}: {}", t.reason, t.message));
+    // A pod that waits for the runtime says so.
+    let down = runtime_down.filter(|_| phase == Phase::Pending).map(|why| format!("container runtime is down: {why}"));
+    (phase, String::new(), trouble.or(down).unwrap_or_default())
 }
 
 fn container_view(config: &NodeConfig, pod: &Pod, spec: &ContainerSpec, init: bool, now: Now) -> ContainerView {

@@ -64,6 +64,32 @@ pub(crate) struct Counts {
     pub(crate) restarts: BTreeMap<(String, String, String), u64>,
     pub(crate) actions: BTreeMap<(String, bool), u64>,
     pub(crate) illegal_transitions: u64,
+    /// Since when the pods of these names are gone.
+    gone: BTreeMap<(String, String), Micros>,
+}
+
+/// Counters of a pod are shown this long after its end, so that a scrape sees the last of them, and then dropped: a node that runs
+/// jobs would fill up with the names of dead pods.
+const COUNTERS_OUTLIVE: Micros = Micros::secs(600);
+
+impl Counts {
+    pub(crate) fn pod_gone(&mut self, pod: &PodSpec, now: Micros) {
+        self.gone.insert((pod.namespace.clone(), pod.name.clone()), now);
+    }
+
+    fn prune(&mut self, now: Micros, is_there: impl Fn(&str, &str) -> bool) {
+        let old = |since: &Micros| now - *since >= COUNTERS_OUTLIVE;
+        if !self.gone.values().any(old) {
+            return;
+        }
+        let dead: BTreeMap<_, _> =
+            self.gone.iter().filter(|(name, since)| old(since) && !is_there(&name.0, &name.1)).collect();
+        let stays = |key: &(String, String, String)| !dead.contains_key(&(key.0.clone(), key.1.clone()));
+        self.oom_kills.retain(|key, _| stays(key));
+        self.exits.retain(|(key, _), _| stays(key));
+        self.restarts.retain(|key, _| stays(key));
+        self.gone.retain(|_, since| now - *since < COUNTERS_OUTLIVE);
+    }
 }
 
 impl World {
@@ -151,11 +177,26 @@ impl World {
         for pod in self.pods.values_mut().filter(|p| !p.foreign) {
             pod.wanted = false;
         }
+        let mut anew = Vec::new();
         for spec in pods {
             if let Some(pod) = self.pods.get_mut(&spec.uid) {
                 // A pod on its way out stays so; when it is gone it is made anew.
                 pod.wanted = true;
-                pod.next_spec = (pod.spec != spec).then_some(spec);
+                if pod.spec == spec {
+                    pod.next_spec = None;
+                    continue;
+                }
+                match &pod.state {
+                    PodState::Observed | PodState::Rejected { .. } if pod.sandboxes.is_empty() => {
+                        *pod = Pod::new(spec, now);
+                        continue;
+                    }
+                    // It ended with the old values, or (a UID given by hand) it is another pod but for its UID.
+                    PodState::Terminal(_) => anew.push(spec.uid.clone()),
+                    state if state.is_live() && !pod.spec.same_but_resources(&spec) => anew.push(spec.uid.clone()),
+                    _ => {}
+                }
+                pod.next_spec = Some(spec);
             } else {
                 let mut pod = Pod::new(Arc::clone(&spec), now);
                 if let Some(end) = self.remembered.get(&spec.uid) {
@@ -178,6 +219,11 @@ impl World {
             }
         }
         self.rejected = rejected;
+        for uid in anew {
+            let Some(pod) = self.pods.get(&uid) else { continue };
+            let next = pod.terminating(Why::Removed, now);
+            self.go(&uid, next, now);
+        }
         let notes: Vec<PodUid> = self.remembered.keys().filter(|uid| !self.pods.contains_key(*uid)).cloned().collect();
         for uid in notes {
             self.remembered.remove(&uid);
@@ -253,10 +299,21 @@ impl World {
             return;
         }
         for (uid, cgroup) in std::mem::take(&mut self.leftovers) {
-            if !self.config.beside && !self.pods.contains_key(&uid) {
-                self.pods.insert(uid.clone(), crate::facts::leftover(uid, cgroup, now));
+            match self.pods.get(&uid) {
+                _ if self.config.beside => {}
+                None => {
+                    self.pods.insert(uid.clone(), crate::facts::leftover(uid, cgroup, now));
+                }
+                // It had ended; the agent was killed before all of it was removed.
+                Some(pod) if matches!(pod.state, PodState::Terminal(_)) && !cgroup.is_empty() => {
+                    let next = pod.tidying(now);
+                    self.go(&uid, next, now);
+                }
+                Some(_) => {}
             }
         }
+        let is_there = |ns: &str, name: &str| self.pods.values().any(|p| p.spec.namespace == ns && p.spec.name == name);
+        self.totals.prune(now.mono, is_there);
         self.plan_tree();
         let mut wake;
         // A pod that is forgotten makes its name free for another one.
@@ -334,6 +391,9 @@ impl World {
     fn forget(&mut self, uid: &PodUid, now: Now) {
         self.told.remove(uid);
         let gone = self.pods.remove(uid);
+        if let Some(pod) = &gone {
+            self.totals.pod_gone(&pod.spec, now.mono);
+        }
         if self.remembered.remove(uid).is_some() {
             self.out.push(Action::Forget(uid.clone()));
         }
@@ -379,10 +439,12 @@ impl World {
             pod.spec = pod.next_spec.take().unwrap_or_else(|| Arc::clone(&pod.spec));
         }
         let Some(pod) = self.pods.get(uid) else { return };
-        let others = self.beside_of(uid);
         let plan = pod
             .actuated()
-            .map(|old| allocate::resize(&self.config, others.iter().map(AsRef::as_ref), &old, &pod.spec, &pod.in_use()))
+            .map(|old| {
+                let others = self.beside_of(uid);
+                allocate::resize(&self.config, others.iter().map(AsRef::as_ref), &old, &pod.spec, &pod.in_use())
+            })
             .filter(|plan| *plan != allocate::ResizePlan::Nothing);
         let note = match &plan {
             None | Some(allocate::ResizePlan::Nothing) => String::new(),
@@ -439,9 +501,20 @@ impl World {
         };
         pod.state = next;
         pod.retry_at = Micros::ZERO;
-        if matches!(pod.state, PodState::Terminating { .. }) {
+        let mut also = Vec::new();
+        if let PodState::Terminating { why, stopped: false, .. } = &pod.state {
+            if pod.in_flight.is_some_and(|(_, name)| name == "ensure_image") {
+                also.push(Action::Cancel { uid: uid.clone() });
+            }
+            // Written down before anything is removed: an agent that is killed meanwhile must not run it again.
+            if let Some((phase, reason, message)) = why.end().filter(|_| pod.wanted) {
+                let end = pod.terminal(phase, reason, message);
+                self.remembered.insert(uid.clone(), end.clone());
+                also.push(Action::Remember(end));
+            }
             pod.health.on_stopping();
         }
+        self.out.extend(also);
         if let Some((reason, message)) = rejected {
             self.say(uid, None, now, true, &reason, message);
         }

@@ -129,6 +129,7 @@ impl Node {
                     image_id: String::new(),
                     state: ContainerFactState::Running { started: self.now.wall },
                     resources: Some(linux.resources),
+                    grace: None,
                 });
                 Done::Container { id, started: self.now.wall }
             }
@@ -374,7 +375,6 @@ fn a_dead_sandbox_is_replaced_and_never_two_live() {
     node.relist();
     assert_eq!(node.facts.sandboxes.len(), 1);
     assert!(node.facts.sandboxes[0].ready);
-    assert_eq!(node.facts.sandboxes[0].attempt, 1);
     assert_eq!(node.view("a").restarts(), 1);
 }
 
@@ -471,4 +471,122 @@ fn a_resize_that_would_change_the_class_moves_no_cgroup() {
     let view = node.view("a");
     assert!(view.resize.starts_with("Infeasible: "), "{}", view.resize);
     assert_eq!(view.cgroup, "kubepods/besteffort/poduid-a");
+}
+
+#[test]
+fn an_evicted_pod_is_written_down_before_it_is_tidied_away() {
+    let mut node = ready_node();
+    let mut once = pod("a");
+    once.restart_policy = RestartPolicy::Never;
+    node.want(&[&once]);
+    // The agent is killed in the middle of tidying: the containers are ended, the sandbox is still there.
+    let busy = OpError { reason: "FailedKillPod".to_owned(), message: "busy".to_owned() };
+    node.fail.insert("remove_sandboxes", VecDeque::from([busy]));
+    node.end("main", 7);
+    let notes: Vec<_> = node
+        .actions
+        .iter()
+        .filter_map(|a| match a {
+            Action::Remember(end) => Some(end.clone()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(notes.len(), 1);
+    assert_eq!(node.facts.sandboxes.len(), 1);
+    let mut after = Node::new(NodeConfig::default());
+    after.facts = node.facts.clone();
+    after.send(Event::Remembered(notes));
+    after.want(&[&once]);
+    after.relist();
+    assert!(!after.done.iter().any(|o| o == "start_container" || o == "start_sandbox"), "{:?}", after.done);
+    assert_eq!(after.facts, RuntimeFacts::default(), "the rest of it is tidied away");
+    assert_eq!(after.view("a").phase, Phase::Failed);
+}
+
+#[test]
+fn a_sandbox_of_somebody_else_with_the_same_uid_is_left_alone() {
+    let mut other = ready_node();
+    other.want(&[&pod("a")]);
+    let mut node = Node::new(NodeConfig::default());
+    node.facts = other.facts.clone();
+    node.facts.sandboxes[0].ours = false;
+    node.facts.sandboxes[0].cgroup_parent = "/system.slice".to_owned();
+    node.next_id = 100;
+    node.want(&[&pod("a")]);
+    node.relist();
+    assert_eq!(node.view("a").cgroup, "kubepods/besteffort/poduid-a");
+    node.want(&[]);
+    assert_eq!(node.facts.sandboxes.len(), 1, "only our own is removed");
+    assert!(!node.facts.sandboxes[0].ours);
+}
+
+#[test]
+fn a_rejected_pod_is_looked_at_again_when_its_resources_change() {
+    let mut node = ready_node();
+    let mut big = pod("a");
+    big.containers[0].resources.memory_request = Some(Bytes::gib(64));
+    node.want(&[&big]);
+    assert_eq!(node.view("a").reason, "OutOfmemory");
+    big.containers[0].resources.memory_request = Some(Bytes::mib(64));
+    node.want(&[&big]);
+    assert_eq!(node.view("a").phase, Phase::Running);
+}
+
+#[test]
+fn a_pod_that_ended_runs_anew_when_its_resources_change() {
+    let mut node = ready_node();
+    let mut once = pod("a");
+    once.restart_policy = RestartPolicy::Never;
+    node.want(&[&once]);
+    node.end("main", 7);
+    assert_eq!(node.view("a").phase, Phase::Failed);
+    once.containers[0].resources.memory_limit = Some(Bytes::mib(64));
+    node.want(&[&once]);
+    assert_eq!(node.view("a").phase, Phase::Running);
+    assert!(node.actions.contains(&Action::Forget(once.uid.clone())));
+}
+
+#[test]
+fn a_uid_given_by_hand_does_not_hide_another_pod() {
+    let mut node = ready_node();
+    node.want(&[&pod("a")]);
+    let mut changed = pod("a");
+    changed.containers[0].image = "other".to_owned();
+    node.want(&[&changed]);
+    assert_eq!(node.done.iter().filter(|o| *o == "start_sandbox").count(), 2, "{:?}", node.done);
+    assert_eq!(node.view("a").spec.containers[0].image, "other");
+}
+
+#[test]
+fn a_runtime_that_cannot_stop_a_pod_does_not_keep_it_alive() {
+    let mut node = ready_node();
+    node.want(&[&pod("a")]);
+    let hung = OpError { reason: "FailedKillPod".to_owned(), message: "timeout".to_owned() };
+    node.fail.insert("stop_containers", std::iter::repeat_n(hung, 20).collect());
+    node.want(&[]);
+    node.run(Micros::secs(29));
+    let kills = |node: &Node| node.actions.iter().filter(|a| matches!(a, Action::Kill { .. })).count();
+    assert_eq!(kills(&node), 0, "within its grace");
+    node.run(Micros::secs(60));
+    assert!(kills(&node) > 0);
+}
+
+#[test]
+fn a_pull_under_way_is_given_up_when_the_pod_goes() {
+    let mut world = World::new(NodeConfig::default());
+    let now = Now { mono: Micros::secs(10), wall: Micros::secs(10) };
+    world.step(Event::Runtime(RuntimeFacts { asked: now.mono, ..RuntimeFacts::default() }), now);
+    world.step(Event::Pods { pods: vec![Arc::new(pod("a"))], rejected: Vec::new() }, now);
+    let mut out = world.step(Event::Runtime(RuntimeFacts { asked: now.mono, ..RuntimeFacts::default() }), now);
+    let mut node = ready_node();
+    // Until the image is asked for.
+    while let Some(Action::Pod { uid, op, what }) = out.iter().find(|a| matches!(a, Action::Pod { .. })).cloned() {
+        if what.name() == "ensure_image" {
+            break;
+        }
+        let done = node.obey(&what);
+        out = world.step(Event::Done { uid, op, result: Ok(done) }, now);
+    }
+    let out = world.step(Event::Pods { pods: Vec::new(), rejected: Vec::new() }, now);
+    assert!(out.contains(&Action::Cancel { uid: "uid-a".into() }), "{out:?}");
 }

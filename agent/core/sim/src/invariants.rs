@@ -146,6 +146,12 @@ impl Checker {
         let pod = look.world.pods().get(uid);
         must(pod.is_some(), "invariant_kill_has_evidence", || format!("{uid} is not known"))?;
         let Some(pod) = pod else { return Ok(()) };
+        if let (PodState::Terminating { deadline, .. }, Event::Done { .. }) = (&pod.state, look.event) {
+            // No eviction: the runtime could not stop it in its time.
+            return must(look.now.mono >= *deadline, "invariant_kill_has_evidence", || {
+                format!("{uid} before its deadline")
+            });
+        }
         invariant_critical_pods_are_never_evicted(pod)?;
         let sample = self.invariant_fresh_readings_cause_kills(look, uid)?;
         invariant_kill_has_evidence(look, uid)?;

@@ -383,6 +383,7 @@ impl Sim {
         };
         self.runtime.sandboxes.insert(sandbox_id.clone(), sandbox);
         let fact = beelet_core::event::ContainerFact {
+            grace: None,
             id: id.clone(),
             sandbox_id,
             uid,
@@ -475,7 +476,8 @@ impl Sim {
                 let kubepods = groups.iter().find(|g| g.path == self.scenario.node.kubepods);
                 self.kernel.limit = kubepods.and_then(|g| g.knobs.memory_max);
             }
-            Action::Knob(_) | Action::Record(_) => {}
+            // Pulls are quick here.
+            Action::Knob(_) | Action::Record(_) | Action::Cancel { .. } => {}
             Action::Relist => self.relist(),
             Action::SampleEvery { interval, all_pods } => {
                 self.pace = Pace { interval, all_pods };
