@@ -70,11 +70,11 @@ fn header(picture: &Snapshot, agent: &SelfReport) -> String {
     let (loaded, all) = agent.programs_loaded();
     let pressure = if node.memory_pressure { "  MemoryPressure" } else { "" };
     clean(&format!(
-        "node {}  allocatable {} / {}  available {available} (pods {below})  OOM in {left}  sampling {}  eBPF {loaded}/{all}{pressure}",
+        "node {}  allocatable {} / {}  available {available} (pods {below})  OOM in {left}  sampling {} ms  eBPF {loaded}/{all}{pressure}",
         node.name,
         words::cpu(node.allocatable.cpu),
         words::bytes(node.allocatable.memory),
-        node.sample_interval,
+        node.sample_interval.get() / 1_000,
     ))
 }
 
@@ -125,7 +125,7 @@ mod tests {
     #[test]
     fn golden_wide() {
         let expected = "\
-node node  allocatable 1500m / 3Gi  available 2Gi (pods 1.5Gi)  OOM in 90s  sampling 0.25s  eBPF 1/2
+node node  allocatable 1500m / 3Gi  available 2Gi (pods 1.5Gi)  OOM in 90s  sampling 250 ms  eBPF 1/2
 NAMESPACE/NAME     STATUS            RESTARTS   CPU  MEMORY   RX/s   TX/s  HEALTH                LAST ACTION   AGE
 default/leak-node  CrashLoopBackOff         3  123m    50Mi      -      -  Unhealthy(OOMVictim)  back-off 10s  2m5s
 default/web-node   Running                  0  123m    50Mi  1.5Ki  2.4Mi  Healthy               started web   2m5s
@@ -146,7 +146,7 @@ refused: /pods/bad.yaml: spec.containers: missing
         let mut picture = Snapshot::default();
         picture.node.runtime_down = Some("connection refused\n\x1b[2J".into());
         let expected = "\
-node   allocatable 0m / 0  available ? (pods ?)  OOM in -  sampling 0s  eBPF 0/0
+node   allocatable 0m / 0  available ? (pods ?)  OOM in -  sampling 0 ms  eBPF 0/0
 the runtime does not answer: connection refused  [2J
 NAMESPACE/NAME  STATUS  RESTARTS  CPU  MEMORY  RX/s  TX/s  HEALTH  LAST ACTION  AGE
 (no pods)
