@@ -7,8 +7,9 @@
 //! The last line counts, and the lines before it name what failed and what was skipped and why.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -234,6 +235,30 @@ fn e2e(ctx: &Ctx) -> Result<Done> {
     tests.env("BEELET_XTASK", std::env::current_exe().context("cannot find this program")?);
     tests.env("BEELET_AGENT", agent).env("BEELET_BPF_OBJECT", object).env("BEELET_KUBECTL", kubectl);
     tests.env("BEELET_PROMETHEUS", prometheus.prometheus).env("BEELET_PROMTOOL", prometheus.promtool);
-    ctx::run(&mut tests)?;
-    passed()
+    let mut examples = cargo(ctx);
+    ctx::run(examples.args(["build", "--locked", "--quiet", "-p", "beelet", "--example", "pod"]))?;
+    tests.env("BEELET_EXAMPLE_POD", ctx.target.join("debug/examples/pod"));
+    let skipped = run_and_collect_skips(&mut tests)?;
+    Ok(Done::Passed(match skipped.len() {
+        0 => "none skipped".to_owned(),
+        n => format!("{n} skipped inside: {}", skipped.join("; ")),
+    }))
+}
+
+/// Runs tests; a line `SKIPPED name: reason` of theirs is not lost among the others.
+fn run_and_collect_skips(tests: &mut Command) -> Result<Vec<String>> {
+    let mut child = tests.stderr(Stdio::piped()).spawn().context("cannot start the tests")?;
+    let mut skipped = Vec::new();
+    if let Some(stderr) = child.stderr.take() {
+        for line in BufReader::new(stderr).lines() {
+            let line = line.context("cannot read what the tests say")?;
+            eprintln!("{line}");
+            skipped.extend(line.strip_prefix("SKIPPED ").map(str::to_owned));
+        }
+    }
+    let status = child.wait().context("cannot wait for the tests")?;
+    if !status.success() {
+        bail!("the tests ended with {status}");
+    }
+    Ok(skipped)
 }
