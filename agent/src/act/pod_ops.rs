@@ -102,6 +102,8 @@ impl<R: PodRuntime> Context<R> {
             PodOp::Prepare { spec, cgroup } => {
                 let (tree, files, path) = (Arc::clone(&self.tree), Arc::clone(&self.volumes), cgroup.path.clone());
                 blocking(move || {
+                    // First of all, so that a leftover is known for ours wherever the agent is killed.
+                    files.mark(&spec.uid).map_err(|e| mount_error(&e))?;
                     tree.ensure(&cgroup).map_err(|e| cgroup_error(&e))?;
                     files.setup(&spec).map_err(|e| mount_error(&e))
                 })
@@ -115,9 +117,14 @@ impl<R: PodRuntime> Context<R> {
             }
             PodOp::Resize { pod, pod_first, containers, .. } => self.resize(pod, pod_first, containers).await,
             other => {
-                if let PodOp::StartContainer { spec, pod_ip, .. } = &other {
+                if let PodOp::StartContainer { spec, container, attempt, pod_ip, .. } = &other {
                     let (files, spec, ip) = (Arc::clone(&self.volumes), Arc::clone(spec), pod_ip.clone());
-                    blocking(move || files.write_hosts(&spec, &ip)).await.map_err(|e| mount_error(&e))?;
+                    let (container, attempt) = (container.clone(), *attempt);
+                    let made = blocking(move || {
+                        files.write_hosts(&spec, &ip)?;
+                        files.termination_log(&spec.uid, &container, attempt)
+                    });
+                    made.await.map_err(|e| mount_error(&e))?;
                 }
                 if let PodOp::StartSandbox { cgroup, .. } | PodOp::StartContainer { cgroup, .. } = &other {
                     self.arm(cgroup);

@@ -313,10 +313,13 @@ fn lock(root: &Path) -> Result<std::fs::File, AgentError> {
     }
 }
 
-/// The pods that an earlier life of the agent left a cgroup or folders of. Which of them are still wanted is the core's business.
+/// The pods that an earlier life of the agent left a cgroup or folders of, by its own marks: what others have is not touched. Which
+/// of them are still wanted is the core's business.
 fn leftovers(tree: &Tree, volumes: &Volumes, kubepods: &str) -> Result<Vec<(PodUid, String)>, AgentError> {
     let mut found: BTreeMap<PodUid, String> = volumes.list().into_iter().map(|uid| (uid, String::new())).collect();
-    found.extend(tree.list_pods(kubepods)?);
+    for (uid, path) in tree.list_pods(kubepods)? {
+        found.entry(uid).and_modify(|known| *known = path);
+    }
     Ok(found.into_iter().collect())
 }
 
@@ -389,4 +392,28 @@ fn add_capability(report: &AgentReport, name: &str, available: bool, reason: &st
     next.capabilities.retain(|c| c.name != name);
     next.capabilities.push(Capability { name: name.to_owned(), available, reason: reason.to_owned() });
     report.publish(next);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cgroup::Hierarchies;
+
+    #[test]
+    fn only_what_is_marked_is_a_leftover() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let volumes = Volumes::new(dir.path().join("root"), dir.path().join("logs"));
+        let tree = Tree::new(Hierarchies { unified: dir.path().join("cgroup"), v1: Vec::new() });
+        for (class, uid) in [("", "foreign"), ("burstable", "ours"), ("besteffort", "foreign2")] {
+            let cgroup = dir.path().join("cgroup/kubepods").join(class).join(format!("pod{uid}"));
+            std::fs::create_dir_all(cgroup).expect("a cgroup");
+            std::fs::create_dir_all(dir.path().join("root/pods").join(uid)).expect("a pod's folder");
+        }
+        assert_eq!(leftovers(&tree, &volumes, "kubepods").expect("a list"), []);
+        for uid in ["ours", "files only"] {
+            volumes.mark(&uid.into()).expect("marked");
+        }
+        let expected = [("files only".into(), String::new()), ("ours".into(), "kubepods/burstable/podours".to_owned())];
+        assert_eq!(leftovers(&tree, &volumes, "kubepods").expect("a list"), expected);
+    }
 }

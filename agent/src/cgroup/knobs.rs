@@ -19,6 +19,9 @@ pub(super) const DEFAULT_SHARES: u64 = 1024;
 /// From here on a limit in bytes means none: the kernel counts pages in a signed long (page_counter.h).
 const UNLIMITED: u64 = 1 << 62;
 
+/// What of `memory.stat` the kernel can free.
+const RECLAIMABLE: [&str; 3] = ["inactive_file", "active_file", "slab_reclaimable"];
+
 /// The smallest shares that have this weight.
 #[must_use]
 pub fn shares_from_weight(weight: u64) -> u64 {
@@ -207,17 +210,18 @@ impl Memory<'_> {
         Ok(true)
     }
 
-    /// What is in use less the page cache on the file lists: what a lower limit cannot get back without swap or a kill.
+    /// What is in use less the page cache on the file lists and reclaimable slab (v1 does not tell of that): what a lower limit
+    /// cannot get back without swap or a kill. As the core's `MemoryReading::unreclaimable`.
     pub(super) fn unreclaimable(&self) -> Result<Bytes, Error> {
         let (usage, prefix) = if self.0.v2 { ("memory.current", "") } else { ("memory.usage_in_bytes", "total_") };
         let usage: u64 = read_number(&self.0.dir.join(usage))?;
         let stat = read(&self.0.dir.join("memory.stat"))?;
-        let cache: u64 = stat
+        let reclaimable: u64 = stat
             .lines()
             .filter_map(|line| line.split_once(' '))
-            .filter(|(name, _)| name.strip_prefix(prefix).is_some_and(|n| n == "inactive_file" || n == "active_file"))
+            .filter(|(name, _)| name.strip_prefix(prefix).is_some_and(|n| RECLAIMABLE.contains(&n)))
             .filter_map(|(_, value)| value.parse::<u64>().ok())
             .sum();
-        Ok(Bytes(usage.saturating_sub(cache)))
+        Ok(Bytes(usage.saturating_sub(reclaimable)))
     }
 }

@@ -221,7 +221,7 @@ fn like_v2(dir: &tempfile::TempDir) -> Tree {
         ("cpu.max.burst", "0\n"),
         ("memory.max", "max\n"),
         ("memory.current", "1000\n"),
-        ("memory.stat", "anon 400\ninactive_file 300\nactive_file 250\nshmem 50\n"),
+        ("memory.stat", "anon 400\ninactive_file 300\nactive_file 250\nshmem 50\nslab_reclaimable 40\n"),
     ] {
         std::fs::write(pod.join(name), text).unwrap();
     }
@@ -233,7 +233,7 @@ fn the_v2_files_have_their_formats() {
     let dir = tempfile::TempDir::new().unwrap();
     let tree = like_v2(&dir);
     let file = |name: &str| std::fs::read_to_string(dir.path().join("pod").join(name)).unwrap();
-    assert_eq!(tree.unreclaimable("pod").unwrap(), Bytes(450));
+    assert_eq!(tree.unreclaimable("pod").unwrap(), Bytes(410));
     assert_eq!(tree.set("pod", &knobs()).unwrap(), [Change::Shares, Change::Quota, Change::Memory]);
     assert_eq!((file("cpu.weight"), file("cpu.max")), ("20".to_owned(), "50000 100000".to_owned()));
     assert_eq!(file("memory.max"), "67108864");

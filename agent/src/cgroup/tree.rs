@@ -232,7 +232,7 @@ impl Tree {
         Cpu(&self.hierarchies.home("cpu", path)).set_burst(burst)
     }
 
-    /// The pod cgroups below `kubepods` in any hierarchy, with their paths: who is not wanted there is a leftover.
+    /// The pod cgroups below `kubepods` in any hierarchy, with their paths. Anybody's: a kubelet's beside beelet are here, too.
     ///
     /// # Errors
     /// If `kubepods` is no plain relative path.

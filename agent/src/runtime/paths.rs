@@ -13,6 +13,18 @@ pub fn pod_dir(root: &Path, uid: &PodUid) -> PathBuf {
     root.join("pods").join(uid.as_str())
 }
 
+/// The note that beelet made this pod's folder and cgroup. Not in the pod's folder, so that it is the last to go.
+#[must_use]
+pub fn mark(root: &Path, uid: &PodUid) -> PathBuf {
+    marks(root).join(uid.as_str())
+}
+
+/// Where the notes are.
+#[must_use]
+pub fn marks(root: &Path) -> PathBuf {
+    root.join("beelet-pods")
+}
+
 /// The file that becomes `/etc/hosts` of each container.
 #[must_use]
 pub fn etc_hosts(root: &Path, uid: &PodUid) -> PathBuf {

@@ -7,6 +7,9 @@
 //!
 //! The layout is the kubelet's, from [`crate::runtime::paths`].
 //!
+//! Terms: a *mark* is the note that beelet made the files and the cgroup of a pod; it is there before them and goes after them. A
+//! root may be shared with a kubelet, and its pods are not ours.
+//!
 //! Properties: nothing outside of the pod's folder and its log folder is ever removed; a volume that is there keeps its content;
 //! an error names the path, and for a full disk says what to do.
 
@@ -50,6 +53,18 @@ impl Volumes {
         Self { root: root.into(), pod_logs: pod_logs.into(), node_hosts: "/etc/hosts".into(), memory_default: None }
     }
 
+    /// Writes down that what is made from now on for this pod is ours. To be called before anything is.
+    ///
+    /// # Errors
+    /// If the UID is no plain file name, or the note cannot be written.
+    pub fn mark(&self, uid: &PodUid) -> Result<(), Error> {
+        plain(uid.as_str())?;
+        make_dir(&paths::marks(&self.root), 0o750)?;
+        let mark = paths::mark(&self.root, uid);
+        let made = fs::OpenOptions::new().append(true).create(true).open(&mark);
+        made.map(drop).map_err(|e| Error::io("write", &mark, e))
+    }
+
     /// Makes the pod's folder, log folder and volumes, and its hosts file (still without an address unless it is on the node's
     /// network). What is there stays.
     ///
@@ -60,6 +75,7 @@ impl Volumes {
         for name in names.map(String::as_str).chain([spec.uid.as_str(), &paths::log_dir_name(spec)]) {
             plain(name)?;
         }
+        self.mark(&spec.uid)?;
         let pod = paths::pod_dir(&self.root, &spec.uid);
         make_dir(&pod, 0o750)?;
         make_dir(&pod.join("volumes"), 0o750)?;
@@ -105,6 +121,26 @@ impl Volumes {
         set_mode(&file, 0o644)
     }
 
+    /// Makes the empty file that becomes `/dev/termination-log` of a run of a container: where it is not there, the runtime makes
+    /// a folder of it. Anybody in the container may write it, as the kubelet's.
+    ///
+    /// # Errors
+    /// If a name is not plain or the file cannot be made.
+    pub fn termination_log(&self, uid: &PodUid, container: &str, attempt: u32) -> Result<(), Error> {
+        plain(uid.as_str())?;
+        plain(container)?;
+        let file = paths::termination_log(&self.root, uid, container, attempt);
+        if file.is_file() {
+            return Ok(());
+        }
+        if let Some(folder) = file.parent() {
+            make_dir(folder, 0o750)?;
+        }
+        let made = fs::OpenOptions::new().append(true).create(true).open(&file);
+        made.map_err(|e| Error::io("make", &file, e))?;
+        set_mode(&file, 0o666)
+    }
+
     /// Unmounts and removes the pod's folder, and the log folder of that name (`namespace_name_uid`) if one is given. What is
     /// not there is removed. Blocks for a few hundred milliseconds where a mount is busy.
     ///
@@ -116,18 +152,20 @@ impl Volumes {
             plain(name)?;
         }
         remove::tree(&paths::pod_dir(&self.root, uid))?;
-        log_dir.map_or(Ok(()), |name| remove::tree(&self.pod_logs.join(name)))
+        log_dir.map_or(Ok(()), |name| remove::tree(&self.pod_logs.join(name)))?;
+        let mark = paths::mark(&self.root, uid);
+        match fs::remove_file(&mark) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", &mark, e)),
+            _ => Ok(()),
+        }
     }
 
-    /// The UIDs that have a folder: who is not wanted there is a leftover.
+    /// The UIDs that have a mark: who is not wanted there is a leftover of ours. A folder without one is somebody else's.
     #[must_use]
     pub fn list(&self) -> Vec<PodUid> {
-        let Ok(entries) = fs::read_dir(self.root.join("pods")) else { return Vec::new() };
-        let mut uids: Vec<PodUid> = entries
-            .flatten()
-            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
-            .filter_map(|entry| entry.file_name().to_str().map(PodUid::from))
-            .collect();
+        let Ok(entries) = fs::read_dir(paths::marks(&self.root)) else { return Vec::new() };
+        let mut uids: Vec<PodUid> =
+            entries.flatten().filter_map(|entry| entry.file_name().to_str().map(PodUid::from)).collect();
         uids.sort();
         uids
     }

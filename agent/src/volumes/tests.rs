@@ -53,13 +53,16 @@ fn setup_and_teardown_can_be_repeated() {
     assert_eq!(mode(&data), 0o777);
     assert_eq!(mode(&paths::pod_dir(&files.root, &spec.uid)), 0o750);
     fs::write(data.join("kept"), "x").unwrap();
+    set_mode(&data, 0o700).unwrap();
     files.write_hosts(&spec, "10.0.0.7").unwrap();
     files.setup(&spec).unwrap();
     assert!(data.join("kept").exists(), "a volume that is there keeps its content");
+    assert_eq!(mode(&data), 0o700, "and the mode that its pod gave it");
     let hosts = fs::read_to_string(paths::etc_hosts(&files.root, &spec.uid)).unwrap();
     assert!(hosts.starts_with("# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n"), "{hosts}");
     assert!(hosts.ends_with("10.0.0.7\tweb\n"), "{hosts}");
-    assert_eq!(files.list(), std::slice::from_ref(&spec.uid));
+    fs::create_dir(files.root.join("pods/somebody-elses")).unwrap();
+    assert_eq!(files.list(), std::slice::from_ref(&spec.uid), "a folder without our mark is not ours");
     let logs = paths::log_dir(&files.pod_logs, &spec);
     files.teardown(&spec.uid, None).unwrap();
     assert!(logs.is_dir(), "logs may be kept");
@@ -78,6 +81,18 @@ fn the_host_network_has_the_nodes_hosts() {
     files.setup(&spec).unwrap();
     let hosts = fs::read_to_string(paths::etc_hosts(&files.root, &spec.uid)).unwrap();
     assert_eq!(hosts, "# Kubernetes-managed hosts file (host network).\n10.1.1.1\tnode\n");
+}
+
+#[test]
+fn a_container_has_a_file_for_its_last_words() {
+    let dir = TempDir::new().unwrap();
+    let (files, uid) = (volumes(&dir), PodUid::from("u1"));
+    let file = paths::termination_log(&files.root, &uid, "main", 3);
+    files.termination_log(&uid, "main", 3).unwrap();
+    assert!(file.is_file() && mode(&file) == 0o666);
+    fs::write(&file, "words").unwrap();
+    files.termination_log(&uid, "main", 3).unwrap();
+    assert_eq!(fs::read_to_string(&file).unwrap(), "words");
 }
 
 #[test]
