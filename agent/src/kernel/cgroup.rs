@@ -202,7 +202,8 @@ pub struct MemoryReading {
     pub kernel: Option<u64>,
     /// Major page faults, a number.
     pub pgmajfault: Option<u64>,
-    /// Processes killed by the OOM killer, a number: `memory.events` (with children); on v1 of this cgroup alone.
+    /// OOM kills, a number: `memory.events` (with children); on v1 of this cgroup alone. A kill of a whole cgroup
+    /// (`memory.oom.group`) counts once: the kernel's `oom_kill` counts each process then, and the chosen one twice.
     pub oom_kills: Option<u64>,
     /// Times that the limit was about to be exceeded, a number: `memory.events` `max`, v1 `memory.failcnt`.
     pub max_events: Option<u64>,
@@ -340,12 +341,17 @@ impl Cgroup {
             "pgmajfault" => it.pgmajfault = Some(value),
             _ => {}
         })?;
+        let mut group_kills = 0;
         self.keyed(buffer, at, "memory.events", |key, value| match key {
             "oom_kill" => it.oom_kills = Some(value),
+            "oom_group_kill" => group_kills = value,
             "max" => it.max_events = Some(value),
             "high" => it.high_events = Some(value),
             _ => {}
         })?;
+        if group_kills > 0 {
+            it.oom_kills = Some(group_kills);
+        }
         Ok(it)
     }
 

@@ -5,7 +5,8 @@
 //!
 //! **Properties.** Order is that of the ring buffer. A full ring buffer loses the newest events, which
 //! [`CgroupCounters::lost`](super::maps::CgroupCounters::lost) counts. A process' end is told once, also on kernels where two
-//! threads that exit at once both look like the last. [`EventStream::next`] may be cancelled without losing an event.
+//! threads that exit at once both look like the last. An OOM kill of a whole cgroup (`memory.oom.group`) is told once, with the
+//! process that the kernel chose; the others are marked in its wake. [`EventStream::next`] may be cancelled without losing an event.
 
 use std::{collections::VecDeque, io, os::fd::AsFd};
 
@@ -174,23 +175,43 @@ impl EventStream {
     }
 }
 
-/// The last processes that ended, to drop what older kernels tell twice.
+/// What was told last, to drop what the kernel tells twice.
 #[derive(Debug, Default)]
-struct Recent(VecDeque<(u32, u64)>);
+struct Recent {
+    /// Processes that ended: id and start. Older kernels tell some twice.
+    ends: VecDeque<(u32, u64)>,
+    /// Cgroups with a victim, and when it was marked.
+    victims: VecDeque<(u64, u64)>,
+}
 
 impl Recent {
     const KEEP: usize = 64;
+    /// Victims of one cgroup within this time are of one kill: the kernel marks all of a group in one go. If they were not, and
+    /// the group is none, the cgroup's counter still tells how many there were.
+    const ONE_KILL_NS: u64 = 1_000_000_000;
 
     fn is_new(&mut self, event: &KernelEvent) -> bool {
-        let KernelEvent::Exit(exit) = event else { return true };
-        let key = (exit.pid, exit.started_ns);
-        if self.0.contains(&key) {
-            return false;
+        match event {
+            KernelEvent::Exit(exit) => {
+                let key = (exit.pid, exit.started_ns);
+                !self.ends.contains(&key) && Self::keep(&mut self.ends, key)
+            }
+            KernelEvent::Oom(victim) => {
+                let of_kill = |&(cgroup, at_ns): &(u64, u64)| {
+                    cgroup == victim.cgroup && victim.at_ns.saturating_sub(at_ns) < Self::ONE_KILL_NS
+                };
+                !self.victims.iter().any(of_kill) && Self::keep(&mut self.victims, (victim.cgroup, victim.at_ns))
+            }
+            KernelEvent::Listen(_) => true,
         }
-        if self.0.len() >= Self::KEEP {
-            self.0.pop_front();
+    }
+
+    /// Keeps it in place of the oldest; always true.
+    fn keep<T>(recent: &mut VecDeque<T>, it: T) -> bool {
+        if recent.len() >= Self::KEEP {
+            recent.pop_front();
         }
-        self.0.push_back(key);
+        recent.push_back(it);
         true
     }
 }
@@ -273,7 +294,20 @@ mod tests {
         for pid in 1000..1100 {
             assert!(recent.is_new(&parsed(exit(pid, 1, 0))));
         }
-        assert!(recent.0.len() <= Recent::KEEP);
+        assert!(recent.ends.len() <= Recent::KEEP);
+    }
+
+    #[test]
+    fn a_kill_of_a_whole_cgroup_is_told_once() {
+        let mut recent = Recent::default();
+        let mut new = |cgroup_id, tgid, ktime_ns| {
+            let event = Event { kind: kind::OOM_VICTIM, cgroup_id, tgid, ktime_ns, ..Event::default() };
+            recent.is_new(&parse(bytemuck::bytes_of(&event)).unwrap())
+        };
+        assert!(new(7, 100, 5_000_000_000));
+        assert!(!new(7, 101, 5_000_040_000));
+        assert!(new(8, 200, 5_000_050_000), "another cgroup");
+        assert!(new(7, 102, 9_000_000_000), "a later kill");
     }
 
     #[test]

@@ -36,6 +36,16 @@ fn v2(root: &Path) -> Cgroup {
 }
 
 #[test]
+fn a_kill_of_a_whole_cgroup_counts_once() {
+    let root = tempfile::tempdir().unwrap();
+    let (cgroup, mut buffer) = (v2(root.path()), Buffer::default());
+    assert_eq!(cgroup.memory(&mut buffer).unwrap().oom_kills, Some(2));
+    // A lone process in a cgroup with memory.oom.group: Linux 6.12.
+    put(root.path(), "pods/a/memory.events", "low 0\nhigh 0\nmax 9\noom 1\noom_kill 2\noom_group_kill 1\n");
+    assert_eq!(cgroup.memory(&mut buffer).unwrap().oom_kills, Some(1));
+}
+
+#[test]
 fn v2_is_read_and_missing_files_are_none() {
     let root = tempfile::tempdir().unwrap();
     let (cgroup, mut buffer) = (v2(root.path()), Buffer::default());
