@@ -8,6 +8,10 @@
 //! Terms: a *young* file was changed less than a second ago; if it cannot be read as a manifest it is probably half written, so
 //! it is read again before it is reported, and its last good pods stay until then.
 //!
+//! The first reading is `ready` only when nothing in it is in doubt, because what it leaves out is killed as an orphan: a file that
+//! is half written is waited for up to 5 s, one that cannot be read (an error of the disk or the network, a link to nowhere) up to
+//! 30 s, and until then nothing is started or removed. A file that was read and is no manifest is not in doubt: its pods go.
+//!
 //! Properties: hidden files are ignored, as are folders (pkg/kubelet/config/file.go, release 1.37); at most [`MAX_FILE`] of a file
 //! is read; of two pods of one name the first file's wins; one bad file does not touch the pods of another.
 
@@ -16,7 +20,7 @@ use std::io::{ErrorKind, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use beelet_core::event::Rejected;
 use beelet_core::units::Bytes;
@@ -32,6 +36,8 @@ use super::manifest::{self, Parsed};
 pub const MAX_FILE: Bytes = Bytes::mib(10);
 /// More than this is not a folder of manifests.
 const MAX_FILES: usize = 10_000;
+/// How long the first reading waits for a half-written file, and for one that cannot be read.
+const PATIENCE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(30));
 
 /// How a folder is watched.
 #[derive(Clone, Debug)]
@@ -108,7 +114,7 @@ async fn watch_folder(mut scanner: Scanner, options: Options, sender: watch::Sen
 /// The log says what is new, once.
 fn tell(before: &SourceState, now: &SourceState) {
     if let Some(trouble) = now.trouble.as_ref().filter(|t| before.trouble.as_ref() != Some(t)) {
-        warn!(trouble, "the folder of manifests cannot be read; what it said last stays in force");
+        warn!(trouble, "the manifests cannot be read; what they said last stays in force");
     }
     for rejected in now.rejected.iter().filter(|r| !before.rejected.contains(r)) {
         warn!(origin = rejected.origin, pod = rejected.pod, error = rejected.error, "manifest refused");
@@ -163,15 +169,26 @@ struct Scanner {
     young: Duration,
     /// The last good reading of each file.
     good: BTreeMap<PathBuf, Reading>,
+    /// When the folder was listed first.
+    first: Option<Instant>,
+    patience: (Duration, Duration),
     state: SourceState,
 }
 
 impl Scanner {
     fn new(path: PathBuf, node_name: String, young: Duration) -> Self {
-        Self { path, node_name, young, good: BTreeMap::new(), state: SourceState::default() }
+        Self {
+            path,
+            node_name,
+            young,
+            good: BTreeMap::new(),
+            first: None,
+            patience: PATIENCE,
+            state: SourceState::default(),
+        }
     }
 
-    /// Reads everything. `true`: something was half written, look again soon.
+    /// Reads everything. `true`: something was half written or is in doubt, look again soon.
     fn scan(&mut self, now: SystemTime) -> bool {
         let files = match list(&self.path) {
             Ok(files) => files,
@@ -182,36 +199,62 @@ impl Scanner {
                 return false;
             }
         };
+        let waited = self.first.get_or_insert_with(Instant::now).elapsed();
         let mut again = false;
+        let mut unreadable = None;
         let mut read = BTreeMap::new();
         for file in files {
-            let mut pods = self.file(&file);
+            let (mut pods, readable) = self.file(&file);
+            if !readable && unreadable.is_none() {
+                unreadable = Some(file.clone());
+            }
             if pods.iter().any(Result::is_err) && is_young(&file, now, self.young) {
                 again = true;
                 pods = self.good.get(&file).cloned().unwrap_or_default();
             }
             read.insert(file, pods);
         }
+        let known = self.state.ready;
         self.state = merge(&read);
         self.good = read;
-        again
+        if !known {
+            let held = unreadable.filter(|_| waited < self.patience.1);
+            self.state.ready = held.is_none() && !(again && waited < self.patience.0);
+            self.state.trouble = held.map(|file| {
+                format!(
+                    "{}: cannot be read yet; nothing is started or removed until it can, for at most 30 s",
+                    file.display()
+                )
+            });
+        }
+        again || !self.state.ready
     }
 
-    fn file(&self, path: &Path) -> Reading {
+    /// What it says, and whether it could be read at all.
+    fn file(&self, path: &Path) -> (Reading, bool) {
         let origin = path.display().to_string();
-        match read_capped(path) {
+        let reading = match read_capped(path) {
             Ok(None) => Vec::new(),
             Ok(Some(bytes)) => manifest::parse(&bytes, &origin, &self.node_name)
                 .into_iter()
                 .map(|pod| pod.map_err(|error| error.rejected(&origin)))
                 .collect(),
-            Err(error) => {
+            Err(NotRead { error, doubtful }) => {
                 // Its pods, if it had any, run on: "unreadable" is not "gone".
                 let kept = self.good.get(path).into_iter().flatten().filter(|pod| pod.is_ok()).cloned();
-                kept.chain([Err(Rejected { origin, pod: None, error })]).collect()
+                let reading = kept.chain([Err(Rejected { origin, pod: None, error })]).collect();
+                return (reading, !doubtful);
             }
-        }
+        };
+        (reading, true)
     }
+}
+
+/// Why a file was not read.
+struct NotRead {
+    error: String,
+    /// It may be a manifest; only the reading failed.
+    doubtful: bool,
 }
 
 fn list(path: &Path) -> std::io::Result<Vec<PathBuf>> {
@@ -234,8 +277,9 @@ fn list(path: &Path) -> std::io::Result<Vec<PathBuf>> {
 }
 
 /// `None` for what holds no manifest: a folder, or a file that has gone since the folder was listed.
-fn read_capped(path: &Path) -> Result<Option<Vec<u8>>, String> {
-    let say = |error: std::io::Error| format!("cannot read it: {error}");
+fn read_capped(path: &Path) -> Result<Option<Vec<u8>>, NotRead> {
+    let say = |error: std::io::Error| NotRead { error: format!("cannot read it: {error}"), doubtful: true };
+    let no_manifest = |error: String| NotRead { error, doubtful: false };
     let meta = match std::fs::metadata(path) {
         Ok(meta) => meta,
         Err(error) if error.kind() == ErrorKind::NotFound && std::fs::symlink_metadata(path).is_err() => {
@@ -247,9 +291,9 @@ fn read_capped(path: &Path) -> Result<Option<Vec<u8>>, String> {
         return Ok(None);
     }
     if !meta.is_file() {
-        return Err("not a regular file: a manifest is wanted".to_owned());
+        return Err(no_manifest("not a regular file: a manifest is wanted".to_owned()));
     }
-    let too_large = || format!("larger than {MAX_FILE}: not a manifest");
+    let too_large = || no_manifest(format!("larger than {MAX_FILE}: not a manifest"));
     if meta.len() > MAX_FILE.get() {
         return Err(too_large());
     }

@@ -28,7 +28,7 @@ pub use names::{is_dns1123_label, is_dns1123_subdomain};
 /// All that a source wants at a moment.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct SourceState {
-    /// The source has read its pods once. Until then nothing is known, and nothing may be removed for being absent.
+    /// The source has read its pods once, with none in doubt (see [`folder`]). Until then nothing is known, and nothing may be removed for being absent.
     pub ready: bool,
     /// The wanted pods, by their files and places in them.
     pub pods: Vec<Arc<PodSpec>>,

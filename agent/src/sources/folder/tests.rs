@@ -43,6 +43,7 @@ fn bad_files_are_named_and_the_others_go_on() {
     let _socket = std::os::unix::net::UnixListener::bind(at("i-socket")).unwrap();
     fs::write(at("z.yaml"), manifest("z")).unwrap();
     let mut scanner = scanner(dir.path());
+    scanner.patience = (Duration::ZERO, Duration::ZERO);
     assert!(!scanner.scan(later()));
     let state = &scanner.state;
     assert!(state.ready && state.trouble.is_none());
@@ -110,6 +111,43 @@ fn a_half_written_file_is_read_again_before_it_is_reported() {
     assert_eq!((names(&scanner.state), scanner.state.rejected.len()), (vec!["a-n"], 0));
     assert!(!scanner.scan(later()));
     assert_eq!((names(&scanner.state).len(), scanner.state.rejected.len()), (0, 1));
+}
+
+#[test]
+fn nothing_is_known_while_a_file_is_in_doubt() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    fs::write(at("a.yaml"), &manifest("a")[..40]).unwrap();
+    symlink(at("not-yet-there"), at("b.yaml")).unwrap();
+    let mut scanner = scanner(dir.path());
+    assert!(scanner.scan(SystemTime::now()), "asks for another look");
+    assert!(!scanner.state.ready, "half written, and unreadable");
+    fs::write(at("a.yaml"), manifest("a")).unwrap();
+    assert!(scanner.scan(SystemTime::now()));
+    assert!(!scanner.state.ready && scanner.state.event().is_none(), "still unreadable");
+    assert!(scanner.state.trouble.as_ref().unwrap().contains("b.yaml"));
+    fs::write(at("not-yet-there"), manifest("b")).unwrap();
+    scanner.scan(later());
+    assert!(scanner.state.ready && scanner.state.trouble.is_none());
+    // From now on one file's trouble is its own.
+    fs::remove_file(at("not-yet-there")).unwrap();
+    assert!(!scanner.scan(later()));
+    assert!(scanner.state.ready && scanner.state.trouble.is_none());
+}
+
+#[test]
+fn patience_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("a.yaml"), "kind: [").unwrap();
+    let mut half = scanner(dir.path());
+    half.patience = (Duration::ZERO, Duration::MAX);
+    half.scan(SystemTime::now());
+    assert!(half.state.ready);
+    symlink(dir.path().join("nowhere"), dir.path().join("b.yaml")).unwrap();
+    let mut unreadable = scanner(dir.path());
+    unreadable.patience = (Duration::MAX, Duration::ZERO);
+    unreadable.scan(later());
+    assert!(unreadable.state.ready && unreadable.state.rejected.len() == 2);
 }
 
 #[test]
