@@ -9,12 +9,13 @@ use std::time::Duration;
 use beelet_core::event::{Action, Done, Event, OpError, OpId, PodOp};
 use beelet_core::spec::PodUid;
 use tokio::sync::mpsc::UnboundedSender;
+use tokio_util::sync::CancellationToken;
 
 use super::journal::Journal;
-use super::killer::{KillCounts, Killer};
-use super::knobs::{KnobCounts, Knobs};
+use super::killer::Killer;
+use super::knobs::Knobs;
 use super::pod_ops::{Context, PodRuntime, reason, time_limit};
-use crate::cgroup::{Error, Tree};
+use crate::cgroup::Tree;
 use crate::volumes::Volumes;
 
 /// What an executor is made of.
@@ -34,7 +35,27 @@ pub struct Parts<R> {
     pub events: UnboundedSender<Event>,
 }
 
-type Queue = VecDeque<(OpId, PodOp)>;
+/// An operation that waits.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    op: OpId,
+    what: PodOp,
+    cancel: CancellationToken,
+}
+
+/// The operations of a pod.
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    waiting: VecDeque<Waiting>,
+    /// The one under way, if it can be cancelled.
+    running: Option<CancellationToken>,
+}
+
+/// What may take long and leaves nothing half made. All else ends by its own limits.
+fn can_be_cancelled(what: &PodOp) -> bool {
+    matches!(what, PodOp::EnsureImage { .. })
+}
+
 type Limit = fn(&PodOp) -> Duration;
 
 /// Does actions. Clones share everything.
@@ -80,6 +101,7 @@ impl<R: PodRuntime> Executor<R> {
     pub fn execute(&self, action: Action) -> Option<Action> {
         match action {
             Action::Pod { uid, op, what } => self.enqueue(uid, op, what),
+            Action::Cancel { uid } => self.cancel(&uid),
             Action::Kill { uid, cgroup } => self.context.killer.kill(uid, cgroup),
             Action::Cgroups(cgroups) => self.context.knobs.cgroups(cgroups),
             Action::Knob(write) => self.context.knobs.write(write),
@@ -88,58 +110,52 @@ impl<R: PodRuntime> Executor<R> {
         None
     }
 
-    /// Opens beforehand what a kill of an adopted pod's cgroup needs. (Pods that are prepared here are armed by themselves.)
-    ///
-    /// # Errors
-    /// If the path is not plain and relative.
-    pub fn arm(&self, cgroup: &str) -> Result<(), Error> {
-        self.context.killer.arm(cgroup)
-    }
-
     /// Turns all knobs back, and returns when that is done. Running operations are left to their end: pods go on without beelet.
     pub async fn stop(&self) {
         self.context.knobs.stop().await;
+        let (kills, knobs) = (self.context.killer.counts(), self.context.knobs.counts());
+        tracing::info!(?kills, ?knobs, "knobs are turned back");
     }
 
-    /// Pods that have an operation under way.
-    #[must_use]
-    pub fn busy(&self) -> usize {
-        self.queues().len()
+    #[cfg(test)]
+    pub(super) fn context(&self) -> &Context<R> {
+        &self.context
     }
 
-    /// What was killed.
-    #[must_use]
-    pub fn kill_counts(&self) -> KillCounts {
-        self.context.killer.counts()
-    }
-
-    /// What was written.
-    #[must_use]
-    pub fn knob_counts(&self) -> KnobCounts {
-        self.context.knobs.counts()
-    }
-
-    fn queues(&self) -> MutexGuard<'_, HashMap<PodUid, Queue>> {
+    pub(super) fn queues(&self) -> MutexGuard<'_, HashMap<PodUid, Queue>> {
         // No code that panics runs under this lock.
         self.queues.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn enqueue(&self, uid: PodUid, op: OpId, what: PodOp) {
+        let next = Waiting { op, what, cancel: CancellationToken::new() };
         match self.queues().entry(uid) {
-            Entry::Occupied(mut running) => running.get_mut().push_back((op, what)),
+            Entry::Occupied(mut running) => running.get_mut().waiting.push_back(next),
             Entry::Vacant(free) => {
                 let uid = free.key().clone();
-                free.insert(VecDeque::from([(op, what)]));
+                free.insert(Queue { waiting: VecDeque::from([next]), running: None });
                 let executor = self.clone();
                 tokio::spawn(async move { executor.work(uid).await });
             }
         }
     }
 
+    /// The one under way and those that wait, too: which of them the core meant cannot be told apart, and need not be.
+    fn cancel(&self, uid: &PodUid) {
+        let queues = self.queues();
+        let Some(queue) = queues.get(uid) else { return };
+        let waiting = queue.waiting.iter().filter(|w| can_be_cancelled(&w.what)).map(|w| &w.cancel);
+        waiting.chain(&queue.running).for_each(CancellationToken::cancel);
+    }
+
     /// Looking for the next operation and leaving when there is none happen under one lock, so that none is left behind.
-    fn next(&self, uid: &PodUid) -> Option<(OpId, PodOp)> {
+    fn next(&self, uid: &PodUid) -> Option<Waiting> {
         let mut queues = self.queues();
-        let next = queues.get_mut(uid).and_then(VecDeque::pop_front);
+        let next = queues.get_mut(uid).and_then(|queue| {
+            let next = queue.waiting.pop_front();
+            queue.running = next.as_ref().filter(|w| can_be_cancelled(&w.what)).map(|w| w.cancel.clone());
+            next
+        });
         if next.is_none() {
             queues.remove(uid);
         }
@@ -147,9 +163,9 @@ impl<R: PodRuntime> Executor<R> {
     }
 
     async fn work(&self, uid: PodUid) {
-        while let Some((op, what)) = self.next(&uid) {
+        while let Some(Waiting { op, what, cancel }) = self.next(&uid) {
             let name = what.name();
-            let result = self.run(&uid, what).await;
+            let result = self.run(&uid, what, &cancel).await;
             match &result {
                 Ok(_) => tracing::debug!(%uid, op = op.0, name, "done"),
                 Err(error) => {
@@ -163,12 +179,21 @@ impl<R: PodRuntime> Executor<R> {
     }
 
     /// Runs it on a task of its own, so that a panic is a result like any other, for at most its time.
-    async fn run(&self, uid: &PodUid, what: PodOp) -> Result<Done, OpError> {
+    async fn run(&self, uid: &PodUid, what: PodOp, cancel: &CancellationToken) -> Result<Done, OpError> {
         let (name, reason, limit) = (what.name(), reason(&what), (self.limit)(&what));
         let failed = |message| Err(OpError { reason: reason.to_owned(), message });
         let (context, of) = (Arc::clone(&self.context), uid.clone());
         let mut task = tokio::spawn(async move { context.perform(&of, what).await });
-        match tokio::time::timeout(limit, &mut task).await {
+        let ended = tokio::select! {
+            biased;
+            () = cancel.cancelled() => {
+                task.abort();
+                let message = format!("{name} was given up: its pod has to go");
+                return Err(OpError { reason: "Cancelled".to_owned(), message });
+            }
+            ended = tokio::time::timeout(limit, &mut task) => ended,
+        };
+        match ended {
             Ok(Ok(result)) => result,
             Ok(Err(panic)) => failed(format!("a fault in beelet: {name} panicked: {}", text_of(panic))),
             Err(_) => {

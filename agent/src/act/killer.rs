@@ -14,15 +14,15 @@ use beelet_core::spec::PodUid;
 
 use crate::cgroup::{Error, KillHandle, Tree};
 
-/// What the kill thread has done, for metrics.
+/// What the kill thread has done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct KillCounts {
+pub(super) struct KillCounts {
     /// Kills done.
-    pub kills: u64,
+    pub(super) kills: u64,
     /// Kills that the kernel refused.
-    pub failures: u64,
+    pub(super) failures: u64,
     /// From the request to the end of the write, the longest, in microseconds.
-    pub longest_us: u64,
+    pub(super) longest_us: u64,
 }
 
 struct Job {

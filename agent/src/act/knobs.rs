@@ -2,32 +2,40 @@
 //!
 //! One thread, so that the journal's lines are in the order of the writes. A knob that somebody else has changed twice since
 //! beelet wrote it is a fight: it is left alone from then on, counted, and said.
+//!
+//! A memory limit above pods that is lower than what they hold would make the kernel kill at once, anyone of them. So it is cut to
+//! what they hold and a little more, and cut again, until the wanted value stands; so is a write that failed.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use beelet_core::event::{Knob, KnobWrite, PodCgroup};
+use beelet_core::units::Bytes;
 
 use super::journal::{Journal, Restore, name};
 use crate::cgroup::{Error, Tree};
 
 /// Somebody else's changes of a knob after which it is left to them.
 const FIGHT: u32 = 2;
+/// What does not stand yet is tried again after this long.
+const RETRY: Duration = if cfg!(test) { Duration::from_millis(100) } else { Duration::from_secs(10) };
+/// A memory limit is not cut closer to what is held than this, or than a sixteenth of it.
+const SLACK: Bytes = Bytes::mib(16);
 
-/// What was written, for metrics.
+/// What was written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct KnobCounts {
+pub(super) struct KnobCounts {
     /// Knobs written.
-    pub writes: u64,
+    pub(super) writes: u64,
     /// Writes that failed.
-    pub failures: u64,
+    pub(super) failures: u64,
     /// Knobs set back to their value before.
-    pub restored: u64,
+    pub(super) restored: u64,
     /// Knobs left to somebody else who keeps changing them.
-    pub fights: u64,
+    pub(super) fights: u64,
 }
 
 #[derive(Debug, Default)]
@@ -58,7 +66,8 @@ impl Knobs {
     pub(super) fn spawn(tree: Arc<Tree>, journal: Journal) -> std::io::Result<Self> {
         let (jobs, queue) = channel();
         let counters = Arc::new(Counters::default());
-        let worker = Worker { tree, journal, counters: Arc::clone(&counters), fights: HashMap::new() };
+        let worker =
+            Worker { tree, journal, counters: Arc::clone(&counters), fights: HashMap::new(), pending: BTreeMap::new() };
         std::thread::Builder::new().name("beelet-knobs".to_owned()).spawn(move || worker.work(&queue))?;
         Ok(Self { jobs, counters })
     }
@@ -108,6 +117,8 @@ struct Worker {
     counters: Arc<Counters>,
     /// How often somebody else changed a knob.
     fights: HashMap<(String, &'static str), u32>,
+    /// Cgroups whose wanted values do not stand yet, by path. That was told.
+    pending: BTreeMap<String, PodCgroup>,
 }
 
 impl Worker {
@@ -116,9 +127,24 @@ impl Worker {
             tracing::warn!(lines = self.journal.unreadable(), "lines of the journal cannot be read and were skipped");
         }
         self.restore_all();
-        while let Ok(job) = queue.recv() {
+        let mut retry = Instant::now();
+        loop {
+            let wait = if self.pending.is_empty() { Duration::MAX } else { retry - Instant::now() };
+            let job = match queue.recv_timeout(wait) {
+                Ok(job) => job,
+                Err(RecvTimeoutError::Timeout) => {
+                    let pending: Vec<PodCgroup> = self.pending.values().cloned().collect();
+                    self.ensure(pending);
+                    retry = Instant::now() + RETRY;
+                    continue;
+                }
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
             match job {
-                Job::Cgroups(cgroups) => self.ensure(&cgroups),
+                Job::Cgroups(cgroups) => {
+                    self.ensure(cgroups);
+                    retry = Instant::now() + RETRY;
+                }
                 Job::Write(write) => self.write(&write),
                 Job::Gone(cgroup) => self.gone(&cgroup),
                 Job::Stop(done) => {
@@ -130,13 +156,47 @@ impl Worker {
         }
     }
 
-    fn ensure(&self, cgroups: &[PodCgroup]) {
-        for cgroup in cgroups {
-            if let Err(error) = self.tree.ensure(cgroup) {
-                self.counters.failures.fetch_add(1, Ordering::Relaxed);
-                tracing::error!(cgroup = cgroup.path, %error, "cannot set up a cgroup above pods");
+    /// What does not stand after it is kept for another try.
+    fn ensure(&mut self, cgroups: Vec<PodCgroup>) {
+        for wanted in cgroups {
+            let before = self.pending.remove(&wanted.path);
+            let told = before.is_some_and(|before| before == wanted);
+            match self.cut(&wanted) {
+                Ok(None) if told => tracing::info!(cgroup = wanted.path, "a cgroup above pods is as it should be now"),
+                Ok(None) => {}
+                Ok(Some(limit)) => {
+                    if !told {
+                        tracing::warn!(
+                            cgroup = wanted.path, wanted = ?wanted.knobs.memory_max, %limit,
+                            "pods hold more than the new memory limit; a higher one holds until they need less"
+                        );
+                    }
+                    self.pending.insert(wanted.path.clone(), wanted);
+                }
+                Err(error) => {
+                    self.counters.failures.fetch_add(1, Ordering::Relaxed);
+                    if !told {
+                        tracing::error!(cgroup = wanted.path, %error, "cannot set up a cgroup above pods; beelet tries again");
+                    }
+                    self.pending.insert(wanted.path.clone(), wanted);
+                }
             }
         }
+    }
+
+    /// Sets the cgroup, with a higher memory limit than the wanted one where that would kill; gives that one back.
+    fn cut(&self, wanted: &PodCgroup) -> Result<Option<Bytes>, Error> {
+        let held = self.tree.read(&wanted.path).and_then(|now| Ok((now, self.tree.unreclaimable(&wanted.path)?)));
+        let limit = match held {
+            Ok((now, held)) => safe_limit(wanted.knobs.memory_max, now.memory_max, held),
+            // Made just now, it holds nothing.
+            Err(error) if error.is_gone() => wanted.knobs.memory_max,
+            Err(error) => return Err(error),
+        };
+        let mut set = wanted.clone();
+        set.knobs.memory_max = limit;
+        self.tree.ensure(&set)?;
+        Ok(limit.filter(|_| limit != wanted.knobs.memory_max))
     }
 
     fn read(&self, cgroup: &str, knob: Knob) -> Result<Knob, Error> {
@@ -246,6 +306,17 @@ impl Worker {
             tracing::error!(%error, "the journal keeps a knob open that is not");
         }
     }
+}
+
+/// The memory limit that is nearest to the wanted one and makes nobody be killed. A raise is always safe.
+pub(super) fn safe_limit(wanted: Option<Bytes>, now: Option<Bytes>, held: Bytes) -> Option<Bytes> {
+    let wanted = wanted?;
+    let least = held + SLACK.max(Bytes(held.get() / 16));
+    let raised = now.is_some_and(|now| now <= wanted);
+    if raised || least <= wanted {
+        return Some(wanted);
+    }
+    Some(now.map_or(least, |now| now.min(least)))
 }
 
 #[derive(Debug, thiserror::Error)]

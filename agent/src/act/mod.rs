@@ -7,6 +7,8 @@
 //! * kills: a thread of their own with files opened beforehand, past all queues;
 //! * cgroups above pods and knobs: a thread of their own, each knob through the [`Journal`] before it is written.
 //!
+//! A pull that is under way is given up by [`Action::Cancel`](beelet_core::event::Action::Cancel), so that its pod can go.
+//!
 //! Terms: to *arm* is to open beforehand what a kill of a cgroup needs.
 //!
 //! Properties: each operation gives exactly one [`Event::Done`](beelet_core::event::Event::Done), whatever happens in it;
@@ -26,7 +28,5 @@ mod tests;
 pub use cri::CriRuntime;
 pub use executor::{Executor, Parts};
 pub use journal::{Journal, JournalError, Restore};
-pub use killer::KillCounts;
-pub use knobs::KnobCounts;
 pub use memory::{MemoryError, TerminalStore};
 pub use pod_ops::{PodRuntime, time_limit};

@@ -132,7 +132,7 @@ async fn operations_of_a_pod_are_in_order_and_pods_do_not_wait() {
         assert!(first(&format!("begin {uid}0")) < first("end a2"), "pods do not wait for each other: {notes:?}");
     }
     let begun = Instant::now();
-    while rig.executor.busy() > 0 {
+    while !rig.executor.queues().is_empty() {
         assert!(begun.elapsed() < Duration::from_secs(5), "tasks end when idle");
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
@@ -151,6 +151,74 @@ async fn a_panic_and_a_hang_are_results() {
     let error = rig.result().await.2.unwrap_err();
     assert!(error.message.contains("did not end within 0.4 s"), "{error:?}");
     assert!(rig.result().await.2.is_ok());
+}
+
+#[tokio::test]
+async fn a_pull_is_given_up_and_nothing_else() {
+    let mut rig = rig(nowhere(), Fake::default());
+    let cancel = |uid: &str| assert_eq!(rig.executor.execute(Action::Cancel { uid: uid.into() }), None);
+    // Queued or under way, it makes no difference; others go on.
+    rig.image("a", 1, "hang");
+    rig.op("a", 2, PodOp::RemoveContainers { ids: Vec::new() });
+    rig.image("b", 1, "slow");
+    cancel("a");
+    cancel("nobody");
+    let error = rig.result().await.2.unwrap_err();
+    assert_eq!(error.reason, "Cancelled");
+    assert_eq!(rig.result().await, ("a".into(), OpId(2), Ok(Done::Ok)));
+    assert!(rig.result().await.2.is_ok());
+    rig.image("a", 3, "hang");
+    let begun = Instant::now();
+    while !rig.notes().contains(&"begin hang".to_owned()) {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert_eq!(rig.executor.execute(Action::Cancel { uid: "a".into() }), None);
+    assert_eq!(rig.result().await.2.unwrap_err().reason, "Cancelled");
+    assert!(begun.elapsed() < Duration::from_millis(300), "before its own limit");
+}
+
+#[test]
+fn a_memory_limit_is_cut_no_lower_than_what_is_held() {
+    let mib = Bytes::mib;
+    let safe = |wanted, now, held| knobs::safe_limit(wanted, now, mib(held));
+    assert_eq!(safe(None, Some(mib(9)), 100), None);
+    assert_eq!(safe(Some(mib(200)), None, 100), Some(mib(200)));
+    assert_eq!(safe(Some(mib(100)), Some(mib(300)), 100), Some(mib(116)), "at least 16 MiB more");
+    assert_eq!(safe(Some(mib(100)), None, 1_600), Some(mib(1_700)), "or a sixteenth");
+    assert_eq!(safe(Some(mib(100)), Some(mib(110)), 105), Some(mib(110)), "never raised by it");
+    assert_eq!(safe(Some(mib(100)), Some(mib(90)), 89), Some(mib(100)), "a raise is a raise");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cut_above_pods_waits_for_memory() {
+    let Some(bed) = Bed::new("a_cut_above_pods_waits_for_memory") else { return };
+    let path = bed.pod("u1");
+    bed.tree.create(&path).unwrap();
+    let mut child = inside(&bed.tree, &path, "x=$(head -c 50000000 /dev/zero | tr '\\0' x); sleep 1000");
+    let held = async || {
+        let begun = Instant::now();
+        while bed.tree.unreclaimable(&path).unwrap() < Bytes(50_000_000) {
+            assert!(begun.elapsed() < Duration::from_secs(20), "it takes the memory");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    held().await;
+    // Until the shell's copies of it are freed.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let rig = rig(bed.tree.clone(), Fake::default());
+    let above = PodCgroup { path: bed.root.clone(), knobs: limits(32) };
+    assert_eq!(rig.executor.execute(Action::Cgroups(vec![above])), None);
+    let limit = || bed.tree.read(&bed.root).unwrap().memory_max;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(limit().is_some_and(|limit| limit > Bytes(50_000_000)), "{:?}", limit());
+    assert!(child.try_wait().unwrap().is_none(), "nobody was killed");
+    bed.tree.kill(&path).unwrap();
+    child.wait().unwrap();
+    let begun = Instant::now();
+    while limit() != Some(Bytes::mib(32)) {
+        assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", limit());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 #[tokio::test]
@@ -188,7 +256,7 @@ async fn a_pod_from_prepare_to_cleanup() {
     assert_eq!(rig.executor.execute(Action::Kill { uid: "u1".into(), cgroup: path.clone() }), None);
     assert!(!child.wait().unwrap().success());
     assert!(rig.results.try_recv().is_err(), "the operation still hangs");
-    let counts = rig.executor.kill_counts();
+    let counts = rig.executor.context().killer.counts();
     println!("{counts:?}");
     assert!(counts.failures == 0 && counts.longest_us < 200_000, "{counts:?}");
     assert!(rig.result().await.2.is_err());
@@ -292,7 +360,7 @@ async fn knobs_are_turned_back_at_the_end_and_after_a_crash() {
         settle(if wish == 21_000 { wish } else { other }).await;
     }
     second.stop().await;
-    assert_eq!(second.knob_counts().fights, 1);
+    assert_eq!(second.context().knobs.counts().fights, 1);
     assert_eq!(bed.tree.read_burst(&path).unwrap(), Micros(12_000), "what somebody else wrote is theirs");
 }
 

@@ -90,7 +90,11 @@ impl Cycle {
         let now = self.clock.now();
         for action in self.world.step(event, now) {
             match action {
-                Action::Pod { .. } | Action::Kill { .. } | Action::Knob(_) | Action::Cgroups(_) => {
+                Action::Pod { .. }
+                | Action::Cancel { .. }
+                | Action::Kill { .. }
+                | Action::Knob(_)
+                | Action::Cgroups(_) => {
                     let left = match &self.executor {
                         Some(executor) => executor.execute(action),
                         None => Some(action),
