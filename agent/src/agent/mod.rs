@@ -192,11 +192,15 @@ pub async fn run(
     if host_ip.is_empty() {
         warn!("this node has no address but loopback; status.hostIP is empty (give one with --node-ip)");
     }
+    let instance = crate::runtime::instance(&options.root)
+        .map_err(|source| AgentError::Root { path: options.root.display().to_string(), source })?;
     let runtime = Arc::new(Runtime::connect(
         &format!("unix://{}", kubelet.runtime_socket.display()),
         Duration::from_micros(kubelet.runtime_timeout.0),
+        &instance,
     )?);
     let env = NodeEnv {
+        instance,
         node_name: options.node_name.clone(),
         host_ips: vec![host_ip.clone()],
         root: options.root.clone(),
@@ -254,6 +258,8 @@ pub async fn run(
         tasks.spawn(watchers::keep(period.0));
     } else {
         tasks.spawn(watchers::runtime_events(Arc::clone(&runtime), Arc::clone(&relist), period.0, report.clone()));
+        let asked = Arc::clone(&runtime);
+        tasks.spawn(async move { asked.check_cgroup_driver().await });
     }
     tasks.spawn(cycle::list(Arc::clone(&runtime), clock, Arc::clone(&relist), period.1, leftovers, events_to.clone()));
     tasks.spawn(watchers::pressure(layout.clone(), pods_root.clone(), sampler.clone(), report.clone()));

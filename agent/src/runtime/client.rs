@@ -4,7 +4,7 @@
 //! number of restarts of the runtime; a call that fails because the runtime is away fails at once; every call has a deadline,
 //! but `PullImage`, which ends when its caller gives up.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -31,6 +31,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Runtime {
     channel: Channel,
     endpoint: String,
+    /// The id of this beelet: what carries another is somebody else's.
+    pub(super) instance: String,
     pub(super) timeout: Duration,
     unimplemented: Mutex<BTreeSet<&'static str>>,
     pub(super) cache: Mutex<Cache>,
@@ -47,49 +49,16 @@ pub struct Version {
     pub api_version: String,
 }
 
-/// What the runtime says of its health.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Health {
-    /// `RuntimeReady`, `NetworkReady` and others.
-    pub conditions: Vec<Condition>,
-    /// JSON by name, in the runtime's own form.
-    pub info: BTreeMap<String, String>,
-}
-
-/// A condition of the runtime.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Condition {
-    /// Its name.
-    pub kind: String,
-    /// It holds.
-    pub ok: bool,
-    /// Why it does not, in one word and in more.
-    pub reason: String,
-    /// More.
-    pub message: String,
-}
-
-impl Health {
-    /// Why the condition `kind` does not hold; `None` if it does.
-    #[must_use]
-    pub fn lacks(&self, kind: &str) -> Option<String> {
-        match self.conditions.iter().find(|c| c.kind == kind) {
-            None => Some(format!("the runtime does not report {kind}")),
-            Some(c) if c.ok => None,
-            Some(c) => Some(format!("{kind} is false: {}: {}", c.reason, c.message)),
-        }
-    }
-}
-
 impl Runtime {
-    /// A handle on the runtime at `unix:///path`; `timeout` is for one call. Nothing is sent yet.
+    /// A handle on the runtime at `unix:///path`; `timeout` is for one call; `instance` is the id of this beelet
+    /// ([`super::instance`]), which tells its pods from others'. Nothing is sent yet.
     ///
     /// # Errors
     /// If the endpoint is not a unix socket's address.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
-    pub fn connect(endpoint: &str, timeout: Duration) -> Result<Self, RuntimeError> {
+    pub fn connect(endpoint: &str, timeout: Duration, instance: &str) -> Result<Self, RuntimeError> {
         let refuse = |reason: String| Err(RuntimeError::Endpoint { endpoint: endpoint.to_owned(), reason });
         if !endpoint.starts_with("unix:///") {
             return refuse("not a unix socket".to_owned());
@@ -101,6 +70,7 @@ impl Runtime {
         Ok(Self {
             channel: address.connect_timeout(CONNECT_TIMEOUT).connect_lazy(),
             endpoint: endpoint.to_owned(),
+            instance: instance.to_owned(),
             timeout,
             unimplemented: Mutex::default(),
             cache: Mutex::default(),
@@ -133,22 +103,6 @@ impl Runtime {
         })
     }
 
-    /// What the runtime says of its health.
-    ///
-    /// # Errors
-    /// See [`RuntimeError`].
-    pub async fn health(&self) -> Result<Health, RuntimeError> {
-        let request = cri::StatusRequest { verbose: true };
-        let answer = self.call("Status", self.timeout, self.pods().status(request)).await?;
-        let conditions = answer.status.unwrap_or_default().conditions.into_iter();
-        Ok(Health {
-            conditions: conditions
-                .map(|c| Condition { kind: c.r#type, ok: c.status, reason: c.reason, message: c.message })
-                .collect(),
-            info: answer.info.into_iter().collect(),
-        })
-    }
-
     /// Whether the runtime makes cgroups through systemd. Asked by `RuntimeConfig`; of a runtime without that call, read from
     /// the configuration that containerd shows in its status. `None` where it cannot be found out.
     ///
@@ -159,10 +113,31 @@ impl Runtime {
         match self.call("RuntimeConfig", self.timeout, pods.runtime_config(cri::RuntimeConfigRequest {})).await {
             Ok(answer) => Ok(answer.linux.map(|linux| linux.cgroup_driver() == cri::CgroupDriver::Systemd)),
             Err(RuntimeError::Unimplemented { .. }) => {
-                let health = self.health().await?;
-                Ok(health.info.get("config").and_then(|config| systemd_cgroups_of(config)))
+                let request = cri::StatusRequest { verbose: true };
+                let answer = self.call("Status", self.timeout, self.pods().status(request)).await?;
+                Ok(answer.info.get("config").and_then(|config| systemd_cgroups_of(config)))
             }
             Err(error) => Err(error),
+        }
+    }
+
+    /// Waits for the runtime and warns if it makes cgroups through systemd: then the limits and measurements of pods, which are
+    /// in plain cgroups, miss their containers.
+    pub async fn check_cgroup_driver(&self) {
+        loop {
+            match self.systemd_cgroups().await {
+                Ok(Some(true)) => tracing::error!(
+                    "the runtime makes cgroups through systemd, so pods' containers are not in pods' cgroups; \
+                     set SystemdCgroup = false for runc in containerd's configuration and restart it"
+                ),
+                Ok(_) => {}
+                Err(RuntimeError::Unavailable { .. } | RuntimeError::Timeout { .. }) => {
+                    tokio::time::sleep(CONNECT_TIMEOUT).await;
+                    continue;
+                }
+                Err(error) => tracing::debug!(%error, "the runtime's cgroup driver cannot be found out"),
+            }
+            return;
         }
     }
 
@@ -239,7 +214,7 @@ mod tests {
     #[tokio::test]
     async fn only_unix_sockets_are_endpoints() {
         for bad in ["/run/containerd.sock", "tcp://127.0.0.1:1", "unix://relative", ""] {
-            let error = Runtime::connect(bad, DEFAULT_TIMEOUT).expect_err(bad);
+            let error = Runtime::connect(bad, DEFAULT_TIMEOUT, "i1").expect_err(bad);
             assert!(matches!(error, RuntimeError::Endpoint { .. }), "{bad}: {error:?}");
         }
     }

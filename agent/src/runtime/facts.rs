@@ -6,9 +6,12 @@
 //!
 //! Sandboxes are listed before containers, so the sandbox of each listed container is there unless it is newer than the listing.
 //!
-//! Properties: one bad object does not hide the others; nothing is kept of an object that is no longer listed.
+//! Properties: one object that is bad or hangs does not hide the others, and is told as it was known last; nothing is kept of an object that is no longer listed.
 
 use std::collections::{HashMap, HashSet};
+use std::io::{Read as _, Seek as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::time::Duration;
 
 use beelet_core::event::{CgroupKnobs, ContainerFact, ContainerFactState, Exit, RuntimeFacts, SandboxFact};
 use beelet_core::spec::{PodUid, Resources};
@@ -20,9 +23,14 @@ use futures::stream;
 use super::client::{Runtime, lock};
 use super::error::RuntimeError;
 use super::names;
+use super::spec_to_cri::TERMINATION_LOG;
 
 /// How many objects are asked about at the same time.
 const AT_ONCE: usize = 16;
+/// How long the question about one object may take. Its answer is in the runtime's memory, unless the object hangs.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(5);
+/// Of a container's last words this much is taken, from the end (pkg/kubelet/container, MaxContainerTerminationMessageLength).
+const LAST_WORDS: u64 = 4_096;
 
 /// What was asked once.
 #[derive(Debug, Default)]
@@ -95,7 +103,8 @@ impl Runtime {
     /// The state of one container.
     pub(super) async fn container_status(&self, id: &str) -> Result<cri::ContainerStatus, RuntimeError> {
         let request = cri::ContainerStatusRequest { container_id: id.to_owned(), verbose: false };
-        let answer = self.call("ContainerStatus", self.timeout, self.pods().container_status(request)).await?;
+        let timeout = self.timeout.min(STATUS_TIMEOUT);
+        let answer = self.call("ContainerStatus", timeout, self.pods().container_status(request)).await?;
         Ok(answer.status.unwrap_or_default())
     }
 
@@ -111,7 +120,7 @@ impl Runtime {
             (named(names::POD_NAME, metadata.name), named(names::POD_NAMESPACE, metadata.namespace));
         labels.retain(|key, _| ![names::POD_NAME, names::POD_NAMESPACE, names::POD_UID].contains(&key.as_str()));
         Ok(SandboxFact {
-            ours: listed.annotations.get(names::MANAGED).is_some_and(|value| value == "true"),
+            ours: listed.annotations.get(names::MANAGED).is_some_and(|value| *value == self.instance),
             uid,
             namespace,
             name,
@@ -140,11 +149,12 @@ impl Runtime {
             return Ok(known.clone());
         }
         let request = cri::PodSandboxStatusRequest { pod_sandbox_id: listed.id.clone(), verbose: true };
-        let answer = match self.call("PodSandboxStatus", self.timeout, self.pods().pod_sandbox_status(request)).await {
+        let timeout = self.timeout.min(STATUS_TIMEOUT);
+        let answer = match self.call("PodSandboxStatus", timeout, self.pods().pod_sandbox_status(request)).await {
             Ok(answer) => answer,
             // It is listed, so it is there; what it lacks is not worth losing sight of it. Asked again next time.
-            Err(RuntimeError::Rejected { message, .. }) => {
-                tracing::warn!(sandbox = listed.id, message, "no status of a sandbox");
+            Err(error @ (RuntimeError::Rejected { .. } | RuntimeError::Timeout { .. })) => {
+                tracing::warn!(sandbox = listed.id, %error, "no status of a sandbox");
                 return Ok(SandboxDetails::default());
             }
             Err(error) => return Err(error),
@@ -167,7 +177,7 @@ impl Runtime {
         listed: cri::Container,
         uids: &HashMap<String, PodUid>,
     ) -> Result<ContainerFact, RuntimeError> {
-        let details = self.container_details(&listed.id, listed.state()).await?;
+        let details = self.container_details(&listed).await?;
         let made_with = listed.annotations.get(names::RESOURCES).and_then(|json| serde_json::from_str(json).ok());
         let knobs = listed.annotations.get(names::KNOBS).and_then(|json| serde_json::from_str(json).ok());
         let updated = lock(&self.cache).updated.get(&listed.id).copied();
@@ -182,7 +192,9 @@ impl Runtime {
         let metadata = listed.metadata.unwrap_or_default();
         let label = |name: &str| listed.labels.get(name).filter(|value| !value.is_empty());
         let uid = label(names::POD_UID).map(|uid| PodUid::from(uid.as_str()));
+        let grace = listed.annotations.get(names::TERMINATION_GRACE).and_then(|secs| secs.parse().ok());
         Ok(ContainerFact {
+            grace: grace.map(Micros::secs),
             uid: uid
                 .or_else(|| uids.get(&listed.pod_sandbox_id).cloned())
                 .unwrap_or_else(|| PodUid::from(listed.pod_sandbox_id.as_str())),
@@ -197,15 +209,17 @@ impl Runtime {
         })
     }
 
-    async fn container_details(&self, id: &str, listed: cri::ContainerState) -> Result<ContainerDetails, RuntimeError> {
+    async fn container_details(&self, listed: &cri::Container) -> Result<ContainerDetails, RuntimeError> {
         use cri::ContainerState as Cri;
+        let (id, created, listed) = (&*listed.id, listed.created_at, listed.state());
         let plain = |state| ContainerDetails { state, reported: None };
         match listed {
             Cri::ContainerCreated => return Ok(plain(ContainerFactState::Created)),
             Cri::ContainerUnknown => return Ok(plain(ContainerFactState::Unknown)),
             Cri::ContainerRunning | Cri::ContainerExited => {}
         }
-        if let Some(known) = lock(&self.cache).containers.get(id) {
+        let known = lock(&self.cache).containers.get(id).cloned();
+        if let Some(known) = &known {
             let running = matches!(known.state, ContainerFactState::Running { .. });
             // A container ends once: what was seen to be over stays so, even if this listing is the older one.
             if !running || listed == Cri::ContainerRunning {
@@ -214,14 +228,30 @@ impl Runtime {
         }
         let status = match self.container_status(id).await {
             Ok(status) => status,
-            Err(RuntimeError::Rejected { message, .. }) => {
-                tracing::warn!(container = id, message, "no status of a container");
-                return Ok(plain(ContainerFactState::Unknown));
+            Err(error @ (RuntimeError::Rejected { .. } | RuntimeError::Timeout { .. })) => {
+                tracing::warn!(container = id, %error, "no status of a container");
+                // The listing knows that it runs; how one ended it does not.
+                let guess = match listed {
+                    Cri::ContainerRunning => ContainerFactState::Running { started: micros(created) },
+                    _ => ContainerFactState::Unknown,
+                };
+                return Ok(known.unwrap_or_else(|| plain(guess)));
             }
             Err(error) => return Err(error),
         };
         let reported = status.resources.as_ref().and_then(|resources| resources.linux.clone());
-        let details = ContainerDetails { state: state_of(status), reported };
+        let words = status.mounts.iter().find(|mount| mount.container_path == TERMINATION_LOG);
+        let words = words.map(|mount| mount.host_path.clone());
+        let mut state = state_of(status);
+        if let ContainerFactState::Exited(exit) = &mut state
+            && exit.message.is_empty()
+            && let Some(file) = words
+        {
+            // What cannot be read was not said.
+            exit.message =
+                tokio::task::spawn_blocking(move || last_words(&file).ok()).await.ok().flatten().unwrap_or_default();
+        }
+        let details = ContainerDetails { state, reported };
         lock(&self.cache).containers.insert(id.to_owned(), details.clone());
         Ok(details)
     }
@@ -247,6 +277,22 @@ pub(super) fn state_of(status: cri::ContainerStatus) -> ContainerFactState {
         }),
         cri::ContainerState::ContainerUnknown => ContainerFactState::Unknown,
     }
+}
+
+/// What a container wrote to its termination log, from its end.
+fn last_words(file: &str) -> std::io::Result<String> {
+    // It is the container's to write: no link out of it, no pipe to wait for.
+    let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
+    let flags = i32::try_from(flags.bits()).unwrap_or_default();
+    let mut file = std::fs::OpenOptions::new().read(true).custom_flags(flags).open(file)?;
+    let meta = file.metadata()?;
+    if !meta.is_file() {
+        return Ok(String::new());
+    }
+    file.seek(std::io::SeekFrom::Start(meta.len().saturating_sub(LAST_WORDS)))?;
+    let mut bytes = Vec::new();
+    file.take(LAST_WORDS).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// Which pod a sandbox is of. One that another CRI client made without a UID stands for itself.

@@ -34,6 +34,8 @@ pub(super) struct World {
     /// Stop and remove answer NotFound for what is gone.
     pub(super) strict: bool,
     pub(super) no_events: bool,
+    /// The status of these is never told.
+    pub(super) hangs: std::collections::BTreeSet<String>,
     /// Calls, in order.
     pub(super) calls: Vec<String>,
     pub(super) sandbox_configs: Vec<cri::PodSandboxConfig>,
@@ -68,6 +70,15 @@ pub(super) struct Fake {
 struct Service {
     world: Arc<Mutex<World>>,
     events: broadcast::Sender<cri::ContainerEventResponse>,
+}
+
+impl Service {
+    async fn hang(&self, id: &str) {
+        let hangs = lock(&self.world).hangs.contains(id);
+        if hangs {
+            std::future::pending::<()>().await;
+        }
+    }
 }
 
 impl Fake {
@@ -227,6 +238,7 @@ impl RuntimeService for Service {
         request: Request<cri::PodSandboxStatusRequest>,
     ) -> Result<Response<cri::PodSandboxStatusResponse>, Status> {
         let id = request.into_inner().pod_sandbox_id;
+        self.hang(&id).await;
         let mut world = lock(&self.world);
         world.calls.push(format!("PodSandboxStatus {id}"));
         let sandbox = world.sandboxes.get(&id).ok_or_else(|| Status::not_found("no such sandbox"))?;
@@ -350,6 +362,7 @@ impl RuntimeService for Service {
             state: c.state,
             labels: c.labels.clone(),
             annotations: c.annotations.clone(),
+            created_at: c.created_at,
             ..Default::default()
         });
         let containers =
@@ -362,6 +375,7 @@ impl RuntimeService for Service {
         request: Request<cri::ContainerStatusRequest>,
     ) -> Result<Response<cri::ContainerStatusResponse>, Status> {
         let id = request.into_inner().container_id;
+        self.hang(&id).await;
         let mut world = lock(&self.world);
         world.calls.push(format!("ContainerStatus {id}"));
         let status = world.containers.get(&id).cloned().ok_or_else(|| Status::not_found("no such container"))?;

@@ -17,6 +17,7 @@ mod env;
 mod error;
 mod events;
 mod facts;
+mod instance;
 pub mod names;
 mod ops;
 pub mod paths;
@@ -28,8 +29,9 @@ mod fake;
 #[cfg(test)]
 mod tests;
 
-pub use client::{Condition, DEFAULT_TIMEOUT, Health, MAX_MESSAGE, Runtime, Version};
+pub use client::{DEFAULT_TIMEOUT, MAX_MESSAGE, Runtime, Version};
 pub use error::{RuntimeError, SpecError};
 pub use events::Wake;
+pub use instance::instance;
 pub use ops::ContainerStart;
 pub use spec_to_cri::{ImageUser, NodeEnv, container_config, sandbox_config};

@@ -24,7 +24,7 @@ pub const PORTS: &str = "io.kubernetes.container.ports";
 /// Annotation: the pod's termination grace period in seconds.
 pub const TERMINATION_GRACE: &str = "io.kubernetes.pod.terminationGracePeriod";
 
-/// Annotation of sandboxes and containers that beelet made: "true".
+/// Annotation of sandboxes and containers that beelet made: the id of the one that did (`crate::runtime::instance`).
 pub const MANAGED: &str = "beelet.dev/managed";
 /// Annotation: the container's resources (`beelet_core::spec::Resources`), as JSON.
 pub const RESOURCES: &str = "beelet.dev/resources";

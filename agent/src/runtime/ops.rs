@@ -235,7 +235,7 @@ impl Runtime {
             if found.metadata.as_ref() != Some(wanted) {
                 continue;
             }
-            if found.annotations.get(names::MANAGED).is_none_or(|value| value != "true") {
+            if found.annotations.get(names::MANAGED).is_none_or(|value| *value != self.instance) {
                 let message = format!("sandbox {} of this pod was made by somebody else", found.id);
                 return Err(RuntimeError::Rejected { code: tonic::Code::AlreadyExists, message });
             }

@@ -19,6 +19,8 @@ use super::{names, paths};
 /// What of the node goes into every pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeEnv {
+    /// The id of this beelet ([`super::instance`]).
+    pub instance: String,
     /// The node's name.
     pub node_name: String,
     /// The node's addresses, the first one leading.
@@ -64,13 +66,13 @@ const MASKED: [&str; 12] = [
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// Where a container leaves its last words.
-const TERMINATION_LOG: &str = "/dev/termination-log";
+pub(super) const TERMINATION_LOG: &str = "/dev/termination-log";
 
 /// What a sandbox is made from. `cgroup` is the pod's, relative to the hierarchies' roots.
 #[must_use]
 pub fn sandbox_config(node: &NodeEnv, spec: &PodSpec, cgroup: &str, attempt: u32) -> cri::PodSandboxConfig {
     let mut annotations: HashMap<String, String> = owned(&spec.annotations);
-    annotations.insert(names::MANAGED.to_owned(), "true".to_owned());
+    annotations.insert(names::MANAGED.to_owned(), node.instance.clone());
     let mut labels: HashMap<String, String> = owned(&spec.labels);
     labels.extend(pod_labels(spec));
 
@@ -139,7 +141,7 @@ pub fn container_config(
         mounts: mounts(node, start, container)?,
         devices: Vec::new(),
         labels,
-        annotations: container_annotations(start, container),
+        annotations: container_annotations(node, start, container),
         log_path: paths::log_path(&container.name, start.attempt),
         stdin: container.stdin,
         stdin_once: false,
@@ -189,7 +191,11 @@ pub(super) fn changed_resources(linux: &LinuxResources) -> cri::LinuxContainerRe
     new
 }
 
-fn container_annotations(start: &ContainerStart<'_>, container: &ContainerSpec) -> HashMap<String, String> {
+fn container_annotations(
+    node: &NodeEnv,
+    start: &ContainerStart<'_>,
+    container: &ContainerSpec,
+) -> HashMap<String, String> {
     // These types have no map with odd keys and no custom code, so writing them as JSON cannot fail.
     let json = |value: serde_json::Result<String>| value.unwrap_or_default();
     let mut annotations = HashMap::from([
@@ -198,7 +204,7 @@ fn container_annotations(start: &ContainerStart<'_>, container: &ContainerSpec) 
         (names::TERMINATION_MESSAGE_PATH, TERMINATION_LOG.to_owned()),
         (names::TERMINATION_MESSAGE_POLICY, "File".to_owned()),
         (names::TERMINATION_GRACE, whole_secs(start.spec.termination_grace).to_string()),
-        (names::MANAGED, "true".to_owned()),
+        (names::MANAGED, node.instance.clone()),
         (names::RESOURCES, json(serde_json::to_string(&start.linux.resources))),
         (names::KNOBS, json(serde_json::to_string(&start.linux.knobs))),
     ]);

@@ -15,6 +15,7 @@ use super::{ContainerStart, NodeEnv, Runtime, RuntimeError, Wake};
 
 fn node() -> NodeEnv {
     NodeEnv {
+        instance: "i1".to_owned(),
         node_name: "n1".to_owned(),
         host_ips: vec!["192.0.2.1".to_owned()],
         root: "/var/lib/kubelet".into(),
@@ -44,7 +45,7 @@ fn linux(limit: Option<Bytes>) -> LinuxResources {
 }
 
 fn client(fake: &Fake) -> Runtime {
-    Runtime::connect(&fake.endpoint(), Duration::from_secs(5)).expect("a socket's address")
+    Runtime::connect(&fake.endpoint(), Duration::from_secs(5), "i1").expect("a socket's address")
 }
 
 async fn sandbox(runtime: &Runtime) -> SandboxFact {
@@ -92,7 +93,7 @@ async fn a_pod_runs_and_is_found_again() {
         assert_eq!((found.id.as_str(), found.name.as_str(), found.uid.as_str()), (id.as_str(), "c", "u1"));
         assert_eq!(found.state, ContainerFactState::Running { started: Micros::secs(7) });
         assert_eq!(found.resources, Some(linux(Some(Bytes::mib(64))).resources));
-        assert_eq!(found.image, "busybox");
+        assert_eq!((found.image.as_str(), found.grace), ("busybox", Some(spec().termination_grace)));
     }
 
     // What cannot change is not asked again.
@@ -144,6 +145,62 @@ async fn a_sandbox_of_somebody_else_is_left_alone() {
     assert!(error.message.contains("somebody else"), "{error:?}");
     assert_eq!(fake.with(|w| w.count("RemovePodSandbox")), 0);
     assert!(!runtime.facts(Micros(1)).await.expect("facts").sandboxes[0].ours);
+}
+
+#[tokio::test]
+async fn another_beelets_pods_are_not_ours() {
+    let fake = Fake::start();
+    let runtime = client(&fake);
+    sandbox(&runtime).await;
+    let other = Runtime::connect(&fake.endpoint(), Duration::from_secs(5), "i2").expect("a socket's address");
+    assert!(!other.facts(Micros(1)).await.expect("facts").sandboxes[0].ours);
+    let node = NodeEnv { instance: "i2".to_owned(), ..node() };
+    let error = other.start_sandbox(&node, &spec(), "kubepods/podu1", 0).await.expect_err("the first one's");
+    assert!(error.message.contains("somebody else"), "{error:?}");
+    assert!(runtime.facts(Micros(1)).await.expect("facts").sandboxes[0].ours);
+}
+
+#[tokio::test]
+async fn one_object_that_hangs_does_not_hide_the_others() {
+    let fake = Fake::start();
+    let first = client(&fake);
+    let made = sandbox(&first).await;
+    let running = container(&first, &made.id, 0).await.expect("started");
+    first.facts(Micros(1)).await.expect("facts");
+    let hung = container(&first, &made.id, 1).await.expect("started");
+    fake.with(|w| {
+        w.hangs.extend([hung.clone(), made.id.clone()]);
+        w.containers.get_mut(&hung).expect("made").created_at = 3_000_000_000;
+    });
+    let second = Runtime::connect(&fake.endpoint(), Duration::from_millis(200), "i1").expect("a socket's address");
+    let facts = second.facts(Micros(2)).await.expect("the others are told");
+    assert_eq!((facts.sandboxes.len(), facts.sandboxes[0].ours), (1, true));
+    let state = |id: &str| facts.containers.iter().find(|c| c.id == id).map(|c| c.state.clone());
+    assert_eq!(state(&running), Some(ContainerFactState::Running { started: Micros::secs(7) }));
+    assert_eq!(state(&hung), Some(ContainerFactState::Running { started: Micros::secs(3) }), "as listed");
+}
+
+#[tokio::test]
+async fn a_containers_last_words_are_told() {
+    let fake = Fake::start();
+    let runtime = client(&fake);
+    let made = sandbox(&runtime).await;
+    let id = container(&runtime, &made.id, 0).await.expect("started");
+    let dir = tempfile::tempdir().expect("a folder");
+    let file = dir.path().join("0");
+    std::fs::write(&file, format!("{}the end", "x".repeat(5_000))).expect("written");
+    fake.with(|w| {
+        let words = cri::Mount {
+            container_path: "/dev/termination-log".to_owned(),
+            host_path: file.display().to_string(),
+            ..cri::Mount::default()
+        };
+        w.containers.get_mut(&id).expect("made").mounts.push(words);
+    });
+    runtime.stop_containers(std::slice::from_ref(&id), Micros::ZERO).await.expect("stopped");
+    let facts = runtime.facts(Micros(1)).await.expect("facts");
+    let ContainerFactState::Exited(exit) = &facts.containers[0].state else { panic!("{facts:?}") };
+    assert!(exit.message.len() == 4_096 && exit.message.ends_with("xthe end"), "{}", exit.message);
 }
 
 #[tokio::test]
@@ -277,7 +334,7 @@ async fn the_sandbox_config_of_a_container_is_that_of_its_sandbox() {
 async fn a_runtime_that_is_away_is_told_at_once() {
     let dir = tempfile::tempdir().expect("a folder");
     let endpoint = format!("unix://{}/none.sock", dir.path().display());
-    let runtime = Runtime::connect(&endpoint, super::DEFAULT_TIMEOUT).expect("a socket's address");
+    let runtime = Runtime::connect(&endpoint, super::DEFAULT_TIMEOUT, "i1").expect("a socket's address");
     let began = Instant::now();
     let error = runtime.facts(Micros(1)).await.expect_err("nobody there");
     assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
@@ -290,7 +347,8 @@ async fn a_runtime_that_hangs_is_given_up_in_time() {
     let dir = tempfile::tempdir().expect("a folder");
     let path = dir.path().join("hangs.sock");
     let _silent = std::os::unix::net::UnixListener::bind(&path).expect("the socket");
-    let runtime = Runtime::connect(&format!("unix://{}", path.display()), Duration::from_millis(300)).expect("address");
+    let runtime = Runtime::connect(&format!("unix://{}", path.display()), Duration::from_millis(300), "i1");
+    let runtime = runtime.expect("address");
     let error = runtime.version().await.expect_err("nobody answers");
     assert_eq!(error, RuntimeError::Timeout { rpc: "Version", after: Duration::from_millis(300) });
 }

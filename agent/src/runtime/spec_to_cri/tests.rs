@@ -10,6 +10,7 @@ use super::*;
 
 fn node() -> NodeEnv {
     NodeEnv {
+        instance: "i1".to_owned(),
         node_name: "n1".to_owned(),
         host_ips: vec!["192.0.2.1".to_owned(), "2001:db8::1".to_owned()],
         root: "/root".into(),
@@ -86,7 +87,7 @@ fn a_sandbox_has_its_names_and_places() {
     {
         assert_eq!(config.labels.get(label).map(String::as_str), Some(value), "{label}");
     }
-    assert_eq!(config.annotations.get(names::MANAGED).map(String::as_str), Some("true"));
+    assert_eq!(config.annotations.get(names::MANAGED).map(String::as_str), Some("i1"));
     let linux = config.linux.expect("linux");
     assert_eq!(linux.cgroup_parent, "/kubepods/burstable/podu1");
     assert_eq!(linux.sysctls.get("net.ipv4.ip_forward").map(String::as_str), Some("1"));
@@ -290,7 +291,7 @@ fn a_container_carries_what_a_restarted_agent_reads() {
         (names::RESTART_COUNT, "2"),
         (names::TERMINATION_GRACE, "2"),
         (names::TERMINATION_MESSAGE_PATH, "/dev/termination-log"),
-        (names::MANAGED, "true"),
+        (names::MANAGED, "i1"),
         (names::PORTS, r#"[{"containerPort":80,"hostPort":8080,"protocol":"TCP"}]"#),
     ] {
         assert_eq!(config.annotations.get(name).map(String::as_str), Some(value), "{name}");
