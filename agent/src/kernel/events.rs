@@ -196,6 +196,8 @@ impl Recent {
                 let key = (exit.pid, exit.started_ns);
                 !self.ends.contains(&key) && Self::keep(&mut self.ends, key)
             }
+            // Its cgroup says nothing: who waits for its end tells what is of one kill.
+            KernelEvent::Oom(victim) if victim.cgroup_is_guess => true,
             KernelEvent::Oom(victim) => {
                 let of_kill = |&(cgroup, at_ns): &(u64, u64)| {
                     cgroup == victim.cgroup && victim.at_ns.saturating_sub(at_ns) < Self::ONE_KILL_NS
@@ -220,7 +222,9 @@ impl Recent {
 fn parse(bytes: &[u8]) -> Option<KernelEvent> {
     let event: Event = bytemuck::try_pod_read_unaligned(bytes).ok()?;
     let end = event.comm.iter().position(|byte| *byte == 0).unwrap_or(event.comm.len());
-    let comm = String::from_utf8_lossy(&event.comm[..end]).into_owned();
+    let name = String::from_utf8_lossy(&event.comm[..end]);
+    // A process may call itself what it likes, and logs and terminals are to stay what they are.
+    let comm: String = name.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
     let bytes_of = |pages: u64| pages.saturating_mul(page_bytes());
     Some(match event.kind {
         kind::PROCESS_EXIT => KernelEvent::Exit(ProcessExit {
@@ -308,6 +312,13 @@ mod tests {
         assert!(!new(7, 101, 5_000_040_000));
         assert!(new(8, 200, 5_000_050_000), "another cgroup");
         assert!(new(7, 102, 9_000_000_000), "a later kill");
+    }
+
+    #[test]
+    fn a_name_holds_no_control_characters() {
+        let event = Event { comm: *b"a\x1b[2J\nb\xc2\x9b0\0\0\0\0\0\0", ..exit(1, 1, 0) };
+        let Some(KernelEvent::Exit(exit)) = parse(bytemuck::bytes_of(&event)) else { panic!("not an exit") };
+        assert_eq!(exit.comm, "a?[2J?b?0");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use beelet_core::snapshot::{ContainerState, PodView, Snapshot};
 use beelet_core::units::{Bytes, Micros, Now};
 use serde::{Deserialize, Serialize};
 
-use super::words;
+use super::words::{self, plain};
 
 /// Everything known about a pod.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -117,18 +117,28 @@ pub fn sentences(explanation: &Explanation) -> String {
         }
     }
     for rejected in &explanation.rejected {
-        let _ =
-            writeln!(out, "Its manifest {} was refused: {}.", rejected.origin, rejected.error.trim_end_matches('.'));
+        let _ = writeln!(
+            out,
+            "Its manifest {} was refused: {}.",
+            rejected.origin,
+            plain(rejected.error.trim_end_matches('.'))
+        );
     }
     if !explanation.records.is_empty() {
         out.push_str("What happened:\n");
     }
     for record in &explanation.records {
         let container = record.container.as_ref().map(|c| format!(" [{c}]")).unwrap_or_default();
-        let _ = writeln!(out, "  {}{container} {}: {}", words::moment(record.at.wall), record.reason, record.message);
+        let _ = writeln!(
+            out,
+            "  {}{container} {}: {}",
+            words::moment(record.at.wall),
+            record.reason,
+            plain(&record.message)
+        );
         if !record.evidence.is_empty() {
             let seen: Vec<String> = record.evidence.iter().map(|(name, value)| format!("{name} = {value}")).collect();
-            let _ = writeln!(out, "    because {}", seen.join(", "));
+            let _ = writeln!(out, "    because {}", plain(&seen.join(", ")));
         }
     }
     out
@@ -140,7 +150,7 @@ fn pod_sentences(out: &mut String, pod: &PodView, forecast: Option<&Forecast>, n
     let _ =
         writeln!(out, "Pod {} is {} (state {}, age {age}{by}).", pod.spec.full_name(), pod.status_word(), pod.state);
     if !pod.message.is_empty() {
-        let _ = writeln!(out, "It says: {}", pod.message.trim_end());
+        let _ = writeln!(out, "It says: {}", plain(pod.message.trim_end()));
     }
     for container in &pod.containers {
         let state = match &container.state {
@@ -151,10 +161,10 @@ fn pod_sentences(out: &mut String, pod: &PodView, forecast: Option<&Forecast>, n
                 format!("ended {} ago with code {} ({})", words::duration(now - exit.finished), exit.code, exit.reason)
             }
         };
-        let _ = write!(out, "Container {} {state}; {} restarts", container.name, container.restarts);
+        let _ = write!(out, "Container {} {}; {} restarts", container.name, plain(&state), container.restarts);
         if let Some(last) = &container.last {
             let ago = words::duration(now - last.finished);
-            let _ = write!(out, ", the last run ended {ago} ago with code {} ({})", last.code, last.reason);
+            let _ = write!(out, ", the last run ended {ago} ago with code {} ({})", last.code, plain(&last.reason));
         }
         if container.oom_kills > 0 {
             let _ = write!(out, ", {} OOM kills", container.oom_kills);
@@ -166,20 +176,20 @@ fn pod_sentences(out: &mut String, pod: &PodView, forecast: Option<&Forecast>, n
     let _ = match verdict.state {
         Health::Unknown => writeln!(out, "Whether it is healthy is not known yet."),
         Health::Healthy => writeln!(out, "Nothing speaks against its health, for {}.", since()),
-        Health::Suspect => writeln!(out, "It is suspect for {}: {}.", since(), verdict.reason),
-        Health::Unhealthy => writeln!(out, "It is unhealthy for {}: {}.", since(), verdict.reason),
+        Health::Suspect => writeln!(out, "It is suspect for {}: {}.", since(), plain(&verdict.reason)),
+        Health::Unhealthy => writeln!(out, "It is unhealthy for {}: {}.", since(), plain(&verdict.reason)),
     };
     for evidence in &verdict.evidence {
-        let _ = writeln!(out, "  seen: {evidence}");
+        let _ = writeln!(out, "  seen: {}", plain(evidence));
     }
     if let Some(forecast) = forecast {
         forecast_sentence(out, forecast);
     }
     if !pod.resize.is_empty() {
-        let _ = writeln!(out, "A change of its resources is under way: {}.", pod.resize);
+        let _ = writeln!(out, "A change of its resources is under way: {}.", plain(&pod.resize));
     }
     if !pod.last_action.is_empty() {
-        let _ = writeln!(out, "The last thing done: {}.", pod.last_action);
+        let _ = writeln!(out, "The last thing done: {}.", plain(&pod.last_action));
     }
 }
 
@@ -226,6 +236,19 @@ mod tests {
              because exit code = 137\n"
                 .replace("10:00:00Z", "09:59:55Z")
         );
+    }
+
+    #[test]
+    fn nothing_that_a_container_says_moves_the_cursor() {
+        let mut picture = samples::busy_node();
+        let mut view = (*picture.pods[0]).clone();
+        view.message = "one\ntwo\x1b[2J".to_owned();
+        view.health.evidence = vec!["the OOM killer chose \x1b]0;x\x07".to_owned()];
+        picture.pods[0] = view.into();
+        picture.records[0].message = "\x1b[1A".to_owned();
+        let text = sentences(&explain(&picture, "default", "leak-node").unwrap());
+        assert!(!text.contains(|c: char| c.is_control() && c != '\n'), "{text:?}");
+        assert!(text.contains("It says: one two?[2J\n"), "{text}");
     }
 
     #[test]

@@ -296,13 +296,16 @@ fn conditions(view: &PodView) -> Vec<PodCondition> {
     let health_reason =
         if view.health.reason.is_empty() { super::metrics::health(view.health.state) } else { &view.health.reason };
     let evidence = view.health.evidence.join("; ");
+    // What was never known did not become so: its time would be that of the boot.
+    let never = view.health.state == Health::Unknown && view.health.since < view.since;
+    let judged = if never { Micros::ZERO } else { view.health.since };
     let mut all = vec![
         condition("PodReadyToStartContainers", Some(sandbox), "", "", view.since),
         condition("Initialized", Some(initialized), init_reason, &init_message, view.since),
         condition("Ready", Some(ready), ready_reason, &ready_message, changed),
         condition("ContainersReady", Some(ready), ready_reason, &ready_message, changed),
         condition("PodScheduled", Some(true), "", "", view.since),
-        condition("beelet.dev/Healthy", healthy, health_reason, &evidence, view.health.since),
+        condition("beelet.dev/Healthy", healthy, health_reason, &evidence, judged),
     ];
     if view.reason == "Evicted" {
         all.push(condition("DisruptionTarget", Some(true), "TerminationByKubelet", &view.message, changed));
@@ -393,6 +396,18 @@ mod tests {
         assert_eq!(condition_of(pod, "DisruptionTarget")["reason"], "TerminationByKubelet");
         assert_eq!(condition_of(pod, "Ready")["reason"], "PodFailed");
         assert_eq!(condition_of(pod, "PodReadyToStartContainers")["status"], "False");
+    }
+
+    #[test]
+    fn a_health_that_was_never_known_has_no_time() {
+        let mut picture = samples::busy_node();
+        let mut view = (*picture.pods[0]).clone();
+        view.health = beelet_core::health::Verdict { since: Micros::secs(1_000_000_000), ..Default::default() };
+        picture.pods = vec![view.into()];
+        let list = list(&picture, &BTreeMap::new());
+        let healthy = condition_of(&list["items"][0], "beelet.dev/Healthy");
+        assert_eq!(healthy["status"], "Unknown");
+        assert!(healthy.get("lastTransitionTime").is_none_or(Value::is_null), "{healthy}");
     }
 
     #[test]

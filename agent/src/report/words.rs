@@ -1,5 +1,7 @@
 //! Numbers for people: short, with a unit, never longer than a table's column.
 
+use std::borrow::Cow;
+
 use beelet_core::units::{Bytes, Micros, MilliCpu};
 
 /// `0`, `512B`, `3.4Ki`, `60Mi`, `1.5Gi`: at most two digits after which nothing is lost for a reader.
@@ -51,6 +53,20 @@ pub fn moment(wall: Micros) -> String {
     jiff::Timestamp::from_second(seconds).map_or_else(|_| wall.to_string(), |t| t.to_string())
 }
 
+/// Words that somebody else chose, for a log or a terminal: on one line, and without what would move the cursor.
+#[must_use]
+pub fn plain(text: &str) -> Cow<'_, str> {
+    if !text.contains(char::is_control) {
+        return Cow::Borrowed(text);
+    }
+    let shown = |c: char| match c {
+        '\n' | '\r' | '\t' => ' ',
+        c if c.is_control() => '?',
+        c => c,
+    };
+    Cow::Owned(text.trim_end().chars().map(shown).collect())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -70,6 +86,12 @@ mod tests {
         ] {
             assert_eq!(bytes(Bytes(value)), text, "{value}");
         }
+    }
+
+    #[test]
+    fn plain_words_stay_on_their_line() {
+        assert_eq!(plain("as it is, é"), "as it is, é");
+        assert_eq!(plain("a\nb\x1b[31m\u{9b}2J\r\n"), "a b?[31m?2J");
     }
 
     #[test]
