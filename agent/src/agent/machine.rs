@@ -4,7 +4,7 @@ use std::net::{IpAddr, UdpSocket};
 use std::path::Path;
 
 use beelet_core::units::{Bytes, MilliCpu};
-use procfs::Current;
+use procfs::{Current, CurrentSI};
 use tracing::warn;
 
 use crate::config::Machine;
@@ -16,8 +16,9 @@ use crate::kernel::cgroup::CgroupLayout;
 /// If /proc does not tell.
 pub(super) fn find_out(layout: &CgroupLayout) -> Result<Machine, procfs::ProcError> {
     let memory = procfs::Meminfo::current()?.mem_total;
-    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-    let cpus = MilliCpu(u64::try_from(cpus).unwrap_or(1) * 1_000);
+    // All that are online: what this process itself may use (its affinity, its quota) says nothing about the node.
+    let cpus = procfs::KernelStats::current()?.cpu_time.len();
+    let cpus = MilliCpu(u64::try_from(cpus).unwrap_or(1).max(1) * 1_000);
     Ok(Machine { cpus, memory: Bytes(memory), cgroup_v2: !layout.is_hybrid() })
 }
 

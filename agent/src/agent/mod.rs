@@ -142,6 +142,7 @@ pub async fn run(
     stop: CancellationToken,
 ) -> Result<(), AgentError> {
     let clock = Clock;
+    options.config.check_programs(&program::ALL)?;
     let layout = CgroupLayout::detect()?;
     let machine = machine::find_out(&layout)?;
     if !options.beside
@@ -164,17 +165,7 @@ pub async fn run(
     // What measures.
     let switches = switches(&options.config);
     let mut programs = Programs::load(&options.bpf_object, &switches, &layout.unified().join(&pods_root));
-    for program in &programs.report().programs {
-        if program.loaded {
-            info!(program = program.name, instructions = program.verified_insns, "eBPF program loaded");
-        } else {
-            warn!(
-                program = program.name,
-                reason = program.reason,
-                "eBPF program not loaded; the next best source takes over"
-            );
-        }
-    }
+    tell_programs(&programs);
     let (samples_to, samples) = mpsc::channel(1);
     let (events_to, events) = mpsc::unbounded_channel();
     let (sampler, thread) = Sampler::spawn(SamplerParts {
@@ -347,10 +338,12 @@ fn switches(config: &Config) -> Switches {
     let wants = |name: &str| config.policy.wants_program(name);
     Switches {
         cpu: wants(program::SCHED_SWITCH),
-        network: wants(program::SKB_INGRESS) && wants(program::SKB_EGRESS),
+        ingress: wants(program::SKB_INGRESS),
+        egress: wants(program::SKB_EGRESS),
         oom: wants(program::OOM_VICTIM),
         exits: wants(program::PROCESS_EXIT),
         listeners: wants(program::LISTEN_STATE),
+        log: config.policy.program_log,
         ..Switches::default()
     }
 }
@@ -369,6 +362,18 @@ fn capabilities(layout: &CgroupLayout, pods_root: &Path, programs: &Programs) ->
         }
     }
     found
+}
+
+/// Says what became of the eBPF programs; those that are missing for the same reason in one line.
+fn tell_programs(programs: &Programs) {
+    let report = programs.report();
+    for program in report.programs.iter().filter(|p| p.loaded) {
+        info!(program = program.name, instructions = program.verified_insns, "eBPF program loaded");
+    }
+    for (reason, names) in report.missing() {
+        let programs = names.join(", ");
+        warn!(programs, reason, "eBPF programs not loaded; the next best source takes over");
+    }
 }
 
 /// The eBPF programs as the report shows them.

@@ -20,7 +20,6 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use beelet_core::event::ResourceList;
-use beelet_core::evict::Threshold;
 use beelet_core::node::NodeConfig;
 use beelet_core::units::{Bytes, MilliCpu};
 
@@ -112,6 +111,9 @@ pub enum ConfigError {
     /// The node's name is none.
     #[error("{0:?} is not a node name: lower case letters, digits, '-' and '.', at most 253, as in node-1.example.com")]
     NodeName(String),
+    /// The EnforcementPolicy names what does not exist.
+    #[error("EnforcementPolicy: {0}")]
+    Policy(#[source] Fault),
     /// The machine has cgroup v1, and the settings do not allow it.
     #[error(
         "the kubelet is configured to not run on a host using cgroup v1: boot with cgroup v2 \
@@ -170,6 +172,7 @@ impl Config {
             capacity: ResourceList { cpu: machine.cpus, memory: machine.memory },
             kube_reserved: kube,
             system_reserved: system,
+            enforce_pods: kubelet.enforce_pods,
             eviction_hard: kubelet.eviction_hard.clone(),
             minimum_reclaim: kubelet.minimum_reclaim.quantity(machine.memory),
             pressure_transition: kubelet.pressure_transition,
@@ -198,10 +201,12 @@ impl Config {
         }
     }
 
-    /// The eviction threshold of memory in bytes, the largest of them; zero without one.
-    #[must_use]
-    pub fn memory_threshold(&self, machine: &Machine) -> Bytes {
-        self.kubelet.eviction_hard.iter().map(|t: &Threshold| t.quantity(machine.memory)).max().unwrap_or_default()
+    /// Whether all eBPF programs that have a switch exist.
+    ///
+    /// # Errors
+    /// One does not.
+    pub fn check_programs(&self, known: &[&str]) -> Result<(), ConfigError> {
+        self.policy.check_programs(known).map_err(ConfigError::Policy)
     }
 }
 

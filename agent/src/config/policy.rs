@@ -12,6 +12,7 @@
 //!   burst: true                  # lend idle CPU to throttled containers; default true
 //!   programs:                    # eBPF programs that are not to be loaded; default all are
 //!     skb_egress: false
+//!   programLog: false            # pass on what the eBPF programs say of themselves; default false
 //! ```
 //!
 //! Property: without a document everything is on, as if the document were there with an empty `spec`.
@@ -35,11 +36,13 @@ pub struct EnforcementPolicy {
     pub burst: bool,
     /// `spec.programs`: the switches that were given, by the eBPF program's name.
     pub programs: BTreeMap<String, bool>,
+    /// `spec.programLog`: whether messages of the eBPF programs go to the log.
+    pub program_log: bool,
 }
 
 impl Default for EnforcementPolicy {
     fn default() -> Self {
-        Self { mode: Enforce::Act, burst: true, programs: BTreeMap::new() }
+        Self { mode: Enforce::Act, burst: true, programs: BTreeMap::new(), program_log: false }
     }
 }
 
@@ -96,6 +99,8 @@ struct Spec {
     burst: Option<bool>,
     #[serde(default)]
     programs: BTreeMap<String, bool>,
+    #[serde(default, rename = "programLog")]
+    program_log: bool,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -114,6 +119,7 @@ impl From<Document> for EnforcementPolicy {
             },
             burst: document.spec.burst.unwrap_or(true),
             programs: document.spec.programs,
+            program_log: document.spec.program_log,
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 
+use beelet_core::evict::Threshold;
 use beelet_core::node::Enforce;
 use beelet_core::units::{Micros, Ppm};
 use proptest::prelude::*;
@@ -71,7 +72,6 @@ fn honoured_fields_arrive() {
             ..NodeConfig::default()
         }
     );
-    assert_eq!(config.memory_threshold(&MACHINE), Bytes::gib(4).scale(75_000, 1_000_000));
 }
 
 #[test]
@@ -174,12 +174,14 @@ fn what_is_wrong_is_named() {
 fn a_policy_is_read() {
     let (config, _) = kubelet(
         "---\napiVersion: beelet.dev/v1alpha1\nkind: EnforcementPolicy\nmetadata: {name: x}\n\
-         spec: {mode: Observe, burst: false, programs: {sched_switch: false}}",
+         spec: {mode: Observe, burst: false, programs: {sched_switch: false}, programLog: true}",
     )
     .unwrap();
     assert_eq!((config.policy.mode, config.policy.burst), (Enforce::Observe, false));
+    assert!(config.policy.program_log && !Config::default().policy.program_log);
     assert!(!config.policy.wants_program("sched_switch") && config.policy.wants_program("other"));
-    let error = config.policy.check_programs(&["sched_switches", "exit"]).unwrap_err().to_string();
+    let error = config.check_programs(&["sched_switches", "exit"]).unwrap_err().to_string();
+    assert!(error.starts_with("EnforcementPolicy: spec.programs.sched_switch: "), "{error}");
     assert!(error.contains("did you mean \"sched_switches\"?"), "{error}");
     assert!(config.policy.check_programs(&["sched_switch"]).is_ok());
 }

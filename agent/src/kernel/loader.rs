@@ -47,8 +47,10 @@ use super::{
 pub struct Switches {
     /// Run time per cgroup.
     pub cpu: bool,
-    /// Bytes and packets per cgroup.
-    pub network: bool,
+    /// Bytes and packets received per cgroup.
+    pub ingress: bool,
+    /// Bytes and packets sent per cgroup.
+    pub egress: bool,
     /// Victims of the OOM killer.
     pub oom: bool,
     /// Ends of processes.
@@ -64,21 +66,25 @@ pub struct Switches {
 impl Default for Switches {
     /// All programs and their statistics, no messages.
     fn default() -> Self {
-        Self { cpu: true, network: true, oom: true, exits: true, listeners: true, stats: true, log: false }
+        Self {
+            cpu: true,
+            ingress: true,
+            egress: true,
+            oom: true,
+            exits: true,
+            listeners: true,
+            stats: true,
+            log: false,
+        }
     }
 }
 
 impl Switches {
-    /// Nothing at all.
-    #[must_use]
-    pub const fn none() -> Self {
-        Self { cpu: false, network: false, oom: false, exits: false, listeners: false, stats: false, log: false }
-    }
-
     fn wants(&self, name: &str) -> bool {
         match name {
             program::SCHED_SWITCH => self.cpu,
-            program::SKB_INGRESS | program::SKB_EGRESS => self.network,
+            program::SKB_INGRESS => self.ingress,
+            program::SKB_EGRESS => self.egress,
             program::OOM_VICTIM => self.oom,
             program::PROCESS_EXIT => self.exits,
             program::LISTEN_STATE => self.listeners,
@@ -118,6 +124,19 @@ impl LoadReport {
     #[must_use]
     pub fn is_loaded(&self, name: &str) -> bool {
         self.programs.iter().any(|program| program.name == name && program.loaded)
+    }
+
+    /// The programs that are not loaded, by the reason.
+    #[must_use]
+    pub fn missing(&self) -> Vec<(&str, Vec<&'static str>)> {
+        let mut missing: Vec<(&str, Vec<&'static str>)> = Vec::new();
+        for program in self.programs.iter().filter(|program| !program.loaded) {
+            match missing.iter_mut().find(|(reason, _)| *reason == program.reason) {
+                Some((_, names)) => names.push(program.name),
+                None => missing.push((&program.reason, vec![program.name])),
+            }
+        }
+        missing
     }
 }
 
@@ -491,9 +510,19 @@ mod tests {
             assert!(!status.loaded && !status.reason.is_empty(), "{status:?}");
             assert_eq!(status.reason == "switched off", status.name == program::OOM_VICTIM, "{status:?}");
         }
+        let missing = programs.report().missing();
+        assert_eq!(missing.iter().map(|(_, names)| names.len()).collect::<Vec<_>>(), [5, 1], "{missing:?}");
+        assert_eq!(missing[1], ("switched off", vec![program::OOM_VICTIM]));
         assert!(programs.costs().is_empty());
         assert!(programs.take_events().unwrap().is_none());
         assert_eq!(programs.counters().read(1).unwrap().cpu, None);
+    }
+
+    #[test]
+    fn each_program_has_a_switch_of_its_own() {
+        let one = Switches { egress: false, ..Switches::default() };
+        let wanted: Vec<_> = program::ALL.into_iter().filter(|name| !one.wants(name)).collect();
+        assert_eq!(wanted, [program::SKB_EGRESS]);
     }
 
     #[test]
