@@ -1,15 +1,16 @@
 //! The cycle: one task owns the world, takes events, and hands out the actions.
 //!
 //! Properties: no lock around state; a sample is taken before other events, because near an OOM it is the most urgent; after
-//! each burst of events, at most every [`PUBLISH_EVERY`], a new picture is published.
+//! each burst of events, at most every [`PUBLISH_EVERY`], a new picture is published; events that never stop coming hold up
+//! neither a sample, nor what is due at a time, nor the picture.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use beelet_core::World;
 use beelet_core::event::{Action, Event, Record, RuntimeFacts};
-use beelet_core::sample::Sample;
 use beelet_core::spec::PodUid;
 use beelet_core::units::Micros;
 use tokio::sync::{Notify, mpsc};
@@ -17,10 +18,11 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
-use crate::act::{CriRuntime, Executor, TerminalStore};
+use super::notes::{Note, Notes};
+use crate::act::{CriRuntime, Executor};
 use crate::clock::Clock;
-use crate::measure::{Command, Sampler, Target};
-use crate::report::Published;
+use crate::measure::{Command, SampleReceiver, Sampler, Target};
+use crate::report::{Published, words};
 use crate::runtime::{Runtime, RuntimeError};
 
 /// Pictures are published this far apart at least.
@@ -33,12 +35,12 @@ pub(super) struct Cycle {
     pub(super) world: World,
     pub(super) clock: Clock,
     pub(super) events: mpsc::UnboundedReceiver<Event>,
-    pub(super) samples: mpsc::Receiver<Sample>,
+    pub(super) samples: SampleReceiver,
     /// `None` beside a kubelet: there is nobody who could act.
     pub(super) executor: Option<Executor<CriRuntime>>,
     pub(super) sampler: Sampler,
     pub(super) relist: Arc<Notify>,
-    pub(super) store: TerminalStore,
+    pub(super) notes: Notes,
     pub(super) published: Published,
 }
 
@@ -49,25 +51,30 @@ impl Cycle {
         let mut publish = Instant::now();
         let mut dirty = true;
         let mut targets = Vec::new();
+        let mut ticked = false;
         loop {
+            if Instant::now() >= publish {
+                if dirty {
+                    self.aim(&mut targets);
+                }
+                self.published.publish(self.world.snapshot(self.clock.now()));
+                publish = Instant::now() + PUBLISH_IDLE;
+                dirty = false;
+            }
+            // Never twice in a row without a look at what else there is.
+            let due = !ticked && wake.is_some_and(|at| at <= Instant::now());
             let far = Instant::now() + Duration::from_secs(3_600);
             let event = tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
-                Some(sample) = self.samples.recv() => Event::Sample(sample),
+                () = std::future::ready(()), if due => Event::Tick,
+                sample = self.samples.next() => Event::Sample(sample),
                 Some(event) = self.events.recv() => event,
                 () = sleep_until(wake.unwrap_or(far)) => Event::Tick,
-                () = sleep_until(publish) => {
-                    if dirty {
-                        self.aim(&mut targets);
-                    }
-                    self.published.publish(self.world.snapshot(self.clock.now()));
-                    publish = Instant::now() + PUBLISH_IDLE;
-                    dirty = false;
-                    continue;
-                }
+                () = sleep_until(publish) => continue,
             };
-            if event == Event::Tick {
+            ticked = event == Event::Tick;
+            if ticked {
                 wake = None;
             }
             if matches!(event, Event::Done { .. } | Event::Runtime(_)) {
@@ -83,6 +90,7 @@ impl Cycle {
             }
         }
         self.published.publish(self.world.snapshot(self.clock.now()));
+        self.notes.stop();
         self.executor
     }
 
@@ -108,16 +116,8 @@ impl Cycle {
                 Action::WakeAt(at) => {
                     *wake = Some(Instant::now() + Duration::from_micros((at - now.mono).0));
                 }
-                Action::Remember(end) => {
-                    if let Err(error) = self.store.remember(&end) {
-                        error!(%error, pod = %end.uid, "how a pod ended cannot be written down; a restarted agent will run it again");
-                    }
-                }
-                Action::Forget(uid) => {
-                    if let Err(error) = self.store.forget(&uid) {
-                        warn!(%error, pod = %uid, "the note of a pod's end cannot be removed");
-                    }
-                }
+                Action::Remember(end) => self.notes.take(Note::Remember(end)),
+                Action::Forget(uid) => self.notes.take(Note::Forget(uid)),
                 Action::Record(record) => tell(&record),
             }
         }
@@ -151,13 +151,18 @@ impl Cycle {
 /// A record goes to the log, in the words of an event.
 fn tell(record: &Record) {
     let container = record.container.as_deref().unwrap_or_default();
-    let evidence = || record.evidence.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join("; ");
+    let evidence = || {
+        let all: Vec<String> = record.evidence.iter().map(|(k, v)| format!("{k}={v}")).collect();
+        words::plain(&all.join("; ")).into_owned()
+    };
+    // Some of it is the runtime's or a container's own words.
+    let message = words::plain(&record.message);
     if record.warning {
-        warn!(pod = record.name, container, reason = record.reason, evidence = evidence(), "{}", record.message);
+        warn!(pod = record.name, container, reason = record.reason, evidence = evidence(), "{message}");
     } else if record.reason == "Exited" || !record.evidence.is_empty() {
-        info!(pod = record.name, container, reason = record.reason, evidence = evidence(), "{}", record.message);
+        info!(pod = record.name, container, reason = record.reason, evidence = evidence(), "{message}");
     } else {
-        info!(pod = record.name, container, reason = record.reason, "{}", record.message);
+        info!(pod = record.name, container, reason = record.reason, "{message}");
     }
 }
 
@@ -169,7 +174,8 @@ fn why_down(endpoint: &str, error: &RuntimeError) -> String {
     }
 }
 
-/// Lists what the runtime has, whenever asked and at least every `period`, never twice at once.
+/// Lists what the runtime has, whenever asked and at least every `period`, never twice at once. `answered` is the moment of the
+/// last answer, good or bad, in microseconds of the monotonic clock.
 pub(super) async fn list(
     runtime: Arc<Runtime>,
     clock: Clock,
@@ -177,6 +183,7 @@ pub(super) async fn list(
     period: tokio::sync::watch::Receiver<Micros>,
     mut leftovers: Vec<(PodUid, String)>,
     events: mpsc::UnboundedSender<Event>,
+    answered: Arc<AtomicU64>,
 ) {
     // What comes in a burst is answered by one listing.
     const GATHER: Duration = Duration::from_millis(5);
@@ -186,6 +193,7 @@ pub(super) async fn list(
             Ok(facts) => Event::Runtime(RuntimeFacts { leftovers: std::mem::take(&mut leftovers), ..facts }),
             Err(error) => Event::RuntimeDown { reason: why_down(runtime.endpoint(), &error) },
         };
+        answered.store(clock.now().mono.0, Ordering::Relaxed);
         let down = matches!(event, Event::RuntimeDown { .. });
         if events.send(event).is_err() {
             debug!("the cycle has ended");

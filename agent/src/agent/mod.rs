@@ -10,12 +10,15 @@
 
 mod cycle;
 mod machine;
+mod notes;
+mod tasks;
 mod watchers;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use beelet_core::World;
@@ -25,7 +28,7 @@ use beelet_core::units::Micros;
 use beelet_ebpf_common::program;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::act::{CriRuntime, Executor, Journal, JournalError, MemoryError, Parts, TerminalStore};
 use crate::cgroup::{Hierarchies, Tree};
@@ -34,7 +37,7 @@ use crate::config::{Config, ConfigError};
 use crate::kernel::cgroup::{CgroupError, CgroupLayout};
 use crate::kernel::loader::{Programs, Switches};
 use crate::kernel::preflight;
-use crate::measure::{Command, Sampler, SamplerParts};
+use crate::measure::{Command, Sampler, SamplerParts, SamplerThread, slot};
 use crate::report::metrics::MetricsError;
 use crate::report::{AgentReport, Capability, Manifests, Program, Published, SelfReport};
 use crate::runtime::{NodeEnv, Runtime, RuntimeError};
@@ -121,6 +124,20 @@ pub enum AgentError {
     /// No thread.
     #[error("a thread cannot be started: {0}")]
     Thread(std::io::Error),
+    /// A part of the agent broke.
+    #[error(
+        "the task {task:?} panicked (its message is above): a mistake in beelet, please report it; pods go on, start the agent anew"
+    )]
+    Panicked {
+        /// The part.
+        task: &'static str,
+    },
+    /// A part ended that the agent cannot go on without.
+    #[error("the task {task:?} ended, without which beelet is blind; pods go on, start the agent anew")]
+    Ended {
+        /// The part.
+        task: &'static str,
+    },
 }
 
 /// What a running agent shows to those who started it.
@@ -141,6 +158,9 @@ pub async fn run(
     started: Option<tokio::sync::oneshot::Sender<Handles>>,
     stop: CancellationToken,
 ) -> Result<(), AgentError> {
+    // Whatever ends the agent ends all of its parts.
+    let stop = stop.child_token();
+    let _stop_all = stop.clone().drop_guard();
     let clock = Clock;
     options.config.check_programs(&program::ALL)?;
     let layout = CgroupLayout::detect()?;
@@ -166,9 +186,9 @@ pub async fn run(
     let switches = switches(&options.config);
     let mut programs = Programs::load(&options.bpf_object, &switches, &layout.unified().join(&pods_root));
     tell_programs(&programs);
-    let (samples_to, samples) = mpsc::channel(1);
+    let (samples_to, samples) = slot();
     let (events_to, events) = mpsc::unbounded_channel();
-    let (sampler, thread) = Sampler::spawn(SamplerParts {
+    let (sampler, SamplerThread { thread, ended }) = Sampler::spawn(SamplerParts {
         layout: layout.clone(),
         kubepods: pods_root.clone(),
         counters: programs.take_counters(),
@@ -221,13 +241,16 @@ pub async fn run(
         warn!(file, "the note of a pod's end cannot be read; if the pod is still wanted it runs again");
     }
     let _ = events_to.send(Event::Remembered(ends));
+    let notes = notes::Notes::spawn(store).map_err(AgentError::Thread)?;
 
     // What shows.
     let (published, manifests) = (Published::default(), Manifests::default());
     let report = AgentReport::new(SelfReport {
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        revision: option_env!("BEELET_REVISION").unwrap_or_default().to_owned(),
         mode: if options.beside { "beside" } else { "standalone" }.to_owned(),
         host_ip: host_ip.clone(),
+        started: clock.now().mono,
         kubepods: node.kubepods.clone(),
         capabilities: capabilities(&layout, &pods_root, &programs),
         ..SelfReport::default()
@@ -243,32 +266,48 @@ pub async fn run(
 
     // What wakes.
     let (relist, period) = (Arc::new(Notify::new()), watch::channel(Micros::secs(1)));
-    let mut tasks = tokio::task::JoinSet::new();
+    let listed = Arc::new(AtomicU64::new(0));
+    let mut tasks = tasks::Tasks::default();
     if options.beside {
         // Some releases of containerd give each event to one client only; the kubelet's events are the kubelet's.
-        tasks.spawn(watchers::keep(period.0));
+        tasks.spawn("keep", watchers::keep(period.0));
     } else {
-        tasks.spawn(watchers::runtime_events(Arc::clone(&runtime), Arc::clone(&relist), period.0, report.clone()));
+        let events = watchers::runtime_events(Arc::clone(&runtime), Arc::clone(&relist), period.0, report.clone());
+        tasks.spawn("runtime events", events);
         let asked = Arc::clone(&runtime);
-        tasks.spawn(async move { asked.check_cgroup_driver().await });
+        tasks.spawn("cgroup driver", async move { asked.check_cgroup_driver().await });
     }
-    tasks.spawn(cycle::list(Arc::clone(&runtime), clock, Arc::clone(&relist), period.1, leftovers, events_to.clone()));
-    tasks.spawn(watchers::pressure(layout.clone(), pods_root.clone(), sampler.clone(), report.clone()));
-    tasks.spawn(watchers::memory_events(layout.clone(), pods_root, sampler.clone(), report.clone()));
+    let listing = cycle::list(
+        Arc::clone(&runtime),
+        clock,
+        Arc::clone(&relist),
+        period.1,
+        leftovers,
+        events_to.clone(),
+        Arc::clone(&listed),
+    );
+    tasks.spawn_vital("listing", listing);
+    tasks.spawn_vital("sampler", async {
+        let _ = ended.await;
+    });
+    tasks.spawn("pressure", watchers::pressure(layout.clone(), pods_root.clone(), sampler.clone(), report.clone()));
+    let memory_events = watchers::memory_events(layout.clone(), pods_root, sampler.clone(), report.clone());
+    tasks.spawn("memory events", memory_events);
     match programs.take_events() {
         Ok(Some(stream)) => {
-            tasks.spawn(watchers::kernel_events(stream, sampler.clone()));
+            tasks.spawn("kernel events", watchers::kernel_events(stream, sampler.clone()));
         }
         Ok(None) => {}
         Err(error) => {
-            warn!(%error, "kernel events cannot be read; exits and OOM kills are told by the runtime and by counters")
+            warn!(%error, "kernel events cannot be read; exits and OOM kills are told by the runtime and by counters");
         }
     }
     if let Some(log) = programs.take_log() {
-        tasks.spawn(watchers::program_log(log));
+        tasks.spawn("program log", watchers::program_log(log));
     }
-    tasks.spawn(watchers::wishes(options.source.clone(), options.clone(), manifests, events_to.clone()));
-    tasks.spawn(watchers::self_report(programs, runtime, sampler.clone(), report));
+    let wishes = watchers::wishes(options.source.clone(), options.clone(), manifests, events_to.clone());
+    tasks.spawn("wishes", wishes);
+    tasks.spawn_vital("self report", watchers::self_report(programs, runtime, sampler.clone(), listed, report));
 
     let cycle = cycle::Cycle {
         world: World::new(node),
@@ -278,10 +317,20 @@ pub async fn run(
         executor,
         sampler: sampler.clone(),
         relist,
-        store,
+        notes,
         published,
     };
-    let executor = cycle.run(stop).await;
+    let cycle = cycle.run(stop.clone());
+    tokio::pin!(cycle);
+    let (executor, failed) = tokio::select! {
+        biased;
+        executor = &mut cycle => (executor, None),
+        error = tasks.failed() => {
+            error!(%error, "stopping");
+            stop.cancel();
+            (cycle.await, Some(error))
+        }
+    };
     tasks.shutdown().await;
     sampler.tell(Command::Stop);
     if let Some(executor) = executor {
@@ -294,7 +343,7 @@ pub async fn run(
         warn!(%error, "the server did not end in order");
     }
     info!("stopped; pods go on");
-    Ok(())
+    failed.map_or(Ok(()), Err)
 }
 
 /// One agent per root.

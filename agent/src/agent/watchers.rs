@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use beelet_core::event::Event;
@@ -18,7 +18,7 @@ use crate::kernel::loader::{ProgramLog, Programs};
 use crate::kernel::memory_events::MemoryEvents;
 use crate::kernel::psi::{PsiTrigger, Stalled, Threshold, Wake};
 use crate::measure::{Command, Sampler};
-use crate::report::{AgentReport, Manifests, SelfReport};
+use crate::report::{AgentReport, Manifests, MapUse, SelfReport};
 use crate::runtime::{Runtime, Wake as RuntimeWake};
 use crate::sources::{self, FolderSource, SourceState};
 
@@ -184,12 +184,25 @@ pub(super) async fn wishes(
 }
 
 /// Keeps the report of the agent itself fresh.
-pub(super) async fn self_report(programs: Programs, runtime: Arc<Runtime>, sampler: Sampler, report: AgentReport) {
+pub(super) async fn self_report(
+    programs: Programs,
+    runtime: Arc<Runtime>,
+    sampler: Sampler,
+    listed: Arc<AtomicU64>,
+    report: AgentReport,
+) {
     loop {
         let health = sampler.health();
-        let count = |n: &std::sync::atomic::AtomicU64| n.load(Ordering::Relaxed);
+        let count = |n: &AtomicU64| n.load(Ordering::Relaxed);
+        let maps = health.maps.load();
         let next = SelfReport {
             programs: program_report(&programs),
+            maps: maps
+                .iter()
+                .map(|m| MapUse { name: m.name.to_owned(), entries: m.entries, max_entries: m.max_entries })
+                .collect(),
+            last_sample: Micros(count(&health.last_sample_us)),
+            last_listing: Micros(count(&listed)),
             events_lost: vec![
                 ("ebpf".to_owned(), count(&health.lost)),
                 ("sample".to_owned(), count(&health.dropped)),

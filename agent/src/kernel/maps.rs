@@ -41,6 +41,17 @@ pub struct LostCount {
     pub network: u64,
 }
 
+/// How full a map is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MapFill {
+    /// Its name.
+    pub name: &'static str,
+    /// Entries in use.
+    pub entries: u64,
+    /// Entries that fit; 0 where the kernel does not tell.
+    pub max_entries: u64,
+}
+
 /// Words of a [`CpuRecord`], of a [`NetRecord`]: aya takes arrays of integers as they are.
 type CpuWords = [u64; 2];
 type NetWords = [u64; 4];
@@ -51,16 +62,21 @@ pub struct CgroupCounters {
     cpu: Option<PerCpuHashMap<MapData, u64, CpuWords>>,
     network: Option<PerCpuHashMap<MapData, u64, NetWords>>,
     lost: Option<PerCpuArray<MapData, u64>>,
+    /// Entries that fit into each of the two.
+    max_entries: [u64; 2],
 }
 
 impl CgroupCounters {
     /// Takes the maps out of a loaded object; those of programs that do not run are dropped.
     pub(super) fn take(ebpf: &mut Ebpf, cpu: bool, network: bool) -> Self {
         let mut take = |wanted: bool, name| if wanted { ebpf.take_map(name) } else { None };
+        let (cpu, network) = (take(cpu, map::CPU), take(network, map::NET));
+        let max_entries = [&cpu, &network].map(|map| map.as_ref().map_or(0, size));
         Self {
-            cpu: take(cpu, map::CPU).and_then(|map| convert(map, map::CPU)),
-            network: take(network, map::NET).and_then(|map| convert(map, map::NET)),
+            cpu: cpu.and_then(|map| convert(map, map::CPU)),
+            network: network.and_then(|map| convert(map, map::NET)),
             lost: take(true, map::LOST).and_then(|map| convert(map, map::LOST)),
+            max_entries,
         }
     }
 
@@ -140,6 +156,29 @@ impl CgroupCounters {
         Ok(removed)
     }
 
+    /// How full the maps are that are there. Walks over all keys.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn fill(&self) -> Result<Vec<MapFill>, CounterError> {
+        let mut fill = Vec::new();
+        if let Some(map) = &self.cpu {
+            fill.push(MapFill {
+                name: map::CPU,
+                entries: count(map.keys(), map::CPU)?,
+                max_entries: self.max_entries[0],
+            });
+        }
+        if let Some(map) = &self.network {
+            fill.push(MapFill {
+                name: map::NET,
+                entries: count(map.keys(), map::NET)?,
+                max_entries: self.max_entries[1],
+            });
+        }
+        Ok(fill)
+    }
+
     /// What could not be recorded.
     ///
     /// # Errors
@@ -152,6 +191,16 @@ impl CgroupCounters {
         };
         Ok(LostCount { events: read(Lost::Events)?, cpu: read(Lost::Cpu)?, network: read(Lost::Net)? })
     }
+}
+
+fn count(mut keys: impl Iterator<Item = Result<u64, MapError>>, map: &'static str) -> Result<u64, CounterError> {
+    keys.try_fold(0, |sum, key| key.map(|_| sum + 1)).map_err(|source| CounterError { map, source })
+}
+
+/// Entries that fit; 0 where the kernel does not tell.
+fn size(map: &Map) -> u64 {
+    let Map::PerCpuHashMap(data) = map else { return 0 };
+    data.info().map_or(0, |info| info.max_entries().into())
 }
 
 fn convert<T: TryFrom<Map, Error = MapError>>(map: Map, name: &str) -> Option<T> {

@@ -10,14 +10,17 @@
 //! Terms: a *full* look reads every pod; a *quick* look reads the node's memory and `kubepods` only. *Retired*: counters of
 //! cgroups that are gone, kept so that a pod's totals never fall.
 //!
-//! Properties: a value that nobody could read is `None`, never zero; per field, the file leads and eBPF adds; a sample that
-//! the core has not taken yet is never queued twice (it is dropped and the next is fresher).
+//! Properties: a value that nobody could read is `None`, never zero; per field, the file leads and eBPF adds; a core that is
+//! behind gets the newest samples ([`slot()`]); no flood of messages keeps the thread from looking, nor looks from messages.
 
 mod node;
 mod pods;
+mod slot;
+mod suspects;
 mod thread;
 
-pub use thread::{Command, Health, Sampler, SamplerParts};
+pub use slot::{SampleReceiver, SampleSender, slot};
+pub use thread::{Command, Health, Sampler, SamplerParts, SamplerThread};
 
 use beelet_core::spec::PodUid;
 

@@ -9,7 +9,7 @@ use beelet_core::sample::{
 };
 use beelet_core::spec::PodUid;
 use beelet_core::units::{Bytes, Micros};
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::Target;
 use crate::kernel::cgroup::{Buffer, Cgroup, CgroupLayout};
@@ -54,6 +54,8 @@ pub(super) struct Pods {
     names: BTreeMap<String, String>,
     /// Ids that are gone, oldest first, forgotten after a while.
     gone: std::collections::VecDeque<u64>,
+    /// Ids with counters that were no pod's at the last sweep.
+    unclaimed: BTreeSet<u64>,
 }
 
 /// So many cgroups that are gone can still be named.
@@ -67,6 +69,7 @@ impl Pods {
             owners: BTreeMap::new(),
             names: BTreeMap::new(),
             gone: std::collections::VecDeque::new(),
+            unclaimed: BTreeSet::new(),
         }
     }
 
@@ -102,6 +105,10 @@ impl Pods {
         let old: Vec<PodUid> = self.trees.keys().filter(|uid| !wanted.contains(*uid)).cloned().collect();
         for uid in old {
             if let Some(tree) = self.trees.remove(&uid) {
+                if let Some(cgroup) = &tree.cgroup {
+                    drop_counters(counters, cgroup.id());
+                    self.gone.push_back(cgroup.id());
+                }
                 for child in tree.children.into_values() {
                     drop_counters(counters, child.cgroup.id());
                     self.gone.push_back(child.cgroup.id());
@@ -120,6 +127,9 @@ impl Pods {
         for (uid, tree) in &mut self.trees {
             let relative = Path::new(&tree.target.cgroup);
             if tree.cgroup.as_ref().is_none_or(|c| !c.exists()) {
+                if let Some(before) = tree.cgroup.take() {
+                    self.gone.push_back(before.id());
+                }
                 tree.cgroup = open(&self.layout, relative);
                 if let Some(cgroup) = &tree.cgroup {
                     self.owners.insert(cgroup.id(), (uid.clone(), String::new()));
@@ -150,6 +160,28 @@ impl Pods {
                     self.gone.push_back(tree.retired.take(child, counters));
                 }
             }
+        }
+    }
+
+    /// Removes the counters of cgroups that are no pod's, or no pod's any more. Those that were not there at the last sweep stay
+    /// until the next: they may be of a pod that nobody told of yet.
+    pub(super) fn sweep(&mut self, counters: &mut CgroupCounters) {
+        let before = std::mem::take(&mut self.unclaimed);
+        let (owners, unclaimed) = (&self.owners, &mut self.unclaimed);
+        let swept = counters.retain(|id| {
+            if owners.contains_key(&id) {
+                return true;
+            }
+            let first_time = !before.contains(&id);
+            if first_time {
+                unclaimed.insert(id);
+            }
+            first_time
+        });
+        match swept {
+            Ok(0) => {}
+            Ok(count) => debug!(count, "counters of cgroups that are no pod's are removed"),
+            Err(error) => warn!(%error, "counters of cgroups that are no pod's cannot be removed"),
         }
     }
 
@@ -318,4 +350,32 @@ fn read_memory(cgroup: &Cgroup, buffer: &mut Buffer) -> Option<MemoryReading> {
         limit: memory.limit.map(Bytes),
         oom_kills: memory.oom_kills,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ids_of_pods_that_are_gone_are_forgotten_at_last() {
+        let root = tempfile::tempdir().unwrap();
+        let mut pods = Pods::new(CgroupLayout::V2 { root: root.path().to_owned() });
+        let mut counters = CgroupCounters::default();
+        for batch in 0..42 {
+            let target = |n: usize| Target {
+                uid: format!("pod-{batch}-{n}").as_str().into(),
+                cgroup: format!("kubepods/pod-{batch}-{n}"),
+                containers: Vec::new(),
+                host_network: false,
+            };
+            let targets: Vec<Target> = (0..100).map(target).collect();
+            for target in &targets {
+                fs::create_dir_all(root.path().join(&target.cgroup)).unwrap();
+            }
+            pods.aim(targets, &mut counters);
+            pods.scan(&mut counters);
+        }
+        pods.aim(Vec::new(), &mut counters);
+        assert_eq!(pods.owners.len(), REMEMBERED);
+    }
 }

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use beelet_core::snapshot::Snapshot;
 use beelet_core::spec::PodUid;
+use beelet_core::units::Micros;
 use k8s_openapi::api::core::v1::Pod;
 use serde::{Deserialize, Serialize};
 
@@ -93,6 +94,12 @@ pub struct SelfReport {
     pub events_lost: Vec<(String, u64)>,
     /// Runtime calls that the runtime does not have.
     pub unimplemented_rpcs: Vec<String>,
+    /// When the agent began (monotonic).
+    pub started: Micros,
+    /// When the last look was taken (monotonic); 0 before the first.
+    pub last_sample: Micros,
+    /// When the runtime last answered whether it has pods, even if with an error (monotonic); 0 before the first.
+    pub last_listing: Micros,
 }
 
 impl SelfReport {

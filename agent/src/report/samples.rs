@@ -243,6 +243,9 @@ pub(crate) fn agent() -> SelfReport {
         maps: vec![MapUse { name: "CPU".into(), entries: 3, max_entries: 8192 }],
         events_lost: vec![("exit".into(), 0)],
         unimplemented_rpcs: vec!["UpdatePodSandboxResources".into()],
+        started: Micros::secs(900),
+        last_sample: Micros::secs(1_000),
+        last_listing: Micros::secs(995),
     }
 }
 

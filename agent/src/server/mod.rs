@@ -34,7 +34,7 @@ use crate::report::metrics::{self, Metrics, MetricsError};
 use crate::report::podlist::pod_list;
 use crate::report::{AgentReport, Manifests, Published, words};
 
-/// The agent is stuck when its last step is longer ago.
+/// The agent is stuck when its last step, look or listing is longer ago.
 pub const STUCK_AFTER: Micros = Micros::secs(30);
 
 /// What the routes answer from.
@@ -57,9 +57,9 @@ impl ServerState {
         Ok(Self { published, agent, manifests, metrics, now: Arc::new(|| Clock.now()) })
     }
 
-    /// The same with another clock, for tests.
-    #[must_use]
-    pub fn with_clock(self, now: impl Fn() -> Now + Send + Sync + 'static) -> Self {
+    /// The same with another clock.
+    #[cfg(test)]
+    fn with_clock(self, now: impl Fn() -> Now + Send + Sync + 'static) -> Self {
         Self { now: Arc::new(now), ..self }
     }
 }
@@ -227,10 +227,18 @@ async fn healthz(State(state): State<ServerState>) -> Response {
     if picture.at.mono == Micros::ZERO {
         return (StatusCode::INTERNAL_SERVER_ERROR, "the agent has not taken its first step yet\n").into_response();
     }
-    let age = (state.now)().mono - picture.at.mono;
-    if age > STUCK_AFTER {
-        let reason = format!("the agent has not taken a step for {}\n", words::duration(age));
-        return (StatusCode::INTERNAL_SERVER_ERROR, reason).into_response();
+    let (now, agent) = ((state.now)().mono, state.agent.current());
+    // What never came is no news until the agent has had the time for it.
+    let since = |last: Micros| now - last.max(agent.started);
+    for (age, what) in [
+        (now - picture.at.mono, "taken a step"),
+        (since(agent.last_sample), "looked at the node"),
+        (since(agent.last_listing), "heard from the container runtime what there is"),
+    ] {
+        if age > STUCK_AFTER {
+            let reason = format!("the agent has not {what} for {}\n", words::duration(age));
+            return (StatusCode::INTERNAL_SERVER_ERROR, reason).into_response();
+        }
     }
     "ok".into_response()
 }

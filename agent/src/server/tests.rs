@@ -4,25 +4,25 @@ use beelet_core::snapshot::Snapshot;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
-use crate::report::{Latest, samples};
+use crate::report::{Latest, SelfReport, samples};
 use crate::top::client::{Server, get_text};
 
 struct Running {
     address: SocketAddr,
     published: Published,
+    agent: AgentReport,
     stop: CancellationToken,
     task: tokio::task::JoinHandle<()>,
 }
 
 async fn start(limits: Limits, now: Now) -> Running {
     let published = Published::new(samples::busy_node());
-    let state = ServerState::new(published.clone(), Latest::new(samples::agent()), Latest::default())
-        .unwrap()
-        .with_clock(move || now);
+    let agent = AgentReport::new(samples::agent());
+    let state = ServerState::new(published.clone(), agent.clone(), Latest::default()).unwrap().with_clock(move || now);
     let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
     let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
     let task = tokio::spawn(serve_within(listener, state, stop.clone(), limits));
-    Running { address, published, stop, task }
+    Running { address, published, agent, stop, task }
 }
 
 fn soon() -> Now {
@@ -60,6 +60,21 @@ async fn a_stuck_agent_is_not_healthy() {
     assert_eq!(server.get("/healthz").await, (500, "the agent has not taken a step for 31s\n".into()));
     server.published.publish(Snapshot::default());
     assert_eq!(server.get("/healthz").await.0, 500);
+}
+
+#[tokio::test]
+async fn an_agent_that_sees_nothing_is_not_healthy() {
+    let server = start(Limits::default(), soon()).await;
+    let long_ago = Micros::secs(970);
+    server.agent.publish(SelfReport { last_sample: long_ago, ..samples::agent() });
+    assert_eq!(server.get("/healthz").await, (500, "the agent has not looked at the node for 40s\n".into()));
+    server.agent.publish(SelfReport { last_listing: long_ago, ..samples::agent() });
+    let (status, said) = server.get("/healthz").await;
+    assert!(status == 500 && said.contains("container runtime"), "{said}");
+    // It has just begun.
+    let young = SelfReport { started: Micros::secs(1_000), last_listing: Micros::ZERO, ..samples::agent() };
+    server.agent.publish(young);
+    assert_eq!(server.get("/healthz").await.0, 200);
 }
 
 #[tokio::test]
