@@ -221,13 +221,7 @@ fn watch_agent(
 }
 
 /// Waits for the end of the time, for a signal, or until the table is left.
-fn wait(
-    agent: &mut Child,
-    table: &mut Child,
-    log: &Path,
-    time: Option<Duration>,
-    stop: &AtomicBool,
-) -> Result<()> {
+fn wait(agent: &mut Child, table: &mut Child, log: &Path, time: Option<Duration>, stop: &AtomicBool) -> Result<()> {
     let started = Instant::now();
     let mut table_runs = true;
     while !stop.load(Ordering::Relaxed) && time.is_none_or(|time| started.elapsed() < time) {
