@@ -476,7 +476,9 @@ impl World {
                     track.start(self.config.max_backoff, now);
                 }
             }
-            PodOp::StopContainers { ids, .. } if matches!(pod.state, PodState::Terminating { why: Why::Removed, .. }) => {
+            PodOp::StopContainers { ids, .. }
+                if matches!(pod.state, PodState::Terminating { why: Why::Removed, .. }) =>
+            {
                 let names: Vec<String> =
                     pod.containers.iter().filter(|c| ids.contains(&c.id)).map(|c| c.name.clone()).collect();
                 pod.last_action = format!("Stopping {}", names.join(", "));
