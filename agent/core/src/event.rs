@@ -292,8 +292,8 @@ pub enum PodOp {
         uid: PodUid,
         /// The pod's cgroup, relative to the hierarchies' roots.
         cgroup: String,
-        /// `namespace_name_uid`, the name of its log folder; `None` keeps the logs.
-        log_dir: Option<String>,
+        /// Its logs stay: it has ended, and is still wanted.
+        keep_logs: bool,
     },
     /// Apply changed resources in place, in the given order.
     Resize {

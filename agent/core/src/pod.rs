@@ -328,7 +328,7 @@ impl Pod {
                 Step::Do(PodOp::Cleanup {
                     uid: self.spec.uid.clone(),
                     cgroup: self.cgroup(config),
-                    log_dir: (!self.wanted || matches!(why, Why::Removed | Why::Orphan)).then(|| self.log_dir()),
+                    keep_logs: self.wanted && why.end().is_some(),
                 })
             }),
             PodState::Terminal(_) if !self.wanted => Step::Become(self.terminating(Why::Removed, now)),
@@ -355,12 +355,6 @@ impl Pod {
             PodState::Terminal(end) => self.terminating(Why::of(end), now),
             state => state.clone(),
         }
-    }
-
-    /// `namespace_name_uid`, as the kubelet names log folders.
-    #[must_use]
-    pub fn log_dir(&self) -> String {
-        format!("{}_{}_{}", self.spec.namespace, self.spec.name, self.spec.uid)
     }
 
     fn after_trouble(&self, now: Now, then: impl FnOnce() -> Step) -> Step {

@@ -103,7 +103,7 @@ impl<R: PodRuntime> Context<R> {
                 let (tree, files, path) = (Arc::clone(&self.tree), Arc::clone(&self.volumes), cgroup.path.clone());
                 blocking(move || {
                     // First of all, so that a leftover is known for ours wherever the agent is killed.
-                    files.mark(&spec.uid).map_err(|e| mount_error(&e))?;
+                    files.mark(&spec).map_err(|e| mount_error(&e))?;
                     tree.ensure(&cgroup).map_err(|e| cgroup_error(&e))?;
                     files.setup(&spec).map_err(|e| mount_error(&e))
                 })
@@ -111,9 +111,9 @@ impl<R: PodRuntime> Context<R> {
                 self.arm(&path);
                 Ok(Done::Ok)
             }
-            PodOp::Cleanup { uid: of, cgroup, log_dir } => {
+            PodOp::Cleanup { uid: of, cgroup, keep_logs } => {
                 debug_assert_eq!(&of, uid);
-                self.clean(of, cgroup, log_dir).await
+                self.clean(of, cgroup, keep_logs).await
             }
             PodOp::Resize { pod, pod_first, containers, .. } => self.resize(pod, pod_first, containers).await,
             other => {
@@ -141,14 +141,14 @@ impl<R: PodRuntime> Context<R> {
         }
     }
 
-    async fn clean(&self, uid: PodUid, cgroup: String, log_dir: Option<String>) -> Result<Done, OpError> {
+    async fn clean(&self, uid: PodUid, cgroup: String, keep_logs: bool) -> Result<Done, OpError> {
         let (tree, files, path) = (Arc::clone(&self.tree), Arc::clone(&self.volumes), cgroup.clone());
         blocking(move || {
             if !tree.kill_until_empty(&path, DIE).map_err(|e| kill_error(&e))? {
                 tracing::warn!(%uid, cgroup = path, "processes of a removed pod do not die");
             }
             tree.remove(&path, EMPTY).map_err(|e| kill_error(&e))?;
-            files.teardown(&uid, log_dir.as_deref()).map_err(|e| kill_error(&e))
+            files.teardown(&uid, keep_logs).map_err(|e| kill_error(&e))
         })
         .await?;
         self.killer.disarm(&cgroup);

@@ -262,10 +262,9 @@ async fn a_pod_from_prepare_to_cleanup() {
     assert!(rig.result().await.2.is_err());
     // Cleanup kills what is left.
     let mut child = inside(&bed.tree, &container, "sleep 1000 & wait");
-    let log_dir = Some("default_web_u1".to_owned());
     let logs = rig.dir.path().join("logs/default_web_u1");
     assert!(logs.is_dir());
-    rig.op("u1", 3, PodOp::Cleanup { uid: "u1".into(), cgroup: path.clone(), log_dir });
+    rig.op("u1", 3, PodOp::Cleanup { uid: "u1".into(), cgroup: path.clone(), keep_logs: false });
     assert_eq!(rig.result().await.2, Ok(Done::Ok));
     assert!(!child.wait().unwrap().success());
     assert!(bed.tree.list_pods(&bed.root).unwrap().is_empty());

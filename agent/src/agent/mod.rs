@@ -471,7 +471,7 @@ mod tests {
         }
         assert_eq!(leftovers(&tree, &volumes, "kubepods").expect("a list"), []);
         for uid in ["ours", "files only"] {
-            volumes.mark(&uid.into()).expect("marked");
+            volumes.mark(&beelet_core::spec::PodSpec::unknown(uid.into())).expect("marked");
         }
         let expected = [("files only".into(), String::new()), ("ours".into(), "kubepods/burstable/podours".to_owned())];
         assert_eq!(leftovers(&tree, &volumes, "kubepods").expect("a list"), expected);

@@ -53,16 +53,15 @@ impl Volumes {
         Self { root: root.into(), pod_logs: pod_logs.into(), node_hosts: "/etc/hosts".into(), memory_default: None }
     }
 
-    /// Writes down that what is made from now on for this pod is ours. To be called before anything is.
+    /// Writes down that what is made from now on for this pod is ours, and where its logs are. To be called before anything is.
     ///
     /// # Errors
     /// If the UID is no plain file name, or the note cannot be written.
-    pub fn mark(&self, uid: &PodUid) -> Result<(), Error> {
-        plain(uid.as_str())?;
+    pub fn mark(&self, spec: &PodSpec) -> Result<(), Error> {
+        plain(spec.uid.as_str())?;
         make_dir(&paths::marks(&self.root), 0o750)?;
-        let mark = paths::mark(&self.root, uid);
-        let made = fs::OpenOptions::new().append(true).create(true).open(&mark);
-        made.map(drop).map_err(|e| Error::io("write", &mark, e))
+        let mark = paths::mark(&self.root, &spec.uid);
+        fs::write(&mark, paths::log_dir_name(spec)).map_err(|e| Error::io("write", &mark, e))
     }
 
     /// Makes the pod's folder, log folder and volumes, and its hosts file (still without an address unless it is on the node's
@@ -75,7 +74,7 @@ impl Volumes {
         for name in names.map(String::as_str).chain([spec.uid.as_str(), &paths::log_dir_name(spec)]) {
             plain(name)?;
         }
-        self.mark(&spec.uid)?;
+        self.mark(spec)?;
         let pod = paths::pod_dir(&self.root, &spec.uid);
         make_dir(&pod, 0o750)?;
         make_dir(&pod.join("volumes"), 0o750)?;
@@ -141,21 +140,30 @@ impl Volumes {
         set_mode(&file, 0o666)
     }
 
-    /// Unmounts and removes the pod's folder, and the log folder of that name (`namespace_name_uid`) if one is given. What is
-    /// not there is removed. Blocks for a few hundred milliseconds where a mount is busy.
+    /// Unmounts and removes the pod's folder; unless `keep_logs`, also its log folder, which the mark names, and then the mark.
+    /// What is not there is removed. Blocks for a few hundred milliseconds where a mount is busy.
     ///
     /// # Errors
     /// If a name is not plain, a mount cannot be undone (then nothing is removed), or a file cannot be removed.
-    pub fn teardown(&self, uid: &PodUid, log_dir: Option<&str>) -> Result<(), Error> {
+    pub fn teardown(&self, uid: &PodUid, keep_logs: bool) -> Result<(), Error> {
         plain(uid.as_str())?;
-        if let Some(name) = log_dir {
-            plain(name)?;
-        }
         remove::tree(&paths::pod_dir(&self.root, uid))?;
-        log_dir.map_or(Ok(()), |name| remove::tree(&self.pod_logs.join(name)))?;
+        if keep_logs {
+            return Ok(());
+        }
         let mark = paths::mark(&self.root, uid);
+        let gone = |e: &std::io::Error| e.kind() == std::io::ErrorKind::NotFound;
+        match fs::read_to_string(&mark) {
+            // A mark that was cut off names nothing, and nothing was made after it.
+            Ok(logs) if logs.ends_with(&format!("_{uid}")) => {
+                plain(&logs)?;
+                remove::tree(&self.pod_logs.join(logs))?;
+            }
+            Err(e) if !gone(&e) => return Err(Error::io("read", &mark, e)),
+            _ => {}
+        }
         match fs::remove_file(&mark) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", &mark, e)),
+            Err(e) if !gone(&e) => Err(Error::io("remove", &mark, e)),
             _ => Ok(()),
         }
     }

@@ -64,10 +64,10 @@ fn setup_and_teardown_can_be_repeated() {
     fs::create_dir(files.root.join("pods/somebody-elses")).unwrap();
     assert_eq!(files.list(), std::slice::from_ref(&spec.uid), "a folder without our mark is not ours");
     let logs = paths::log_dir(&files.pod_logs, &spec);
-    files.teardown(&spec.uid, None).unwrap();
+    files.teardown(&spec.uid, true).unwrap();
     assert!(logs.is_dir(), "logs may be kept");
-    files.teardown(&spec.uid, Some(&paths::log_dir_name(&spec))).unwrap();
-    files.teardown(&spec.uid, Some(&paths::log_dir_name(&spec))).unwrap();
+    files.teardown(&spec.uid, false).unwrap();
+    files.teardown(&spec.uid, false).unwrap();
     assert!(!logs.exists() && files.list().is_empty());
 }
 
@@ -106,11 +106,11 @@ fn removing_does_not_follow_links() {
     let data = paths::empty_dir(&files.root, &spec.uid, "data");
     symlink(&outside, data.join("link")).unwrap();
     symlink("..", data.join("up")).unwrap();
-    files.teardown(&spec.uid, None).unwrap();
+    files.teardown(&spec.uid, true).unwrap();
     assert!(outside.join("precious").exists());
     // The pod's folder itself replaced by a link.
     symlink(&outside, paths::pod_dir(&files.root, &spec.uid)).unwrap();
-    files.teardown(&spec.uid, None).unwrap();
+    files.teardown(&spec.uid, true).unwrap();
     assert!(outside.join("precious").exists());
     assert!(!paths::pod_dir(&files.root, &spec.uid).is_symlink());
 }
@@ -133,7 +133,7 @@ fn memory_volumes_are_limited_and_unmounted() {
     assert!(error.contains("no space left") && error.contains("big"), "{error}");
     // Busy: an open file keeps a plain unmount from working.
     let held = fs::File::open(cache.join("big")).unwrap();
-    files.teardown(&spec.uid, None).unwrap();
+    files.teardown(&spec.uid, true).unwrap();
     drop(held);
     assert_eq!(mounts_of(&cache), 0);
     assert!(files.list().is_empty());
@@ -191,7 +191,7 @@ proptest! {
         let files = volumes(&dir);
         fs::create_dir_all(files.root.join("pods")).unwrap();
         fs::write(files.root.join("precious"), "x").unwrap();
-        let ok = files.teardown(&name.as_str().into(), Some(&name)).is_ok();
+        let ok = files.teardown(&name.as_str().into(), false).is_ok();
         prop_assert!(files.root.join("precious").exists() && files.root.join("pods").exists());
         prop_assert_eq!(ok, !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\0']));
     }
