@@ -133,7 +133,7 @@ fn memory_volumes_are_limited_and_unmounted() {
     assert!(error.contains("no space left") && error.contains("big"), "{error}");
     // Busy: an open file keeps a plain unmount from working.
     let held = fs::File::open(cache.join("big")).unwrap();
-    files.teardown(&spec.uid, true).unwrap();
+    files.teardown(&spec.uid, false).unwrap();
     drop(held);
     assert_eq!(mounts_of(&cache), 0);
     assert!(files.list().is_empty());
