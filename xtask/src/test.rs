@@ -231,7 +231,7 @@ fn e2e(ctx: &Ctx) -> Result<Done> {
     bed::sweep()?;
     let mut tests = cargo(ctx);
     // One after the other: the tests measure, and two cores are soon busy.
-    tests.args(["test", "--locked", "-p", "e2e", "--", "--test-threads", "1"]);
+    tests.args(["test", "--locked", "-p", "e2e", "--no-fail-fast", "--", "--test-threads", "1"]);
     tests.env("BEELET_XTASK", std::env::current_exe().context("cannot find this program")?);
     tests.env("BEELET_AGENT", agent).env("BEELET_BPF_OBJECT", object).env("BEELET_KUBECTL", kubectl);
     tests.env("BEELET_PROMETHEUS", prometheus.prometheus).env("BEELET_PROMTOOL", prometheus.promtool);

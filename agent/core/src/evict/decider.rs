@@ -23,6 +23,8 @@ const STALE: Micros = Micros::millis(500);
 const WAIT: Micros = Micros::secs(2);
 /// Before this a victim cannot be said not to go.
 const GOING: Micros = Micros::millis(100);
+/// A pod's growth stays unknown for at least so long.
+const UNKNOWN_FOR: Micros = Micros::millis(100);
 /// How many ranked pods an eviction tells of.
 const TELL: usize = 8;
 
@@ -367,14 +369,16 @@ fn second_sign(wall: &Wall, at: Micros, stalled: Micros) -> Option<String> {
 
 /// Whether a forecast is of growth that nobody asked for. A pod that fills what it requests as fast as it can (a heap touched at
 /// start) is no reason to act before the threshold: all requests together end there. At least half of the slope must be of
-/// pods above their request; one whose growth is not known yet may be all of it.
+/// pods above their request; one whose growth is not known yet may be all of it, if it holds what such growth makes in
+/// [`UNKNOWN_FOR`].
 fn unasked_for(order: &[&Candidate], forecast: Option<Forecast>) -> bool {
     let slope = forecast.map_or(0, |f| f.slope);
     let mut growth = 0_u64;
     for pod in order.iter().filter(|pod| pod.exceeds()) {
         match pod.growth {
             Some(known) => growth = growth.saturating_add(u64::try_from(known).unwrap_or(0)),
-            None => return true,
+            None if pod.unreclaimable.get() >= Bytes(slope).scale(UNKNOWN_FOR.get(), 1_000_000).get() => return true,
+            None => {}
         }
     }
     growth > 0 && growth >= slope / 2

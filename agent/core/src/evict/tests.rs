@@ -525,12 +525,12 @@ proptest! {
     }
 }
 
-/// A pod of `request` MiB that grows by 2000 MiB/s, looked at each 20 ms, beside a small pod without a request.
-fn fast_start(request: u64, quiet: Option<i64>) -> Option<(String, u64)> {
+/// A pod of `request` MiB that grows by 2000 MiB/s, looked at each 20 ms, beside another one of `other` MiB without a request.
+fn fast_start(request: u64, other: u64, quiet: Option<i64>) -> Option<(String, u64)> {
     let mut decider = Decider::new(&config());
     (0..70).find_map(|step| {
         let start = Pod { request, growth: Some(2_000 << 20), ..pod("start", 40 + step * 40) };
-        let small = Pod { growth: quiet, ..pod("small", 20) };
+        let small = Pod { growth: quiet, ..pod("small", other) };
         let decision = look(&mut decider, 1_000 + step * 20, 0, &[start, small]);
         victim(&decision).map(|name| (name.to_owned(), 40 + step * 40))
     })
@@ -539,11 +539,13 @@ fn fast_start(request: u64, quiet: Option<i64>) -> Option<(String, u64)> {
 #[test]
 fn growth_within_a_request_is_no_reason_to_act_early() {
     let wall = LIMIT - 100 - 20;
-    let (name, held) = fast_start(0, Some(0)).expect("a leak is evicted");
+    let (name, held) = fast_start(0, 20, Some(0)).expect("a leak is evicted");
     assert!(name == "start" && held < wall, "foreseen: {name} at {held}");
     // It asks for what it takes: nobody goes before the threshold, neither it nor the small one that asks for nothing.
-    let (_, held) = fast_start(2_300, Some(0)).expect("past its request and the threshold somebody goes");
+    let (_, held) = fast_start(2_300, 20, Some(0)).expect("past its request and the threshold somebody goes");
     assert!(held >= 2_300, "too early: at {held}");
-    // What is not known of a pod above its request is not taken for innocence.
-    assert!(fast_start(2_300, None).is_some_and(|(name, _)| name == "small"));
+    // What is not known of a pod above its request is not taken for innocence, unless it is far too small to be the cause.
+    assert!(fast_start(2_300, 300, None).is_some_and(|(name, held)| name == "small" && held < 2_100));
+    let (_, held) = fast_start(2_300, 20, None).expect("past its request and the threshold somebody goes");
+    assert!(held >= 2_300, "a small one goes for another's start: at {held}");
 }
