@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use beelet_core::event::Event;
+use beelet_core::forecast::MIN_INTERVAL;
 use beelet_core::sample::{KernelEvent, KernelEventKind, Sample};
 use beelet_core::units::Micros;
 use tokio::sync::{mpsc, oneshot};
@@ -29,8 +30,9 @@ use crate::kernel::maps::{CgroupCounters, MapFill};
 const FULL_EVERY: Micros = Micros::secs(1);
 /// Listening ports are looked up this often, and no oftener however many sockets come and go: a table may be long.
 const LISTENERS_EVERY: Micros = Micros::secs(1);
-/// And not at all while looks are closer than this: then memory matters and every millisecond counts.
-const LISTENERS_FROM: Micros = Micros::millis(200);
+/// What is not urgent waits while looks are as close as they get: then memory matters and every millisecond counts. A small node
+/// lives with close looks, though, so only the closest are a sign of urgency, and nothing waits for longer than this.
+const WAITS_AT_MOST: Micros = Micros::secs(10);
 /// An event of a cgroup that nobody knows yet is kept this long.
 const UNKNOWN_FOR: Micros = Micros::secs(3);
 /// And so many of them are kept.
@@ -247,7 +249,7 @@ impl Looker {
         let kubepods = self.kubepods.as_ref().and_then(|c| read(c, &mut self.buffer));
         let pods = full.then(|| {
             self.pods.scan(&mut self.parts.counters);
-            let listeners = self.interval >= LISTENERS_FROM && at - self.last_listeners >= LISTENERS_EVERY;
+            let listeners = self.is_due(at, self.last_listeners, LISTENERS_EVERY);
             if listeners {
                 self.last_listeners = at;
             }
@@ -263,19 +265,22 @@ impl Looker {
         self.health.dropped.fetch_add(outdated, Ordering::Relaxed);
     }
 
-    /// What is not urgent: not while looks are close to each other.
+    /// Whether something that is not urgent and was last done at `last` is to be done now.
+    fn is_due(&self, at: Micros, last: Micros, every: Micros) -> bool {
+        let urgent = self.interval <= MIN_INTERVAL;
+        at - last >= if urgent { every + WAITS_AT_MOST } else { every }
+    }
+
+    /// What is not urgent.
     fn keep_house(&mut self, at: Micros) {
-        if self.interval < LISTENERS_FROM {
-            return;
-        }
-        if at - self.last_fill >= FILL_EVERY {
+        if self.is_due(at, self.last_fill, FILL_EVERY) {
             self.last_fill = at;
             match self.parts.counters.fill() {
                 Ok(fill) => self.health.maps.store(Arc::new(fill)),
                 Err(error) => debug!(%error, "how full the eBPF maps are is not known"),
             }
         }
-        if at - self.last_sweep >= SWEEP_EVERY {
+        if self.is_due(at, self.last_sweep, SWEEP_EVERY) {
             self.last_sweep = at;
             self.pods.sweep(&mut self.parts.counters);
         }
