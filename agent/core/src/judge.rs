@@ -14,7 +14,6 @@ use crate::node::Enforce;
 use crate::pod::{PodState, Why};
 use crate::sample::{PodReading, Sample};
 use crate::spec::PodUid;
-use crate::track::ContainerTrack;
 use crate::units::{Micros, MilliCpu, Now};
 use crate::world::World;
 
@@ -89,7 +88,6 @@ impl World {
             let Some(pod) = self.pods.get_mut(&uid) else { continue };
             if pod.meter.at < at {
                 pod.meter.clear();
-                pod.tracks.values_mut().for_each(ContainerTrack::out_of_use);
             }
         }
     }
