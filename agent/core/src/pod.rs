@@ -464,12 +464,7 @@ impl Pod {
                 ContainerFactState::Created | ContainerFactState::Unknown => (fact.attempt, Micros::ZERO),
                 ContainerFactState::Exited(exit) => {
                     let ok = exit.code == 0;
-                    let again = match self.spec.restart_policy {
-                        RestartPolicy::Always => !(is_init && ok),
-                        RestartPolicy::OnFailure => !ok,
-                        RestartPolicy::Never => false,
-                    };
-                    if !again {
+                    if !self.spec.restart_policy.runs_again(is_init, ok) {
                         return Plan::Ended { ok };
                     }
                     (fact.attempt + 1, track.crash.ready_at(track.exit_seen, config.max_backoff))

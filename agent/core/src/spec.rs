@@ -93,6 +93,18 @@ pub enum RestartPolicy {
     Never,
 }
 
+impl RestartPolicy {
+    /// Whether a container that ended is run again: an init container that ended well never is.
+    #[must_use]
+    pub fn runs_again(self, is_init: bool, ok: bool) -> bool {
+        match self {
+            Self::Always => !(is_init && ok),
+            Self::OnFailure => !ok,
+            Self::Never => false,
+        }
+    }
+}
+
 /// `spec.securityContext`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PodSecurity {

@@ -6,12 +6,12 @@
 use std::sync::Arc;
 
 use crate::allocate;
-use crate::event::{ContainerFactState, Exit, ResourceList};
+use crate::event::{ContainerFactState, ResourceList};
 use crate::health::Verdict;
 use crate::node::NodeConfig;
 use crate::pod::{Pod, PodState, Why};
 use crate::snapshot::{ContainerState, ContainerView, NodeView, Phase, PodView, Snapshot, Totals};
-use crate::spec::{ContainerSpec, PodSpec, RestartPolicy};
+use crate::spec::{ContainerSpec, PodSpec};
 use crate::track::ContainerTrack;
 use crate::units::{Micros, Now};
 use crate::world::World;
@@ -180,7 +180,7 @@ fn container_state(
     if let Some(fact) = pod.latest(&spec.name) {
         match &fact.state {
             ContainerFactState::Running { started } => return ContainerState::Running { started: *started },
-            ContainerFactState::Exited(exit) if over || !will_run_again(pod, init, exit) => {
+            ContainerFactState::Exited(exit) if over || !pod.spec.restart_policy.runs_again(init, exit.code == 0) => {
                 return ContainerState::Terminated(exit.clone());
             }
             _ => {}
@@ -207,14 +207,6 @@ fn container_state(
     }
     let initialising = !pod.spec.init_containers.is_empty() && pod.state != PodState::Running;
     waiting(if initialising { "PodInitializing" } else { "ContainerCreating" }, String::new())
-}
-
-fn will_run_again(pod: &Pod, init: bool, exit: &Exit) -> bool {
-    match pod.spec.restart_policy {
-        RestartPolicy::Always => !(init && exit.code == 0),
-        RestartPolicy::OnFailure => exit.code != 0,
-        RestartPolicy::Never => false,
-    }
 }
 
 /// The kubelet's words (pkg/kubelet/kuberuntime/kuberuntime_manager.go, release 1.37).
