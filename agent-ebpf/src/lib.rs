@@ -17,20 +17,20 @@ use bytemuck::{Pod, Zeroable};
 
 /// Names of the programs, as the loader looks them up in the object.
 pub mod program {
-    /// `tp_btf/sched_switch`: run time per cgroup.
+    /// `tp_btf/sched_switch`: run time, run-queue wait and preemptions per cgroup.
     pub const SCHED_SWITCH: &str = "sched_switch";
-    /// `cgroup_skb/ingress`: bytes and packets received per cgroup.
+    /// `cgroup_skb/ingress`: bytes and packets received per cgroup, requests that begin, DNS answers.
     pub const SKB_INGRESS: &str = "skb_ingress";
-    /// `cgroup_skb/egress`: bytes and packets sent per cgroup.
+    /// `cgroup_skb/egress`: bytes and packets sent per cgroup, first bytes of answers, DNS queries.
     pub const SKB_EGRESS: &str = "skb_egress";
     /// `tp_btf/mark_victim`: victims of the kernel's OOM killer.
     pub const OOM_VICTIM: &str = "oom_victim";
     /// `tp_btf/sched_process_exit`: processes that ended.
     pub const PROCESS_EXIT: &str = "process_exit";
-    /// `tp_btf/inet_sock_set_state`: TCP sockets that begin or cease to listen.
-    pub const LISTEN_STATE: &str = "listen_state";
+    /// `tp_btf/inet_sock_set_state`: TCP sockets that listen, connect, are accepted, close.
+    pub const SOCKET_STATE: &str = "socket_state";
     /// All of them, in the order in which they are loaded.
-    pub const ALL: [&str; 6] = [SCHED_SWITCH, SKB_INGRESS, SKB_EGRESS, OOM_VICTIM, PROCESS_EXIT, LISTEN_STATE];
+    pub const ALL: [&str; 6] = [SCHED_SWITCH, SKB_INGRESS, SKB_EGRESS, OOM_VICTIM, PROCESS_EXIT, SOCKET_STATE];
 }
 
 /// Names of the maps.
@@ -39,6 +39,26 @@ pub mod map {
     pub const CPU: &str = "CPU";
     /// Per-CPU hash: cgroup id -> [`NetRecord`](super::NetRecord).
     pub const NET: &str = "NET";
+    /// LRU hash: [`PreemptKey`](super::PreemptKey) -> `u64`, a number of preemptions.
+    pub const PREEMPT: &str = "PREEMPT";
+    /// Hash: cgroup id -> [`ReclaimRecord`](super::ReclaimRecord).
+    pub const RECLAIM: &str = "RECLAIM";
+    /// Hash: cgroup id -> [`TaskRecord`](super::TaskRecord), as the last walk over all tasks found it.
+    pub const TASKS: &str = "TASKS";
+    /// Hash: cgroup id -> [`TcpRecord`](super::TcpRecord).
+    pub const TCP: &str = "TCP";
+    /// Hash: cgroup id -> [`DnsRecord`](super::DnsRecord).
+    pub const DNS: &str = "DNS";
+    /// Hash: [`PortKey`](super::PortKey) -> [`PortRecord`](super::PortRecord).
+    pub const PORTS: &str = "PORTS";
+    /// Hash: [`DropKey`](super::DropKey) -> `u64`, a number of packets.
+    pub const DROPS: &str = "DROPS";
+    /// Hash: [`DiskKey`](super::DiskKey) -> [`DiskRecord`](super::DiskRecord).
+    pub const DISK: &str = "DISK";
+    /// Hash: cgroup id -> [`LifeRecord`](super::LifeRecord).
+    pub const LIFE: &str = "LIFE";
+    /// LRU hash: [`ExitKey`](super::ExitKey) -> `u64`, a number of processes.
+    pub const EXITS: &str = "EXITS";
     /// Ring buffer of [`Event`](super::Event).
     pub const EVENTS: &str = "EVENTS";
     /// Per-CPU array of `u64`, indexed by [`Lost`](super::Lost).
@@ -125,7 +145,34 @@ pub mod global {
 /// Value of an offset global whose field this kernel's BTF does not have.
 pub const OFFSET_UNKNOWN: u64 = u64::MAX;
 
-/// CPU time of one cgroup (its own tasks, not its children's), on one CPU or summed over CPUs.
+/// Slots of a [`Histogram`].
+pub const SLOTS: usize = 24;
+
+/// Durations by powers of two of a microsecond.
+///
+/// Slot 0 holds those below 1 us, slot i those of 2^(i-1) us and more but below 2^i us, the last slot (2^22 us = 4.2 s and
+/// more) all above.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Histogram {
+    /// How many in each slot.
+    pub counts: [u64; SLOTS],
+    /// Their sum in nanoseconds.
+    pub sum_ns: u64,
+}
+const _: () = assert!(size_of::<Histogram>() == 200);
+
+impl Histogram {
+    /// The slot of a duration.
+    #[inline(always)]
+    #[must_use]
+    pub const fn slot(ns: u64) -> usize {
+        let slot = (u64::BITS - (ns / 1_000).leading_zeros()) as usize;
+        if slot < SLOTS { slot } else { SLOTS - 1 }
+    }
+}
+
+/// CPU use of one cgroup (its own tasks, not its children's), on one CPU or summed over CPUs.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct CpuRecord {
@@ -133,16 +180,63 @@ pub struct CpuRecord {
     pub run_ns: u64,
     /// Switches away from a task of the cgroup.
     pub switches: u64,
+    /// Of these, those in which the task would have run on (it was preempted, or yielded).
+    pub involuntary: u64,
+    /// Time that tasks were runnable and waited for a CPU before each stint, as the scheduler itself accounts it
+    /// (`task_struct.sched_info.run_delay`); recorded when the stint ends. Its count is that of stints.
+    pub wait: Histogram,
 }
-const _: () = assert!(size_of::<CpuRecord>() == 16);
+const _: () = assert!(size_of::<CpuRecord>() == 224);
 
-/// Traffic of the sockets of one cgroup (its own, not its children's), on one CPU or summed over CPUs.
-///
-/// Bytes are those of IP packets (header included, link layer not). A segment that the card or the stack merged or has yet
-/// to split counts as its packets, but its headers once.
+/// Who took the CPU from whom.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
+pub struct PreemptKey {
+    /// Cgroup of the task that would have run on.
+    pub victim: u64,
+    /// Cgroup of the task that ran instead; 0 where it is not known.
+    pub by: u64,
+}
+const _: () = assert!(size_of::<PreemptKey>() == 16);
+
+/// Direct reclaim on behalf of one cgroup's tasks.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
-pub struct NetRecord {
+pub struct ReclaimRecord {
+    /// Time that tasks spent freeing memory because the whole node was short of it.
+    pub node: Histogram,
+    /// Time that tasks spent freeing memory because a limit of their cgroup or one above was reached.
+    pub limit: Histogram,
+    /// Pages freed by both.
+    pub pages: u64,
+}
+const _: () = assert!(size_of::<ReclaimRecord>() == 408);
+
+/// Tasks (threads) of one cgroup by state, at the time of the last walk.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct TaskRecord {
+    /// Number of the walk that wrote this; records of earlier walks are stale.
+    pub walk: u64,
+    /// Running or runnable.
+    pub running: u32,
+    /// Sleeping, can be woken by a signal.
+    pub sleeping: u32,
+    /// Sleeping, cannot (D state), idle kernel threads left out.
+    pub uninterruptible: u32,
+    /// Stopped or traced.
+    pub stopped: u32,
+    /// Thread-group leaders that are dead and not yet waited for.
+    pub zombie: u32,
+    /// Thread-group leaders, zombies included: processes.
+    pub processes: u32,
+}
+const _: () = assert!(size_of::<TaskRecord>() == 32);
+
+/// Bytes and packets, as [`NetRecord`] counts them.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Traffic {
     /// Bytes received.
     pub rx_bytes: u64,
     /// Packets received.
@@ -152,7 +246,175 @@ pub struct NetRecord {
     /// Packets sent.
     pub tx_packets: u64,
 }
-const _: () = assert!(size_of::<NetRecord>() == 32);
+const _: () = assert!(size_of::<Traffic>() == 32);
+
+/// Traffic of the sockets of one cgroup (its own, not its children's), on one CPU or summed over CPUs.
+///
+/// Bytes are those of IP packets (header included, link layer not). A segment that the card or the stack merged or has yet
+/// to split counts as its packets, but its headers once.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct NetRecord {
+    /// Of TCP sockets.
+    pub tcp: Traffic,
+    /// Of UDP sockets.
+    pub udp: Traffic,
+    /// Of all others, and of packets without a full socket.
+    pub other: Traffic,
+}
+const _: () = assert!(size_of::<NetRecord>() == 96);
+
+impl NetRecord {
+    /// All protocols together.
+    #[must_use]
+    pub fn total(self) -> Traffic {
+        self.tcp.plus(self.udp).plus(self.other)
+    }
+}
+
+/// TCP connections of one cgroup's sockets.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct TcpRecord {
+    /// Connections that were begun from here (SYN sent).
+    pub connects: u64,
+    /// Of these, those that ended before they were established: refused, timed out, given up.
+    pub connect_failures: u64,
+    /// Connections from outside that were established (whether or not `accept` has taken them yet).
+    pub accepts: u64,
+    /// Resets sent on a socket of the cgroup.
+    pub resets_sent: u64,
+    /// Resets received.
+    pub resets_received: u64,
+    /// Segments sent again.
+    pub retransmits: u64,
+    /// From SYN to established, of connections begun from here.
+    pub connect: Histogram,
+    /// Smoothed round-trip time (`tcp_sock.srtt_us`), seen at one of [`RTT_SAMPLING`] packets received.
+    pub rtt: Histogram,
+}
+const _: () = assert!(size_of::<TcpRecord>() == 448);
+
+/// One of so many received TCP packets tells its socket's round-trip time.
+pub const RTT_SAMPLING: u32 = 16;
+
+/// DNS over UDP, of one cgroup's sockets: what went to port 53 and came back.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct DnsRecord {
+    /// Queries sent.
+    pub queries: u64,
+    /// Answers that belong to a query.
+    pub answers: u64,
+    /// Of these, those with an error other than "no such name".
+    pub errors: u64,
+    /// Of these, those that say that there is no such name.
+    pub no_such_name: u64,
+    /// From query to answer.
+    pub latency: Histogram,
+}
+const _: () = assert!(size_of::<DnsRecord>() == 232);
+
+/// A port that a cgroup serves.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
+pub struct PortKey {
+    /// Cgroup of the accepted socket.
+    pub cgroup: u64,
+    /// Local port, host byte order.
+    pub port: u64,
+}
+const _: () = assert!(size_of::<PortKey>() == 16);
+
+/// Requests over TCP at one port. A request begins with the first bytes that come after an answer (or the accept) and is
+/// answered with the first bytes that go out after them; of pipelined requests only the first is seen.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct PortRecord {
+    /// Requests that began.
+    pub requests: u64,
+    /// Connections that ended with a request unanswered.
+    pub unanswered: u64,
+    /// Answers that begin with an HTTP/1 status line, by the first digit of the status: 1xx to 5xx.
+    pub http: [u64; 5],
+    /// From the first byte of the request to the first byte of the answer; its count is that of answers.
+    pub latency: Histogram,
+}
+const _: () = assert!(size_of::<PortRecord>() == 256);
+
+/// Dropped packets of a cgroup's sockets.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
+pub struct DropKey {
+    /// Cgroup of the packet's socket.
+    pub cgroup: u64,
+    /// The kernel's reason (`enum skb_drop_reason`, numbered differently by each release); 0 where it does not tell (before 5.17).
+    pub reason: u64,
+}
+const _: () = assert!(size_of::<DropKey>() == 16);
+
+/// Requests of one cgroup to one block device.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
+pub struct DiskKey {
+    /// The cgroup in the hierarchy that has the IO controller: on hybrid layouts the inode of the directory in v1's `blkio`.
+    pub cgroup: u64,
+    /// The kernel's device number: major << 20 | minor.
+    pub device: u32,
+    /// One of [`disk`].
+    pub op: u32,
+}
+const _: () = assert!(size_of::<DiskKey>() == 16);
+
+/// Kinds of requests, in [`DiskKey::op`].
+pub mod disk {
+    /// Reads.
+    pub const READ: u32 = 0;
+    /// Writes.
+    pub const WRITE: u32 = 1;
+    /// Everything else: flushes, discards.
+    pub const OTHER: u32 = 2;
+}
+
+/// Finished requests.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct DiskRecord {
+    /// Bytes of them.
+    pub bytes: u64,
+    /// Of these, those that failed.
+    pub errors: u64,
+    /// From the making of the request to its end: waiting in the block layer and the time of the device. Its count is that of
+    /// requests.
+    pub latency: Histogram,
+}
+const _: () = assert!(size_of::<DiskRecord>() == 216);
+
+/// Processes of one cgroup.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct LifeRecord {
+    /// Processes made (`fork`, `clone` without `CLONE_THREAD`).
+    pub forks: u64,
+    /// Threads made.
+    pub threads: u64,
+    /// Programs begun (`execve`).
+    pub execs: u64,
+    /// Processes that ended.
+    pub exits: u64,
+}
+const _: () = assert!(size_of::<LifeRecord>() == 32);
+
+/// How processes of a cgroup ended.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
+pub struct ExitKey {
+    /// Their cgroup.
+    pub cgroup: u64,
+    /// The status as `wait` gives it: signal in the low 7 bits, 0x80 if a core was dumped, exit code << 8.
+    pub status: u64,
+}
+const _: () = assert!(size_of::<ExitKey>() == 16);
 
 /// What an [`Event`] tells, in [`Event::kind`].
 pub mod kind {
@@ -215,42 +477,113 @@ pub struct Event {
 }
 const _: () = assert!(size_of::<Event>() == 96);
 
-/// Index into the `LOST` map: what could not be recorded.
+/// Index into the `LOST` map: what could not be recorded, because the map of that name was full.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lost {
     /// Events dropped because the ring buffer was full.
     Events = 0,
-    /// Switches not charged because the `CPU` map was full.
+    /// Switches not charged.
     Cpu = 1,
-    /// Packets not counted because the `NET` map was full.
+    /// Packets not counted.
     Net = 2,
+    /// Spells of reclaim.
+    Reclaim = 3,
+    /// Facts of TCP sockets.
+    Tcp = 4,
+    /// DNS queries or answers.
+    Dns = 5,
+    /// Requests at a port.
+    Ports = 6,
+    /// Dropped packets.
+    Drops = 7,
+    /// Disk requests.
+    Disk = 8,
+    /// Starts and ends of processes.
+    Life = 9,
+    /// Tasks in a walk.
+    Tasks = 10,
 }
 
 impl Lost {
     /// Entries of the `LOST` map.
-    pub const COUNT: u32 = 3;
+    pub const COUNT: u32 = 11;
     /// Every variant, in index order.
-    pub const ALL: [Self; 3] = [Self::Events, Self::Cpu, Self::Net];
-}
+    pub const ALL: [Self; Self::COUNT as usize] = [
+        Self::Events,
+        Self::Cpu,
+        Self::Net,
+        Self::Reclaim,
+        Self::Tcp,
+        Self::Dns,
+        Self::Ports,
+        Self::Drops,
+        Self::Disk,
+        Self::Life,
+        Self::Tasks,
+    ];
 
-impl CpuRecord {
-    /// Adds what another CPU counted.
+    /// Its name in the label of a metric.
     #[must_use]
-    pub const fn plus(self, other: Self) -> Self {
-        Self { run_ns: self.run_ns.wrapping_add(other.run_ns), switches: self.switches.wrapping_add(other.switches) }
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Events => "events",
+            Self::Cpu => "cpu",
+            Self::Net => "net",
+            Self::Reclaim => "reclaim",
+            Self::Tcp => "tcp",
+            Self::Dns => "dns",
+            Self::Ports => "ports",
+            Self::Drops => "drops",
+            Self::Disk => "disk",
+            Self::Life => "life",
+            Self::Tasks => "tasks",
+        }
     }
 }
 
-impl NetRecord {
+/// A record that is an array of `u64`, each the count of something: what CPUs counted apart can be added.
+pub trait Counts: Pod + Default {
     /// Adds what another CPU counted.
     #[must_use]
-    pub const fn plus(self, other: Self) -> Self {
-        Self {
-            rx_bytes: self.rx_bytes.wrapping_add(other.rx_bytes),
-            rx_packets: self.rx_packets.wrapping_add(other.rx_packets),
-            tx_bytes: self.tx_bytes.wrapping_add(other.tx_bytes),
-            tx_packets: self.tx_packets.wrapping_add(other.tx_packets),
+    fn plus(mut self, other: Self) -> Self {
+        let words: &mut [u64] = bytemuck::cast_slice_mut(core::slice::from_mut(&mut self));
+        for (word, more) in words.iter_mut().zip(bytemuck::cast_slice::<Self, u64>(core::slice::from_ref(&other))) {
+            *word = word.wrapping_add(*more);
         }
+        self
+    }
+}
+
+impl Counts for Histogram {}
+impl Counts for CpuRecord {}
+impl Counts for NetRecord {}
+impl Counts for Traffic {}
+impl Counts for ReclaimRecord {}
+impl Counts for TcpRecord {}
+impl Counts for DnsRecord {}
+impl Counts for PortRecord {}
+impl Counts for DiskRecord {}
+impl Counts for LifeRecord {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_are_powers_of_two_of_a_microsecond() {
+        for (ns, slot) in [(0, 0), (999, 0), (1_000, 1), (1_999, 1), (2_000, 2), (4_194_304_000, 23), (u64::MAX, 23)] {
+            assert_eq!(Histogram::slot(ns), slot, "{ns}");
+        }
+    }
+
+    #[test]
+    fn records_add_up_word_by_word() {
+        let mut a = CpuRecord { run_ns: 1, switches: 2, involuntary: 3, ..CpuRecord::default() };
+        a.wait.counts[23] = u64::MAX;
+        let mut b = a;
+        b.wait.counts[23] = 2;
+        let sum = a.plus(b);
+        assert_eq!((sum.run_ns, sum.switches, sum.involuntary, sum.wait.counts[23]), (2, 4, 6, 1));
     }
 }

@@ -61,7 +61,7 @@ pub fn process_exit(ctx: BtfTracePointContext) -> i32 {
 }
 
 #[btf_tracepoint(function = "inet_sock_set_state")]
-pub fn listen_state(ctx: BtfTracePointContext) -> i32 {
+pub fn socket_state(ctx: BtfTracePointContext) -> i32 {
     let (old, new) = (ctx.arg::<u64>(1) as u32, ctx.arg::<u64>(2) as u32);
     if old == new || (old != TCP_LISTEN && new != TCP_LISTEN) {
         return 0;

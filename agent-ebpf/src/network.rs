@@ -10,7 +10,7 @@ use aya_ebpf::{
     programs::SkBuffContext,
 };
 use aya_log_ebpf::debug;
-use beelet_ebpf::{Lost, NetRecord};
+use beelet_ebpf::{Counts as _, Lost, NetRecord, Traffic};
 
 use crate::record;
 
@@ -23,14 +23,14 @@ static NET: PerCpuHashMap<u64, NetRecord> = PerCpuHashMap::with_max_entries(8192
 #[cgroup_skb(ingress)]
 pub fn skb_ingress(ctx: SkBuffContext) -> i32 {
     let (bytes, packets) = size(&ctx);
-    count(&ctx, NetRecord { rx_bytes: bytes, rx_packets: packets, ..bytemuck::Zeroable::zeroed() });
+    count(&ctx, Traffic { rx_bytes: bytes, rx_packets: packets, ..bytemuck::Zeroable::zeroed() });
     PASS
 }
 
 #[cgroup_skb(egress)]
 pub fn skb_egress(ctx: SkBuffContext) -> i32 {
     let (bytes, packets) = size(&ctx);
-    count(&ctx, NetRecord { tx_bytes: bytes, tx_packets: packets, ..bytemuck::Zeroable::zeroed() });
+    count(&ctx, Traffic { tx_bytes: bytes, tx_packets: packets, ..bytemuck::Zeroable::zeroed() });
     PASS
 }
 
@@ -43,7 +43,7 @@ fn size(ctx: &SkBuffContext) -> (u64, u64) {
 }
 
 #[inline(always)]
-fn count(ctx: &SkBuffContext, step: NetRecord) {
+fn count(ctx: &SkBuffContext, step: Traffic) {
     // SAFETY: the context's own pointer.
     let cgroup = unsafe { bpf_skb_cgroup_id(ctx.skb.skb) };
     if cgroup == 0 {
@@ -51,9 +51,10 @@ fn count(ctx: &SkBuffContext, step: NetRecord) {
     }
     match NET.get_ptr_mut(cgroup) {
         // SAFETY: the map gave a valid pointer to this CPU's own record; softirqs are off while the program runs.
-        Some(record) => unsafe { *record = (*record).plus(step) },
+        Some(record) => unsafe { (*record).other = (*record).other.plus(step) },
         None => {
-            if NET.insert(cgroup, step, 0).is_err() {
+            let first = NetRecord { other: step, ..bytemuck::Zeroable::zeroed() };
+            if NET.insert(cgroup, first, 0).is_err() {
                 record::lost(Lost::Net);
                 debug!(ctx, "NET map is full: cgroup {} is not counted", cgroup);
             }

@@ -21,7 +21,7 @@ use aya_ebpf::{
     maps::{PerCpuArray, PerCpuHashMap},
     programs::BtfTracePointContext,
 };
-use beelet_ebpf::{CpuRecord, Lost};
+use beelet_ebpf::{Counts as _, CpuRecord, Lost};
 
 use crate::{
     kernel::{self, Object},
@@ -88,7 +88,7 @@ unsafe fn picked_at(task: Object) -> Option<u64> {
 
 #[inline(always)]
 fn charge(cgroup: u64, run_ns: u64) {
-    let step = CpuRecord { run_ns, switches: 1 };
+    let step = CpuRecord { run_ns, switches: 1, ..bytemuck::Zeroable::zeroed() };
     match CPU.get_ptr_mut(cgroup) {
         // SAFETY: the map gave a valid pointer to this CPU's own record.
         Some(record) => unsafe { *record = (*record).plus(step) },

@@ -239,7 +239,7 @@ fn switches(bed: &Bed, counters: &CgroupCounters) -> Result<Outcome> {
 }
 
 fn network(bed: &Bed, counters: &CgroupCounters) -> Result<Outcome> {
-    let before = counters.read(bed.cgroup.id())?.network.context("the programs do not run")?;
+    let before = counters.read(bed.cgroup.id())?.network.context("the programs do not run")?.total();
     let server = TcpListener::bind("127.0.0.1:0")?;
     let mut child = bed.spawn("transfer", &[&server.local_addr()?.to_string()])?;
     let (mut stream, _) = server.accept()?;
@@ -251,7 +251,7 @@ fn network(bed: &Bed, counters: &CgroupCounters) -> Result<Outcome> {
         stream.write_all(&received)?;
     }
     ensure!(child.wait()?.success(), "the child failed");
-    let after = counters.read(bed.cgroup.id())?.network.context("the programs do not run")?;
+    let after = counters.read(bed.cgroup.id())?.network.context("the programs do not run")?.total();
     let (tx, rx) = (after.tx_bytes - before.tx_bytes, after.rx_bytes - before.rx_bytes);
     let text = format!(
         "sent {tx} B in {} packets, received {rx} B in {}",

@@ -40,7 +40,7 @@ impl World {
             self.act(Action::SampleEvery { interval: pace.interval, all_pods: pace.all_pods });
         }
         let kubepods = sample.kubepods.filter(|k| k.cpu.is_some());
-        let before = self.last_sample.take().and_then(|s| s.kubepods);
+        let (before, detail_before) = self.last_sample.take().map_or((None, None), |s| (s.kubepods, s.node_detail));
         // A quick look knows only the memory; the rest is shown as it was last seen.
         let shown = kubepods.or_else(|| {
             before.map(|b| crate::sample::CgroupReading {
@@ -48,13 +48,17 @@ impl World {
                 ..b
             })
         });
-        self.last_sample = Some(Sample { kubepods: shown, ..sample });
+        let node_detail = sample.node_detail.or(detail_before);
+        self.last_sample = Some(Sample { kubepods: shown, node_detail, ..sample });
     }
 
     fn observe_pods(&mut self, at: Micros, readings: &[PodReading]) {
         for reading in readings {
             let Some(pod) = self.pods.get_mut(&reading.uid) else { continue };
             pod.meter.observe(at, &reading.cgroup);
+            pod.meter.sandbox = reading.sandbox;
+            pod.meter.cgroup_detail.clone_from(&reading.cgroup_detail);
+            pod.meter.detail.clone_from(&reading.detail);
             if let Some(network) = reading.network {
                 pod.meter.observe_network(at, network);
                 pod.network = Some(network);
@@ -71,6 +75,7 @@ impl World {
                 };
                 track.model.observe(at, &container.cgroup);
                 track.reading = Some(container.cgroup);
+                track.detail.clone_from(&container.detail);
                 if let Some(kills) = container.cgroup.memory.and_then(|m| m.oom_kills) {
                     track.oom.counter(kills);
                 }

@@ -24,6 +24,7 @@ pub mod quantity;
 pub mod sample;
 pub mod snapshot;
 pub mod spec;
+pub mod telemetry;
 pub mod track;
 pub mod units;
 mod view;

@@ -57,7 +57,7 @@ impl CgroupModel {
         }
         if let Some((last_at, last)) = &self.last {
             self.stalled = last.pressure.zip(reading.pressure).map(|(a, b)| {
-                let ppm = (b.memory_some - a.memory_some).scale(1_000_000, (at - *last_at).get());
+                let ppm = (b.memory.some.total - a.memory.some.total).scale(1_000_000, (at - *last_at).get());
                 Ppm(ppm.get().min(1_000_000))
             });
         }

@@ -5,10 +5,12 @@
 //! All counters are cumulative since the cgroup was made; rates are the model's business.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use crate::spec::PodUid;
+use crate::telemetry::{CgroupDetail, NodeDetail, PodDetail};
 use crate::units::{Bytes, Micros};
 
 /// One look at the node and its pods.
@@ -22,6 +24,9 @@ pub struct Sample {
     pub kubepods: Option<CgroupReading>,
     /// Every pod that has a cgroup, or `None` for a quick look that read only the node and `kubepods`.
     pub pods: Option<Vec<PodReading>>,
+    /// What changes slowly about the node; the newest there is, `None` before the first.
+    #[serde(default)]
+    pub node_detail: Option<Arc<NodeDetail>>,
 }
 
 /// The node as a whole.
@@ -49,10 +54,36 @@ pub struct PodReading {
     pub cgroup: CgroupReading,
     /// Its containers with a live cgroup.
     pub containers: Vec<ContainerReading>,
+    /// The cgroup of the sandbox (the `pause` process), where it has one.
+    #[serde(default)]
+    pub sandbox: Option<CgroupReading>,
+    /// Details of the whole pod's cgroup, the newest there are.
+    #[serde(default)]
+    pub cgroup_detail: Option<Arc<CgroupDetail>>,
+    /// Details of network and storage, the newest there are.
+    #[serde(default)]
+    pub detail: Option<Arc<PodDetail>>,
     /// Bytes and packets of all its sockets, living and dead, since the agent first saw the pod.
     pub network: Option<NetworkReading>,
     /// TCP ports that something listens on in the pod's network namespace (a host-network pod: `None`).
     pub listening: Option<BTreeSet<u16>>,
+}
+
+impl PodReading {
+    /// A pod of which only its cgroup is known.
+    #[must_use]
+    pub const fn of(uid: PodUid, cgroup: CgroupReading) -> Self {
+        Self {
+            uid,
+            cgroup,
+            containers: Vec::new(),
+            sandbox: None,
+            cgroup_detail: None,
+            detail: None,
+            network: None,
+            listening: None,
+        }
+    }
 }
 
 /// A container's cgroup.
@@ -64,6 +95,9 @@ pub struct ContainerReading {
     pub id: String,
     /// Its cgroup.
     pub cgroup: CgroupReading,
+    /// Its details, the newest there are.
+    #[serde(default)]
+    pub detail: Option<Arc<CgroupDetail>>,
 }
 
 /// A cgroup.
@@ -71,6 +105,9 @@ pub struct ContainerReading {
 pub struct CgroupReading {
     /// The cgroup's id: the inode of its directory in the v2 hierarchy. Another id is another cgroup, whatever its path.
     pub id: u64,
+    /// When its files were read (monotonic). A cgroup in which nothing ran since keeps its last reading for a while.
+    #[serde(default)]
+    pub at: Micros,
     /// CPU time.
     pub cpu: Option<CpuReading>,
     /// Memory.
@@ -94,6 +131,27 @@ pub struct CpuReading {
     pub throttled_periods: Option<u64>,
     /// Time throttled, summed over CPUs.
     pub throttled: Option<Micros>,
+    /// Of `usage`, in user space.
+    #[serde(default)]
+    pub user: Option<Micros>,
+    /// Of `usage`, in the kernel.
+    #[serde(default)]
+    pub system: Option<Micros>,
+    /// Periods in which burst was used.
+    #[serde(default)]
+    pub bursts: Option<u64>,
+    /// Burst used.
+    #[serde(default)]
+    pub burst: Option<Micros>,
+    /// Time that tasks waited for a CPU, by eBPF (throttling included).
+    #[serde(default)]
+    pub wait: Option<Micros>,
+    /// Switches away from its tasks, by eBPF.
+    #[serde(default)]
+    pub switches: Option<u64>,
+    /// Of these, preemptions, by eBPF.
+    #[serde(default)]
+    pub involuntary: Option<u64>,
 }
 
 impl CpuReading {
@@ -123,6 +181,62 @@ pub struct MemoryReading {
     pub limit: Option<Bytes>,
     /// Processes killed by the kernel's OOM killer in this cgroup (v2: and below).
     pub oom_kills: Option<u64>,
+    /// The rest of what the kernel tells.
+    #[serde(default)]
+    pub more: MemoryMore,
+}
+
+/// What the kernel tells of a cgroup's memory beyond what decisions need; each `None` where it does not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryMore {
+    /// File cache, shared memory and tmpfs included (`file`, v1 `total_cache`).
+    pub file: Option<Bytes>,
+    /// Files that are mapped.
+    pub mapped_file: Option<Bytes>,
+    /// File cache that is to be written.
+    pub dirty: Option<Bytes>,
+    /// File cache that is being written.
+    pub writeback: Option<Bytes>,
+    /// Locked or otherwise pinned.
+    pub unevictable: Option<Bytes>,
+    /// All kernel memory (5.18; v1 `memory.kmem.usage_in_bytes`).
+    pub kernel: Option<Bytes>,
+    /// Kernel stacks.
+    pub kernel_stack: Option<Bytes>,
+    /// Page tables.
+    pub page_tables: Option<Bytes>,
+    /// Per-CPU data.
+    pub percpu: Option<Bytes>,
+    /// Buffers of sockets.
+    pub sock: Option<Bytes>,
+    /// Kernel objects that cannot be freed.
+    pub slab_unreclaimable: Option<Bytes>,
+    /// Swap in use.
+    pub swap: Option<Bytes>,
+    /// Limit of swap; `None` for none, too.
+    pub swap_limit: Option<Bytes>,
+    /// The highest usage (5.19; v1 `memory.max_usage_in_bytes`).
+    pub peak: Option<Bytes>,
+    /// `memory.high`; `None` for none, too.
+    pub high: Option<Bytes>,
+    /// Page faults.
+    pub page_faults: Option<u64>,
+    /// Of these, those that had to read.
+    pub major_faults: Option<u64>,
+    /// Pages of files that came back soon after they had been dropped.
+    pub refaults_file: Option<u64>,
+    /// The same of anonymous pages (swap).
+    pub refaults_anon: Option<u64>,
+    /// Pages that reclaim looked at.
+    pub scanned: Option<u64>,
+    /// Pages that reclaim freed.
+    pub stolen: Option<u64>,
+    /// Times that `memory.high` was exceeded.
+    pub high_events: Option<u64>,
+    /// Times that the limit was reached (v1 `memory.failcnt`).
+    pub max_events: Option<u64>,
+    /// Times that the limit was reached and nothing could be freed.
+    pub oom_events: Option<u64>,
 }
 
 impl MemoryReading {
@@ -139,17 +253,53 @@ impl MemoryReading {
     }
 }
 
-/// Pressure stall totals of a cgroup, since it was made.
+/// Pressure of a cgroup: by what its tasks waited for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PressureReading {
-    /// Some task waited for CPU.
-    pub cpu_some: Micros,
-    /// Some task waited for memory.
-    pub memory_some: Micros,
-    /// All tasks waited for memory.
-    pub memory_full: Micros,
-    /// Some task waited for IO.
-    pub io_some: Micros,
+    /// For a CPU.
+    pub cpu: Pressure,
+    /// For memory.
+    pub memory: Pressure,
+    /// For a block device.
+    pub io: Pressure,
+}
+
+/// Pressure of one resource.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pressure {
+    /// Some task waited.
+    pub some: Stall,
+    /// All tasks that had something to do waited.
+    pub full: Stall,
+}
+
+/// One line of a pressure file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stall {
+    /// Time waited since the cgroup was made.
+    pub total: Micros,
+    /// Share of the last 10 s, in hundredths of a percent.
+    pub avg10: u32,
+    /// Share of the last 60 s.
+    pub avg60: u32,
+    /// Share of the last 300 s.
+    pub avg300: u32,
+}
+
+impl Stall {
+    /// Only the total is known.
+    #[must_use]
+    pub const fn total(total: Micros) -> Self {
+        Self { total, avg10: 0, avg60: 0, avg300: 0 }
+    }
+}
+
+impl PressureReading {
+    /// Only this total of `memory` `some` is known.
+    #[must_use]
+    pub fn memory_some(total: Micros) -> Self {
+        Self { memory: Pressure { some: Stall::total(total), full: Stall::default() }, ..Self::default() }
+    }
 }
 
 /// What went through the sockets: bytes with IP headers and up, one header for each buffer of the kernel.

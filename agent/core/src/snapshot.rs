@@ -8,8 +8,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::event::{Record, Rejected, ResourceList};
 use crate::health::Verdict;
-use crate::sample::{CgroupReading, NetworkReading};
+use crate::sample::{CgroupReading, NetworkReading, NodeReading};
 use crate::spec::{PodSpec, PodUid, QosClass};
+pub use crate::telemetry::ExitKind;
+use crate::telemetry::{CgroupDetail, NodeDetail, PodDetail};
 use crate::units::{Bytes, Micros, MilliCpu, Now};
 
 /// The world after a step.
@@ -56,6 +58,11 @@ pub struct NodeView {
     pub cpu_idle: Option<MilliCpu>,
     /// The reading of `kubepods`.
     pub kubepods: Option<CgroupReading>,
+    /// The last reading of the node, with CPU time since boot.
+    pub reading: Option<NodeReading>,
+    /// Its details.
+    #[serde(skip)]
+    pub detail: Option<Arc<NodeDetail>>,
 }
 
 /// A pod.
@@ -85,6 +92,16 @@ pub struct PodView {
     pub containers: Vec<ContainerView>,
     /// The pod's whole cgroup, last reading.
     pub reading: Option<CgroupReading>,
+    /// The sandbox's cgroup, last reading.
+    pub sandbox: Option<CgroupReading>,
+    /// The runtime's id of the sandbox, "" for none.
+    pub sandbox_id: String,
+    /// Details of the pod's whole cgroup. Not in what `/debug/snapshot` serves: they are large.
+    #[serde(skip)]
+    pub cgroup_detail: Option<Arc<CgroupDetail>>,
+    /// Details of network and storage.
+    #[serde(skip)]
+    pub detail: Option<Arc<PodDetail>>,
     /// CPU in use, from two readings of the same cgroup.
     pub cpu: Option<MilliCpu>,
     /// Cumulative bytes and packets.
@@ -130,6 +147,9 @@ pub struct ContainerView {
     pub ready: bool,
     /// The last reading of its cgroup.
     pub reading: Option<CgroupReading>,
+    /// Its details.
+    #[serde(skip)]
+    pub detail: Option<Arc<CgroupDetail>>,
     /// CPU in use.
     pub cpu: Option<MilliCpu>,
     /// Burst given at present.
@@ -199,15 +219,6 @@ pub struct Totals {
     pub actions: Vec<((String, bool), u64)>,
     /// Steps of the state machine that were not allowed, and changed nothing.
     pub illegal_transitions: u64,
-}
-
-/// How a process ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub enum ExitKind {
-    /// By itself with this code.
-    Code(u8),
-    /// By this signal.
-    Signal(u8),
 }
 
 /// Which pod a view is of.

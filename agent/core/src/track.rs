@@ -8,6 +8,7 @@
 //! told of it, and stays counted.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +18,7 @@ use crate::event::{ContainerFact, ContainerFactState, Exit, OpError};
 use crate::model::CgroupModel;
 use crate::sample::{CgroupReading, NetworkReading};
 use crate::spec::Resources;
+use crate::telemetry::{CgroupDetail, PodDetail};
 use crate::units::{Micros, Now};
 
 /// What is remembered of a container.
@@ -44,6 +46,8 @@ pub struct ContainerTrack {
     pub run: String,
     /// The last reading of that run.
     pub reading: Option<CgroupReading>,
+    /// The newest details of that run.
+    pub detail: Option<Arc<CgroupDetail>>,
     /// Rates of that run.
     pub model: CgroupModel,
     /// Gives and takes burst.
@@ -110,6 +114,7 @@ impl ContainerTrack {
         if self.run != fact.id {
             self.run.clone_from(&fact.id);
             self.reading = None;
+            self.detail = None;
             self.model = CgroupModel::default();
             self.burst = BurstController::default();
             self.burst_now = Micros::ZERO;
@@ -175,6 +180,12 @@ pub struct PodMeter {
     base: Option<(Micros, NetworkReading)>,
     /// Listening ports.
     pub listening: BTreeSet<u16>,
+    /// The last reading of the sandbox's cgroup.
+    pub sandbox: Option<CgroupReading>,
+    /// The newest details of the pod's whole cgroup.
+    pub cgroup_detail: Option<Arc<CgroupDetail>>,
+    /// The newest details of network and storage.
+    pub detail: Option<Arc<PodDetail>>,
 }
 
 /// Network rates are taken over at least this long.

@@ -57,6 +57,8 @@ impl World {
             cpu: self.node.busy(),
             cpu_idle: self.node.idle(),
             kubepods: self.last_sample.as_ref().and_then(|s| s.kubepods),
+            reading: self.last_sample.as_ref().map(|s| s.node),
+            detail: self.last_sample.as_ref().and_then(|s| s.node_detail.clone()),
         }
     }
 
@@ -97,6 +99,10 @@ fn pod_view(config: &NodeConfig, pod: &Pod, runtime_down: Option<&str>, now: Now
         oom_kills: pod.tracks.values().map(|t| t.oom.total()).sum(),
         containers,
         reading: pod.meter.reading,
+        sandbox: pod.meter.sandbox,
+        sandbox_id: pod.ready_sandbox().map(|s| s.id.clone()).unwrap_or_default(),
+        cgroup_detail: pod.meter.cgroup_detail.clone(),
+        detail: pod.meter.detail.clone(),
         cpu: pod.meter.model.cpu(),
         network: pod.network,
         network_rate: pod.meter.network_rate,
@@ -161,6 +167,7 @@ fn container_view(config: &NodeConfig, pod: &Pod, spec: &ContainerSpec, init: bo
         last,
         restarts: track.restarts(),
         reading: track.reading,
+        detail: track.detail.clone(),
         cpu: track.model.cpu(),
         burst: track.burst_now,
         oom_kills: track.oom.total(),

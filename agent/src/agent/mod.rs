@@ -384,17 +384,8 @@ fn pods_root(layout: &CgroupLayout, kubepods: &str) -> PathBuf {
 }
 
 fn switches(config: &Config) -> Switches {
-    let wants = |name: &str| config.policy.wants_program(name);
-    Switches {
-        cpu: wants(program::SCHED_SWITCH),
-        ingress: wants(program::SKB_INGRESS),
-        egress: wants(program::SKB_EGRESS),
-        oom: wants(program::OOM_VICTIM),
-        exits: wants(program::PROCESS_EXIT),
-        listeners: wants(program::LISTEN_STATE),
-        log: config.policy.program_log,
-        ..Switches::default()
-    }
+    let off = program::ALL.iter().filter(|name| !config.policy.wants_program(name)).map(|&name| name.to_owned());
+    Switches { off: off.collect(), log: config.policy.program_log, ..Switches::default() }
 }
 
 fn capabilities(layout: &CgroupLayout, pods_root: &Path, programs: &Programs) -> Vec<Capability> {

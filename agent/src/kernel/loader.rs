@@ -14,6 +14,7 @@
 //! replaced or detached.
 
 use std::{
+    collections::BTreeSet,
     error::Error,
     fmt::Write as _,
     fs,
@@ -43,20 +44,10 @@ use super::{
 };
 
 /// Which programs are wanted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Switches {
-    /// Run time per cgroup.
-    pub cpu: bool,
-    /// Bytes and packets received per cgroup.
-    pub ingress: bool,
-    /// Bytes and packets sent per cgroup.
-    pub egress: bool,
-    /// Victims of the OOM killer.
-    pub oom: bool,
-    /// Ends of processes.
-    pub exits: bool,
-    /// Sockets that begin or cease to listen.
-    pub listeners: bool,
+    /// Programs that are not to be loaded, by name.
+    pub off: BTreeSet<String>,
     /// Whether the kernel measures how long the programs take (some 60 ns more for each event of all eBPF programs).
     pub stats: bool,
     /// Whether messages of the programs are let through.
@@ -66,30 +57,13 @@ pub struct Switches {
 impl Default for Switches {
     /// All programs and their statistics, no messages.
     fn default() -> Self {
-        Self {
-            cpu: true,
-            ingress: true,
-            egress: true,
-            oom: true,
-            exits: true,
-            listeners: true,
-            stats: true,
-            log: false,
-        }
+        Self { off: BTreeSet::new(), stats: true, log: false }
     }
 }
 
 impl Switches {
     fn wants(&self, name: &str) -> bool {
-        match name {
-            program::SCHED_SWITCH => self.cpu,
-            program::SKB_INGRESS => self.ingress,
-            program::SKB_EGRESS => self.egress,
-            program::OOM_VICTIM => self.oom,
-            program::PROCESS_EXIT => self.exits,
-            program::LISTEN_STATE => self.listeners,
-            _ => false,
-        }
+        !self.off.contains(name)
     }
 }
 
@@ -287,7 +261,7 @@ impl Programs {
     /// # Errors
     /// If the ring buffer cannot be mapped or watched. Needs a tokio runtime.
     pub fn take_events(&mut self) -> Result<Option<EventStream>, EventError> {
-        let events = [program::OOM_VICTIM, program::PROCESS_EXIT, program::LISTEN_STATE];
+        let events = [program::OOM_VICTIM, program::PROCESS_EXIT, program::SOCKET_STATE];
         if !events.iter().any(|name| self.report.is_loaded(name)) {
             return Ok(None);
         }
@@ -398,7 +372,7 @@ fn attach(
             }
             "sched_process_exit"
         }
-        program::LISTEN_STATE => "inet_sock_set_state",
+        program::SOCKET_STATE => "inet_sock_set_state",
         program::SKB_INGRESS => return attach_to_cgroup(program, name, CgroupSkbAttachType::Ingress, pods_root),
         program::SKB_EGRESS => return attach_to_cgroup(program, name, CgroupSkbAttachType::Egress, pods_root),
         _ => return Err(OneError::Absent),
@@ -503,7 +477,7 @@ mod tests {
 
     #[test]
     fn without_an_object_every_program_says_why() {
-        let switches = Switches { oom: false, ..Switches::default() };
+        let switches = Switches { off: [program::OOM_VICTIM.to_owned()].into(), ..Switches::default() };
         let mut programs = Programs::load(Path::new("/nonexistent/object"), &switches, Path::new("/nonexistent"));
         assert_eq!(programs.report().programs.len(), program::ALL.len());
         for status in &programs.report().programs {
@@ -520,7 +494,7 @@ mod tests {
 
     #[test]
     fn each_program_has_a_switch_of_its_own() {
-        let one = Switches { egress: false, ..Switches::default() };
+        let one = Switches { off: [program::SKB_EGRESS.to_owned()].into(), ..Switches::default() };
         let wanted: Vec<_> = program::ALL.into_iter().filter(|name| !one.wants(name)).collect();
         assert_eq!(wanted, [program::SKB_EGRESS]);
     }

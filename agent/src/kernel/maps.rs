@@ -11,7 +11,7 @@ use aya::{
     Ebpf,
     maps::{Map, MapData, MapError, PerCpuArray, PerCpuHashMap},
 };
-use beelet_ebpf_common::{CpuRecord, Lost, NetRecord, map};
+use beelet_ebpf_common::{Counts as _, CpuRecord, Lost, NetRecord, map};
 
 /// A map cannot be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -53,8 +53,8 @@ pub struct MapFill {
 }
 
 /// Words of a [`CpuRecord`], of a [`NetRecord`]: aya takes arrays of integers as they are.
-type CpuWords = [u64; 2];
-type NetWords = [u64; 4];
+type CpuWords = [u64; size_of::<CpuRecord>() / 8];
+type NetWords = [u64; size_of::<NetRecord>() / 8];
 
 /// Reads the counters.
 #[derive(Default)]

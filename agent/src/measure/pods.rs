@@ -5,10 +5,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use beelet_core::sample::{
-    CgroupReading, ContainerReading, CpuReading, MemoryReading, NetworkReading, PodReading, PressureReading,
+    CgroupReading, ContainerReading, CpuReading, MemoryReading, NetworkReading, PodReading, Pressure, PressureReading,
+    Stall,
 };
 use beelet_core::spec::PodUid;
 use beelet_core::units::{Bytes, Micros};
+use beelet_ebpf_common::NetRecord;
 use tracing::{debug, warn};
 
 use super::Target;
@@ -205,7 +207,12 @@ impl Pods {
                 if let (Some(cpu), true) = (&mut own.cpu, has_run.0) {
                     cpu.run = Some(child.run);
                 }
-                containers.push(ContainerReading { name: name.clone(), id: child.id.clone(), cgroup: own });
+                containers.push(ContainerReading {
+                    name: name.clone(),
+                    id: child.id.clone(),
+                    cgroup: own,
+                    detail: None,
+                });
             }
             if let Some(cpu) = &mut reading.cpu
                 && run > Micros::ZERO
@@ -216,11 +223,10 @@ impl Pods {
                 tree.listening = if tree.target.host_network { None } else { ports(tree.children.values(), buffer) };
             }
             readings.push(PodReading {
-                uid: uid.clone(),
-                cgroup: reading,
                 containers,
                 network: (measured || network != NetworkReading::default()).then_some(network),
                 listening: tree.listening.clone(),
+                ..PodReading::of(uid.clone(), reading)
             });
         }
         readings
@@ -254,7 +260,7 @@ fn take_counters(counters: &CgroupCounters, child: &mut Child) -> (bool, bool) {
     if let Some(cpu) = count.cpu {
         child.run = Micros(cpu.run_ns / 1_000);
     }
-    if let Some(net) = count.network {
+    if let Some(net) = count.network.map(NetRecord::total) {
         child.network = NetworkReading {
             rx_bytes: net.rx_bytes,
             rx_packets: net.rx_packets,
@@ -311,23 +317,35 @@ pub(super) fn read_cgroup(cgroup: &Cgroup, buffer: &mut Buffer) -> Option<Cgroup
     }
     let cpu = cgroup.cpu(buffer).unwrap_or_default();
     let pressure = cgroup.pressure(buffer).unwrap_or_default();
-    let total = |p: Option<crate::kernel::parse::PressureLine>| Micros(p.map_or(0, |line| line.total_us));
+    let stall = |p: crate::kernel::parse::PressureLine| Stall {
+        total: Micros(p.total_us),
+        avg10: p.avg10,
+        avg60: p.avg60,
+        avg300: p.avg300,
+    };
+    let both = |p: Option<crate::kernel::parse::Pressure>| Pressure {
+        some: p.map(|p| stall(p.some)).unwrap_or_default(),
+        full: p.and_then(|p| p.full).map(stall).unwrap_or_default(),
+    };
     let measured = pressure.cpu.is_some() || pressure.memory.is_some() || pressure.io.is_some();
     Some(CgroupReading {
         id: cgroup.id(),
+        at: Micros::ZERO,
         cpu: Some(CpuReading {
             usage: cpu.usage_us.map(Micros),
             run: None,
             periods: cpu.nr_periods,
             throttled_periods: cpu.nr_throttled,
             throttled: cpu.throttled_us.map(Micros),
+            user: cpu.user_us.map(Micros),
+            system: cpu.system_us.map(Micros),
+            ..CpuReading::default()
         }),
         memory: read_memory(cgroup, buffer),
         pressure: measured.then(|| PressureReading {
-            cpu_some: total(pressure.cpu.map(|p| p.some)),
-            memory_some: total(pressure.memory.map(|p| p.some)),
-            memory_full: total(pressure.memory.and_then(|p| p.full)),
-            io_some: total(pressure.io.map(|p| p.some)),
+            cpu: both(pressure.cpu),
+            memory: both(pressure.memory),
+            io: both(pressure.io),
         }),
         pids: cgroup.tasks(buffer).unwrap_or_default(),
     })
@@ -349,6 +367,7 @@ fn read_memory(cgroup: &Cgroup, buffer: &mut Buffer) -> Option<MemoryReading> {
         slab_reclaimable: Bytes(memory.slab_reclaimable.unwrap_or(0)),
         limit: memory.limit.map(Bytes),
         oom_kills: memory.oom_kills,
+        ..MemoryReading::default()
     })
 }
 

@@ -261,7 +261,7 @@ impl Looker {
         }
         self.health.samples.fetch_add(1, Ordering::Relaxed);
         self.health.last_sample_us.store(at.0, Ordering::Relaxed);
-        let outdated = self.parts.samples.put(Sample { at, node, kubepods, pods });
+        let outdated = self.parts.samples.put(Sample { at, node, kubepods, pods, node_detail: None });
         self.health.dropped.fetch_add(outdated, Ordering::Relaxed);
     }
 

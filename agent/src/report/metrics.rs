@@ -318,10 +318,10 @@ fn memory_rows(rows: &mut Rows, place: &Place<'_>, memory: &MemoryReading) {
 
 fn pressure_rows(rows: &mut Rows, place: &Place<'_>, pressure: &PressureReading) {
     for (name, time) in [
-        ("container_pressure_cpu_waiting_seconds_total", pressure.cpu_some),
-        ("container_pressure_memory_waiting_seconds_total", pressure.memory_some),
-        ("container_pressure_memory_stalled_seconds_total", pressure.memory_full),
-        ("container_pressure_io_waiting_seconds_total", pressure.io_some),
+        ("container_pressure_cpu_waiting_seconds_total", pressure.cpu.some.total),
+        ("container_pressure_memory_waiting_seconds_total", pressure.memory.some.total),
+        ("container_pressure_memory_stalled_seconds_total", pressure.memory.full.total),
+        ("container_pressure_io_waiting_seconds_total", pressure.io.some.total),
     ] {
         rows.put(name, &place.labels(), seconds(time));
     }

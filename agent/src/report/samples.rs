@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use beelet_core::event::{Exit, Record, Rejected, ResourceList};
 use beelet_core::health::{Health, Verdict};
-use beelet_core::sample::{CgroupReading, CpuReading, MemoryReading, NetworkReading, PressureReading};
+use beelet_core::sample::{CgroupReading, CpuReading, MemoryReading, NetworkReading, Pressure, PressureReading, Stall};
 use beelet_core::snapshot::{ContainerState, ContainerView, ExitKind, NodeView, Phase, PodView, Snapshot, Totals};
 use beelet_core::spec::{
     ContainerSecurity, ContainerSpec, PodSecurity, PodSpec, PullPolicy, QosClass, Resources, RestartPolicy,
@@ -58,15 +58,22 @@ pub(crate) fn spec(uid: &str, name: &str, container: &str) -> PodSpec {
     }
 }
 
+/// So many seconds of waiting by some and by all.
+fn stalled(some: u64, full: u64) -> Pressure {
+    Pressure { some: Stall::total(Micros::secs(some)), full: Stall::total(Micros::secs(full)) }
+}
+
 fn reading(cpu: Micros) -> CgroupReading {
     CgroupReading {
         id: 77,
+        at: Micros::secs(1),
         cpu: Some(CpuReading {
             usage: Some(cpu),
             run: Some(cpu),
             periods: Some(100),
             throttled_periods: Some(7),
             throttled: Some(Micros::millis(350)),
+            ..CpuReading::default()
         }),
         memory: Some(MemoryReading {
             usage: Bytes::mib(60),
@@ -77,13 +84,9 @@ fn reading(cpu: Micros) -> CgroupReading {
             slab_reclaimable: Bytes::mib(2),
             limit: Some(Bytes::mib(128)),
             oom_kills: Some(0),
+            ..MemoryReading::default()
         }),
-        pressure: Some(PressureReading {
-            cpu_some: Micros::secs(1),
-            memory_some: Micros::secs(2),
-            memory_full: Micros::secs(1),
-            io_some: Micros::secs(3),
-        }),
+        pressure: Some(PressureReading { cpu: stalled(1, 0), memory: stalled(2, 1), io: stalled(3, 0) }),
         pids: Some(3),
     }
 }
@@ -100,6 +103,7 @@ fn container(name: &str, id: &str, state: ContainerState) -> ContainerView {
         restarts: 0,
         ready: true,
         reading: Some(reading(Micros::millis(12_500))),
+        detail: None,
         cpu: Some(MilliCpu(120)),
         burst: Micros::millis(50),
         oom_kills: 0,
@@ -122,6 +126,10 @@ fn pod(spec: PodSpec, containers: Vec<ContainerView>) -> PodView {
         cgroup,
         containers,
         reading: Some(reading(Micros::secs(13))),
+        sandbox: None,
+        sandbox_id: "s1".into(),
+        cgroup_detail: None,
+        detail: None,
         cpu: Some(MilliCpu(123)),
         network: Some(NetworkReading { rx_bytes: 1000, rx_packets: 10, tx_bytes: 2000, tx_packets: 20 }),
         network_rate: Some((1_500, 2_500_000)),
@@ -187,6 +195,8 @@ pub(crate) fn busy_node() -> Snapshot {
             cpu: Some(MilliCpu(700)),
             cpu_idle: Some(MilliCpu(1_300)),
             kubepods: Some(reading(Micros::secs(20))),
+            reading: None,
+            detail: None,
         },
         pods: vec![Arc::new(leak), Arc::new(web)],
         rejected: vec![Rejected {

@@ -21,7 +21,7 @@ const NODE: &str = "beelet-vm";
 /// For whatever takes seconds at most where nothing is emulated.
 const LIMIT: Duration = Duration::from_secs(180);
 /// All programs of the eBPF object.
-const PROGRAMS: [&str; 6] = ["sched_switch", "skb_ingress", "skb_egress", "oom_victim", "process_exit", "listen_state"];
+const PROGRAMS: [&str; 6] = ["sched_switch", "skb_ingress", "skb_egress", "oom_victim", "process_exit", "socket_state"];
 /// What only cgroup v2 has.
 const V2: [&str; 9] = [
     "cgroup_unified",

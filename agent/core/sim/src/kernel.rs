@@ -422,10 +422,11 @@ impl Kernel {
         if torn && self.now - self.dropped.0 < Micros::millis(30) {
             memory.usage += self.dropped.1;
         }
-        let pressure = PressureReading { memory_some: self.stalled, ..PressureReading::default() };
+        let pressure = PressureReading::memory_some(self.stalled);
         let cpu = CpuReading { usage: Some(self.busy), ..CpuReading::default() };
         CgroupReading {
             id: 1,
+            at: self.now,
             cpu: (!quick).then_some(cpu),
             memory: Some(memory),
             pressure: (!quick).then_some(pressure),
@@ -443,29 +444,31 @@ impl Kernel {
             id: id.clone(),
             cgroup: CgroupReading {
                 id: p.cgroup,
+                at: self.now,
                 cpu: Some(cpu(p)),
                 memory: Some(MemoryReading { oom_kills: Some(p.oom_kills), ..memory(p.held(), p.cache, p.limit) }),
                 pressure: None,
                 pids: Some(p.curve.pids(self.now - p.started)),
             },
+            detail: None,
         });
         let cache = procs().map(|(_, p)| p.cache).sum();
         let used = group.used + procs().map(|(_, p)| p.used).sum();
+        let cgroup = CgroupReading {
+            id: group.id,
+            at: self.now,
+            cpu: Some(CpuReading { usage: Some(used), ..CpuReading::default() }),
+            memory: Some(MemoryReading {
+                oom_kills: Some(group.oom_kills),
+                ..memory(self.held_by(uid), cache, group.limit)
+            }),
+            pressure: None,
+            pids: None,
+        };
         Some(PodReading {
-            uid: uid.clone(),
-            cgroup: CgroupReading {
-                id: group.id,
-                cpu: Some(CpuReading { usage: Some(used), ..CpuReading::default() }),
-                memory: Some(MemoryReading {
-                    oom_kills: Some(group.oom_kills),
-                    ..memory(self.held_by(uid), cache, group.limit)
-                }),
-                pressure: None,
-                pids: None,
-            },
             containers: containers.collect(),
             network: Some(NetworkReading { rx_bytes: used.get(), ..NetworkReading::default() }),
-            listening: None,
+            ..PodReading::of(uid.clone(), cgroup)
         })
     }
 
@@ -487,6 +490,7 @@ fn memory(held: Bytes, cache: Bytes, limit: Option<Bytes>) -> MemoryReading {
         slab_reclaimable: Bytes::ZERO,
         limit,
         oom_kills: Some(0),
+        ..MemoryReading::default()
     }
 }
 
@@ -494,9 +498,9 @@ fn cpu(p: &Proc) -> CpuReading {
     let periods = |time: u64| p.cpu_limit.map(|_| time / 100_000);
     CpuReading {
         usage: Some(p.used),
-        run: None,
         periods: periods(p.periods),
         throttled_periods: periods(p.throttled),
         throttled: p.cpu_limit.map(|_| Micros(p.throttled / 2)),
+        ..CpuReading::default()
     }
 }

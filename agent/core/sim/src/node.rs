@@ -619,7 +619,7 @@ impl Sim {
                 }
             }
         }
-        let sample = Sample { at: self.now, node: self.kernel.node(), kubepods, pods };
+        let sample = Sample { at: self.now, node: self.kernel.node(), kubepods, pods, node_detail: None };
         let late = if self.rng.chance(self.faults.stale) { self.millis(400, 6_000) } else { self.millis(1, 8) };
         self.put(late, Item::Deliver(self.life, Event::Sample(sample)));
         self.sampled = self.now;

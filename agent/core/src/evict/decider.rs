@@ -176,7 +176,7 @@ impl Decider {
     /// Notes `kubepods`; says for how long some task of it waited for memory since the last sample.
     fn observe_kubepods(&mut self, sample: &Sample) -> Micros {
         let Some(reading) = &sample.kubepods else { return Micros::ZERO };
-        let total = reading.pressure.map(|p| p.memory_some);
+        let total = reading.pressure.map(|p| p.memory.some.total);
         match self.kubepods {
             Some((id, before)) if id == reading.id => {
                 // A quick look may leave the pressure out.

@@ -41,13 +41,8 @@ fn memory(anon: u64, cache: u64) -> MemoryReading {
 }
 
 fn sample(ms: u64, anon: u64, cache: u64, pods: Option<&[Pod]>) -> Sample {
-    let reading = |p: &Pod| PodReading {
-        uid: PodUid::from(p.name.as_str()),
-        cgroup: CgroupReading { id: 2, memory: Some(memory(p.anon, 0)), ..CgroupReading::default() },
-        containers: Vec::new(),
-        network: None,
-        listening: None,
-    };
+    let cgroup = |p: &Pod| CgroupReading { id: 2, memory: Some(memory(p.anon, 0)), ..CgroupReading::default() };
+    let reading = |p: &Pod| PodReading::of(PodUid::from(p.name.as_str()), cgroup(p));
     Sample {
         at: Micros::millis(ms),
         node: NodeReading {
@@ -58,6 +53,7 @@ fn sample(ms: u64, anon: u64, cache: u64, pods: Option<&[Pod]>) -> Sample {
         },
         kubepods: Some(CgroupReading { id: 1, memory: Some(memory(anon, cache)), ..CgroupReading::default() }),
         pods: pods.map(|pods| pods.iter().map(reading).collect()),
+        node_detail: None,
     }
 }
 
@@ -205,8 +201,7 @@ fn page_cache_is_never_a_reason() {
         // The cache fills the limit, memory pressure rises from reclaim, the rest stands still.
         let mut s = sample(1_000 + 50 * i, 300, (i * 64).min(LIMIT - 300), Some(&[pod("scan", 300)]));
         let stall = Micros::millis(i * 10);
-        s.kubepods.as_mut().unwrap().pressure =
-            Some(PressureReading { memory_some: stall, ..PressureReading::default() });
+        s.kubepods.as_mut().unwrap().pressure = Some(PressureReading::memory_some(stall));
         let decision = decider.step(s.at, &s, Some(&candidates(&[pod("scan", 300)])));
         assert_eq!(decision, Decision::Nothing);
         assert!(!decider.standing().memory_pressure);
@@ -240,7 +235,7 @@ fn one_torn_reading_under_pressure_is_not_enough() {
         let kubepods = s.kubepods.as_mut().unwrap();
         kubepods.memory.as_mut().unwrap().usage = Bytes::mib(2_500);
         let memory_some = Micros::millis(10 * i);
-        kubepods.pressure = Some(PressureReading { memory_some, ..PressureReading::default() });
+        kubepods.pressure = Some(PressureReading::memory_some(memory_some));
         assert_eq!(decider.step(s.at, &s, Some(&all)), Decision::Nothing, "{i}");
     }
 }

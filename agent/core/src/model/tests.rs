@@ -59,7 +59,7 @@ fn throttling_and_pressure() {
             throttled: Some(Micros::millis(throttled * 50)),
             ..CpuReading::default()
         }),
-        pressure: Some(crate::sample::PressureReading { memory_some: Micros::millis(stall), ..Default::default() }),
+        pressure: Some(crate::sample::PressureReading::memory_some(Micros::millis(stall))),
         ..CgroupReading::default()
     };
     let mut model = CgroupModel::default();
