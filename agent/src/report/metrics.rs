@@ -15,13 +15,15 @@ use beelet_core::health::Health;
 use beelet_core::sample::{CgroupReading, CpuReading, MemoryReading, NetworkReading, PressureReading};
 use beelet_core::snapshot::{ContainerState, ExitKind, Phase, PodView, Snapshot, Totals};
 use beelet_core::spec::QosClass;
+use beelet_core::telemetry::Histogram;
 use beelet_core::units::{Bytes, Micros, MilliCpu};
 use prometheus::core::{Collector, Desc};
-use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
+use prometheus::proto::{self, Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
 use prometheus::{Encoder as _, Registry, TextEncoder};
 
 use super::process::{self, ProcessUse};
 use super::table::{Kind, METRICS, MetricDef};
+use super::telemetry;
 use super::{AgentReport, Published, SelfReport};
 
 /// The content type of [`Metrics::text`].
@@ -94,19 +96,40 @@ impl Collector for PictureCollector {
     }
 }
 
+/// What stands in a row.
+#[derive(Clone, Copy, Debug)]
+enum Value {
+    Number(f64),
+    Histogram(Histogram),
+}
+
 /// The rows of every metric.
 #[derive(Default)]
-struct Rows {
-    by_name: BTreeMap<&'static str, BTreeMap<Vec<String>, f64>>,
+pub(super) struct Rows {
+    by_name: BTreeMap<&'static str, BTreeMap<Vec<String>, Value>>,
     /// Names that are not in the table, or were given too many or few label values: a mistake in this file, found by its test.
     misfits: BTreeSet<&'static str>,
 }
 
 impl Rows {
     /// One row. A second one with the same labels is left out: Prometheus would refuse the whole scrape.
-    fn put(&mut self, name: &'static str, labels: &[&str], value: f64) {
+    pub(super) fn put(&mut self, name: &'static str, labels: &[&str], value: f64) {
+        self.row(name, labels, Value::Number(value));
+    }
+
+    /// The same of a histogram; an empty one is left out, for a dozen series that say nothing are too many.
+    pub(super) fn put_histogram(&mut self, name: &'static str, labels: &[&str], value: &Histogram) {
+        if value.count() > 0 {
+            self.row(name, labels, Value::Histogram(*value));
+        }
+    }
+
+    fn row(&mut self, name: &'static str, labels: &[&str], value: Value) {
         match super::table::find(name) {
-            Some(def) if def.labels.len() == labels.len() => {
+            Some(def)
+                if def.labels.len() == labels.len()
+                    && (def.kind == Kind::Histogram) == matches!(value, Value::Histogram(_)) =>
+            {
                 let labels = labels.iter().map(|&l| l.to_owned()).collect();
                 self.by_name.entry(name).or_default().entry(labels).or_insert(value);
             }
@@ -121,12 +144,16 @@ impl Rows {
     }
 }
 
-fn family(def: &MetricDef, rows: &BTreeMap<Vec<String>, f64>) -> MetricFamily {
+fn family(def: &MetricDef, rows: &BTreeMap<Vec<String>, Value>) -> MetricFamily {
     let mut family = MetricFamily::default();
     family.set_name(def.name.to_owned());
     family.set_help(def.help.to_owned());
-    family.set_field_type(if def.kind == Kind::Counter { MetricType::COUNTER } else { MetricType::GAUGE });
-    let metrics = rows.iter().map(|(values, &value)| {
+    family.set_field_type(match def.kind {
+        Kind::Counter => MetricType::COUNTER,
+        Kind::Gauge => MetricType::GAUGE,
+        Kind::Histogram => MetricType::HISTOGRAM,
+    });
+    let metrics = rows.iter().map(|(values, value)| {
         let labels = def.labels.iter().zip(values).map(|(&name, text)| {
             let mut pair = LabelPair::default();
             pair.set_name(name.to_owned());
@@ -134,14 +161,18 @@ fn family(def: &MetricDef, rows: &BTreeMap<Vec<String>, f64>) -> MetricFamily {
             pair
         });
         let mut metric = Metric::from_label(labels.collect());
-        if def.kind == Kind::Counter {
-            let mut counter = Counter::default();
-            counter.set_value(value);
-            metric.set_counter(counter);
-        } else {
-            let mut gauge = Gauge::default();
-            gauge.set_value(value);
-            metric.set_gauge(gauge);
+        match *value {
+            Value::Number(value) if def.kind == Kind::Counter => {
+                let mut counter = Counter::default();
+                counter.set_value(value);
+                metric.set_counter(counter);
+            }
+            Value::Number(value) => {
+                let mut gauge = Gauge::default();
+                gauge.set_value(value);
+                metric.set_gauge(gauge);
+            }
+            Value::Histogram(value) => metric.set_histogram(histogram(&value)),
         }
         metric
     });
@@ -149,11 +180,33 @@ fn family(def: &MetricDef, rows: &BTreeMap<Vec<String>, f64>) -> MetricFamily {
     family
 }
 
-fn seconds(time: Micros) -> f64 {
+/// Every second power of two is a bucket: 1 us, 4 us, ... 4.19 s, a dozen in all.
+fn histogram(value: &Histogram) -> proto::Histogram {
+    let mut seen = 0;
+    let mut buckets = Vec::new();
+    for (slot, count) in value.counts.iter().enumerate() {
+        seen += count;
+        if slot % 2 == 0
+            && let Some(bound) = Histogram::upper_bound(slot)
+        {
+            let mut bucket = proto::Bucket::default();
+            bucket.set_upper_bound(seconds(bound));
+            bucket.set_cumulative_count(seen);
+            buckets.push(bucket);
+        }
+    }
+    let mut histogram = proto::Histogram::default();
+    histogram.set_bucket(buckets);
+    histogram.set_sample_count(seen);
+    histogram.set_sample_sum(value.sum_ns as f64 / 1e9);
+    histogram
+}
+
+pub(super) fn seconds(time: Micros) -> f64 {
     time.get() as f64 / 1e6
 }
 
-fn bytes(bytes: Bytes) -> f64 {
+pub(super) fn bytes(bytes: Bytes) -> f64 {
     bytes.get() as f64
 }
 
@@ -168,11 +221,14 @@ fn flag(on: bool) -> f64 {
 fn render(picture: &Snapshot, agent: &SelfReport, own: Option<ProcessUse>) -> Rows {
     let mut rows = Rows::default();
     node(&mut rows, picture, agent);
+    telemetry::node(&mut rows, &picture.node);
     for pod in one_per_name(picture) {
-        pod_rows(&mut rows, pod);
+        pod_rows(&mut rows, pod, picture.at.mono);
     }
+    let names: BTreeMap<&str, &PodView> = picture.pods.iter().map(|p| (p.spec.uid.as_str(), p.as_ref())).collect();
     for view in &picture.pods {
         let spec = &view.spec;
+        telemetry::preemptors(&mut rows, view, &names);
         let foreign = if view.foreign { "true" } else { "false" };
         let labels =
             [&spec.namespace, &spec.name, spec.uid.as_str(), &picture.node.name, qos(view.qos), &view.ip, foreign];
@@ -298,8 +354,8 @@ fn cpu_rows(rows: &mut Rows, place: &Place<'_>, cpu: &CpuReading) {
     if let Some(time) = cpu.throttled {
         rows.put("container_cpu_cfs_throttled_seconds_total", &labels, seconds(time));
     }
-    if let Some(run) = cpu.run.filter(|_| !place.pod.is_empty()) {
-        rows.put("beelet_cpu_ebpf_seconds_total", &[place.namespace, place.pod, place.container], seconds(run));
+    if !place.pod.is_empty() {
+        telemetry::cpu(rows, [place.namespace, place.pod, place.container], cpu);
     }
 }
 
@@ -313,6 +369,7 @@ fn memory_rows(rows: &mut Rows, place: &Place<'_>, memory: &MemoryReading) {
     if !place.pod.is_empty() {
         let labels = [place.namespace, place.pod, place.container];
         rows.put("beelet_memory_unreclaimable_bytes", &labels, bytes(memory.unreclaimable()));
+        telemetry::memory(rows, labels, memory);
     }
 }
 
@@ -341,7 +398,7 @@ fn network_rows(rows: &mut Rows, place: &Place<'_>, network: &NetworkReading) {
     }
 }
 
-fn pod_rows(rows: &mut Rows, view: &PodView) {
+fn pod_rows(rows: &mut Rows, view: &PodView, now: Micros) {
     let (namespace, pod) = (view.spec.namespace.as_str(), view.spec.name.as_str());
     let key = [namespace, pod];
     for phase in [Phase::Pending, Phase::Running, Phase::Succeeded, Phase::Failed] {
@@ -358,6 +415,7 @@ fn pod_rows(rows: &mut Rows, view: &PodView) {
     }
     rows.put("beelet_pod_listening_ports", &key, view.listening.len() as f64);
     rows.put("beelet_pod_resize_pending", &key, flag(!view.resize.is_empty()));
+    telemetry::pod(rows, view, now);
 
     let id = format!("/{}", view.cgroup.trim_start_matches('/'));
     let place = Place { id: &id, namespace, pod, ..Place::default() };
@@ -481,12 +539,12 @@ fn itself(rows: &mut Rows, picture: &Snapshot, agent: &SelfReport) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::samples;
+    use super::super::{samples, samples_detail};
     use super::*;
 
     #[test]
     fn every_metric_of_the_table_is_filled_and_no_other() {
-        let rows = render(&samples::busy_node(), &samples::agent(), process::read());
+        let rows = render(&samples_detail::detailed_node(), &samples::agent(), process::read());
         assert!(rows.misfits.is_empty(), "not in the table, or other labels: {:?}", rows.misfits);
         let missing: Vec<_> = METRICS.iter().map(|m| m.name).filter(|n| !rows.by_name.contains_key(n)).collect();
         assert!(missing.is_empty(), "nothing fills {missing:?}");
@@ -510,6 +568,30 @@ mod tests {
             assert!(text.lines().any(|l| l == line), "missing: {line}\nin:\n{text}");
         }
         assert_eq!(text.matches("container_network_receive_bytes_total{").count(), 1, "once per pod");
+    }
+
+    #[test]
+    fn details_are_written_and_what_never_happened_is_not() {
+        let picture = Published::new(samples_detail::detailed_node());
+        let text = Metrics::new(picture, AgentReport::default()).unwrap().text().unwrap();
+        let web = r#"namespace="default",pod="web-node""#;
+        for line in [
+            format!(r#"beelet_runq_latency_seconds_bucket{{{web},container="web",le="0.000001"}} 0"#),
+            format!(r#"beelet_runq_latency_seconds_bucket{{{web},container="web",le="0.000004"}} 9"#),
+            format!(r#"beelet_runq_latency_seconds_bucket{{{web},container="web",le="4.194304"}} 9"#),
+            format!(r#"beelet_runq_latency_seconds_bucket{{{web},container="web",le="+Inf"}} 10"#),
+            format!(r#"beelet_runq_latency_seconds_sum{{{web},container="web"}} 5.000027"#),
+            format!(r#"beelet_preempted_total{{{web},container="web",by="pod"}} 5"#),
+            format!(r#"beelet_preempted_by_pod_total{{{web},by_namespace="default",by_pod="leak-node"}} 5"#),
+            format!(r#"beelet_port_http_responses_total{{{web},port="80",code="4xx"}} 2"#),
+            format!(r#"beelet_dns_answers_total{{{web},result="ok"}} 5"#),
+            format!(r#"beelet_context_switches_total{{{web},container="web",kind="voluntary"}} 6"#),
+            format!(r#"beelet_pod_detail_age_seconds{{{web}}} 5"#),
+        ] {
+            assert!(text.lines().any(|l| l == line), "missing: {line}\nin:\n{text}");
+        }
+        assert!(!text.contains(r#"code="1xx""#) && !text.contains(r#"kind="percpu""#), "{text}");
+        assert!(!text.contains("beelet_runq_latency_seconds_bucket{namespace=\"default\",pod=\"leak-node\""), "{text}");
     }
 
     #[test]

@@ -13,13 +13,27 @@
 
 use std::fmt::Write as _;
 
-/// Counter or gauge.
+/// Counter, gauge or histogram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Only grows; starts again at zero.
     Counter,
     /// A value at this moment.
     Gauge,
+    /// Counts by size; each only grows.
+    Histogram,
+}
+
+impl Kind {
+    /// As Prometheus writes it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+            Self::Histogram => "histogram",
+        }
+    }
 }
 
 /// Under which heading it is documented.
@@ -29,8 +43,18 @@ pub enum Group {
     Container,
     /// Names and meanings of the kubelet.
     Kubelet,
-    /// beelet's own, about pods.
+    /// beelet's own, about pods: their state and what is expected of them.
     Pod,
+    /// beelet's own, about the CPU of containers.
+    Cpu,
+    /// beelet's own, about the memory of containers.
+    Memory,
+    /// beelet's own, about the network of pods.
+    Network,
+    /// beelet's own, about disks.
+    Disk,
+    /// beelet's own, about processes.
+    Processes,
     /// beelet's own, about the node.
     Node,
     /// beelet's own, about the agent.
@@ -73,8 +97,8 @@ const CADVISOR_NET: &[&str] = &["container", "id", "image", "interface", "name",
 const CONTAINER: &[&str] = &["namespace", "pod", "container"];
 const POD: &[&str] = &["namespace", "pod"];
 
-use Group::{Agent, Container, Kubelet, Node, Pod, Process};
-use Kind::{Counter, Gauge};
+use Group::{Agent, Container, Cpu, Disk, Kubelet, Memory, Network, Node, Pod, Process, Processes};
+use Kind::{Counter, Gauge, Histogram};
 
 /// The table.
 #[rustfmt::skip]
@@ -127,11 +151,67 @@ pub static METRICS: &[MetricDef] = &[
     def(Pod, Counter, "beelet_process_exits_total", "", &["namespace", "pod", "container", "reason", "value"], "Ends of containers by exit code (reason=\"code\") or fatal signal (reason=\"signal\"); outlives the pod."),
     def(Pod, Counter, "beelet_oom_kills_total", "", CONTAINER, "Kills by the kernel's OOM killer; outlives container and pod."),
 
+    def(Pod, Gauge, "beelet_pod_reading_age_seconds", "seconds", POD, "Age of the oldest cgroup reading of the pod in this picture; a pod in which nothing runs keeps its readings for up to 10 s."),
+    def(Pod, Gauge, "beelet_pod_detail_age_seconds", "seconds", POD, "Age of the pod's histograms and other details in this picture."),
+
+    def(Cpu, Histogram, "beelet_runq_latency_seconds", "seconds", CONTAINER, "Waits for a CPU before each stint on one, throttling included, by eBPF from the scheduler's own clock."),
+    def(Cpu, Counter, "beelet_runq_wait_seconds_total", "seconds", CONTAINER, "Time that tasks waited for a CPU, throttling included, by eBPF."),
+    def(Cpu, Counter, "beelet_context_switches_total", "", &["namespace", "pod", "container", "kind"], "Switches away from the container's tasks: kind=\"involuntary\" (preempted) or \"voluntary\"."),
+    def(Cpu, Counter, "beelet_preempted_total", "", &["namespace", "pod", "container", "by"], "Preemptions by who took the CPU: by=\"own\" (same container), \"pod\" (a pod, the same one's other containers included), \"system\"."),
+    def(Cpu, Counter, "beelet_preempted_by_pod_total", "", &["namespace", "pod", "by_namespace", "by_pod"], "Preemptions by other pods, the five most frequent that are still here."),
+
+    def(Memory, Gauge, "beelet_memory_kind_bytes", "bytes", &["namespace", "pod", "container", "kind"], "Memory by what it is: anon, file, shmem, mapped_file, dirty, writeback, unevictable, slab_reclaimable, slab_unreclaimable, kernel, kernel_stack, page_tables, percpu, sock, swap; what the kernel does not tell is left out. They overlap."),
+    def(Memory, Gauge, "beelet_memory_peak_bytes", "bytes", CONTAINER, "The highest usage since the start."),
+    def(Memory, Counter, "beelet_memory_refaults_total", "", &["namespace", "pod", "container", "kind"], "Pages that came back soon after reclaim had dropped them: kind=\"file\" or \"anon\"."),
+    def(Memory, Counter, "beelet_memory_major_faults_total", "", CONTAINER, "Page faults that had to read."),
+    def(Memory, Counter, "beelet_memory_reclaim_pages_total", "", &["namespace", "pod", "container", "what"], "Pages that reclaim looked at (what=\"scanned\") and freed (what=\"stolen\"), by the cgroup's files."),
+    def(Memory, Counter, "beelet_memory_events_total", "", &["namespace", "pod", "container", "event"], "Times that memory.high was exceeded (event=\"high\"), the limit reached (\"max\"), nothing could be freed (\"oom\")."),
+    def(Memory, Histogram, "beelet_reclaim_stall_seconds", "seconds", &["namespace", "pod", "container", "scope"], "Spells in which a task had to free memory itself: scope=\"node\" for the whole node, \"limit\" for a limit of its cgroup or one above; by eBPF."),
+    def(Memory, Counter, "beelet_reclaimed_bytes_total", "bytes", CONTAINER, "Memory freed in these spells."),
+
+    def(Network, Counter, "beelet_network_bytes_total", "bytes", &["namespace", "pod", "protocol", "direction"], "Bytes of the pod's sockets, IP headers and up, by eBPF; host-network pods too."),
+    def(Network, Counter, "beelet_network_packets_total", "", &["namespace", "pod", "protocol", "direction"], "Packets of the pod's sockets."),
+    def(Network, Counter, "beelet_network_drops_total", "", &["namespace", "pod", "reason"], "Packets of the pod's sockets that the kernel dropped, by its reason, by eBPF."),
+    def(Network, Counter, "beelet_tcp_connects_total", "", POD, "TCP connections begun by the pod."),
+    def(Network, Counter, "beelet_tcp_connect_failures_total", "", POD, "TCP connections begun by the pod that were refused, timed out or given up."),
+    def(Network, Counter, "beelet_tcp_accepts_total", "", POD, "TCP connections to the pod that were established."),
+    def(Network, Counter, "beelet_tcp_resets_total", "", &["namespace", "pod", "direction"], "TCP resets sent (direction=\"transmit\") and received."),
+    def(Network, Counter, "beelet_tcp_retransmits_total", "", POD, "TCP segments sent again."),
+    def(Network, Counter, "beelet_tcp_segments_sent_total", "", POD, "TCP segments sent, by the pod's network namespace."),
+    def(Network, Histogram, "beelet_tcp_connect_seconds", "seconds", POD, "From SYN to established, of connections begun by the pod."),
+    def(Network, Histogram, "beelet_tcp_rtt_seconds", "seconds", POD, "Smoothed round-trip times, seen at one of 16 packets received."),
+    def(Network, Counter, "beelet_listen_overflows_total", "", POD, "Connections refused because too many waited to be accepted, by the pod's network namespace."),
+    def(Network, Counter, "beelet_listen_drops_total", "", POD, "These, and connections dropped at a listener for other reasons."),
+    def(Network, Gauge, "beelet_listen_backlog", "", &["namespace", "pod", "port"], "Connections that wait to be accepted."),
+    def(Network, Gauge, "beelet_listen_backlog_max", "", &["namespace", "pod", "port"], "So many may wait."),
+    def(Network, Counter, "beelet_dns_queries_total", "", POD, "DNS queries over UDP."),
+    def(Network, Counter, "beelet_dns_answers_total", "", &["namespace", "pod", "result"], "Answers to them: result=\"ok\", \"no_such_name\", \"error\"; what is missing to the queries was lost or is under way."),
+    def(Network, Histogram, "beelet_dns_latency_seconds", "seconds", POD, "From DNS query to answer."),
+    def(Network, Counter, "beelet_port_requests_total", "", &["namespace", "pod", "port"], "Requests that began at a port that the pod serves over TCP (of pipelined ones the first)."),
+    def(Network, Counter, "beelet_port_unanswered_total", "", &["namespace", "pod", "port"], "Connections that ended with a request unanswered."),
+    def(Network, Counter, "beelet_port_http_responses_total", "", &["namespace", "pod", "port", "code"], "Answers in clear HTTP/1, by class of the status: 1xx to 5xx."),
+    def(Network, Histogram, "beelet_port_latency_seconds", "seconds", &["namespace", "pod", "port"], "From a request's first byte to its answer's first byte, of any protocol in which the client speaks first."),
+
+    def(Disk, Histogram, "beelet_disk_latency_seconds", "seconds", &["namespace", "pod", "container", "device", "operation"], "Requests to block devices, from their making to their end, by eBPF; its count is that of requests."),
+    def(Disk, Counter, "beelet_disk_bytes_total", "bytes", &["namespace", "pod", "container", "device", "operation"], "Bytes of these requests."),
+    def(Disk, Counter, "beelet_disk_errors_total", "", &["namespace", "pod", "container", "device", "operation"], "Requests that failed."),
+    def(Disk, Gauge, "beelet_storage_used_bytes", "bytes", &["namespace", "pod", "kind", "name"], "Disk space in use: kind=\"rootfs\" (a container's writable layer), \"logs\" (a container's), \"volume\"."),
+    def(Disk, Gauge, "beelet_storage_used_inodes", "", &["namespace", "pod", "kind", "name"], "Inodes in use there."),
+
+    def(Processes, Counter, "beelet_process_starts_total", "", &["namespace", "pod", "container", "what"], "Processes made (what=\"fork\"), threads made (\"thread\"), programs begun (\"exec\"), by eBPF."),
+    def(Processes, Gauge, "beelet_tasks", "", &["namespace", "pod", "container", "state"], "Threads by state: running, sleeping, uninterruptible (D), stopped; and zombie processes."),
+    def(Processes, Gauge, "beelet_processes", "", CONTAINER, "Processes, zombies included."),
+    def(Processes, Gauge, "beelet_open_files", "", CONTAINER, "Open file descriptors of its processes."),
+    def(Processes, Gauge, "beelet_open_files_limit", "", CONTAINER, "The lowest soft limit of open files among its processes."),
+
     def(Node, Gauge, "beelet_node_time_to_oom_seconds", "seconds", &[], "Time until the pods' cgroup or the node runs out of memory at the present growth; +Inf for no growth."),
     def(Node, Gauge, "beelet_node_memory_available_bytes", "bytes", &[], "memory.available of the node, by what reclaim cannot free."),
     def(Node, Gauge, "beelet_allocatable_memory_available_bytes", "bytes", &[], "What is left below the limit of the pods' cgroup, by what reclaim cannot free."),
     def(Node, Gauge, "beelet_node_memory_pressure", "", &[], "1 while the node has the condition MemoryPressure."),
     def(Node, Gauge, "beelet_node_cpu_cores", "cores", &["state"], "CPU in use (state=\"busy\") and idle (state=\"idle\"), all of the node."),
+    def(Node, Counter, "beelet_node_cpu_seconds_total", "seconds", &["mode"], "CPU time since boot, all CPUs: mode=\"busy\", \"idle\"; of busy: \"steal\" (taken by the hypervisor), \"interrupts\"."),
+    def(Node, Counter, "beelet_node_context_switches_total", "", &[], "Context switches since boot."),
+    def(Node, Counter, "beelet_node_pressure_seconds_total", "seconds", &["resource", "kind"], "Time in which some (kind=\"some\") or all (\"full\") tasks of the node waited for cpu, memory, io."),
     def(Node, Gauge, "beelet_allocatable_cpu_cores", "cores", &[], "CPU that pods may request."),
     def(Node, Gauge, "beelet_allocatable_memory_bytes", "bytes", &[], "Memory that pods may request."),
     def(Node, Counter, "beelet_evictions_total", "", &["signal"], "Pods evicted, by signal."),
@@ -184,13 +264,18 @@ pub fn markdown() -> String {
         (Container, "Containers and pods, by cAdvisor's names"),
         (Kubelet, "The kubelet's names"),
         (Pod, "Pods: what only beelet knows"),
+        (Cpu, "CPU, in the kernel"),
+        (Memory, "Memory, in the kernel"),
+        (Network, "Network, in the kernel"),
+        (Disk, "Disks"),
+        (Processes, "Processes"),
         (Node, "Node"),
         (Agent, "The agent"),
         (Process, "The agent's process"),
     ] {
         let _ = write!(out, "\n## {heading}\n\n| name | type | unit | labels | meaning |\n|---|---|---|---|---|\n");
         for m in METRICS.iter().filter(|m| m.group == group) {
-            let kind = if m.kind == Counter { "counter" } else { "gauge" };
+            let kind = m.kind.as_str();
             let labels: Vec<String> = m.labels.iter().map(|l| format!("`{l}`")).collect();
             let _ = writeln!(out, "| `{}` | {kind} | {} | {} | {} |", m.name, m.unit, labels.join(" "), m.help);
         }
@@ -222,7 +307,7 @@ mod tests {
                 "bytes" if ["container_memory_rss", "container_memory_cache"].contains(&m.name) => {}
                 unit => assert!(stem.ends_with(&unit.replace(' ', "_")), "{} does not end in its unit {unit}", m.name),
             }
-            if [Pod, Node, Agent].contains(&m.group) {
+            if ![Container, Kubelet, Process].contains(&m.group) {
                 assert!(m.name.starts_with("beelet_"), "{} is not a kubelet name", m.name);
             }
         }
