@@ -24,7 +24,10 @@ pub mod podlist;
 pub mod process;
 #[cfg(test)]
 pub(crate) mod samples;
+#[cfg(test)]
+pub(crate) mod samples_detail;
 pub mod table;
+mod telemetry;
 pub mod words;
 
 /// The newest value of something that is replaced whole. Clones share it.
