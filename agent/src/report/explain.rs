@@ -2,12 +2,14 @@
 //!
 //! Terms: *nearby* are the names of pods that somebody who mistyped may have meant.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
 use beelet_core::event::{Record, Rejected};
 use beelet_core::health::Health;
-use beelet_core::snapshot::{ContainerState, PodView, Snapshot};
+use beelet_core::snapshot::{ContainerState, ContainerView, PodView, Snapshot};
+use beelet_core::telemetry::{CgroupDetail, PodDetail};
 use beelet_core::units::{Bytes, Micros, Now};
 use serde::{Deserialize, Serialize};
 
@@ -24,10 +26,35 @@ pub struct Explanation {
     pub pod: Option<Arc<PodView>>,
     /// What is expected of its memory.
     pub forecast: Option<Forecast>,
+    /// Everything measured of it in the kernel.
+    #[serde(default)]
+    pub details: Details,
     /// Its manifests that were refused.
     pub rejected: Vec<Rejected>,
     /// What happened to it and why, the newest last.
     pub records: Vec<Record>,
+}
+
+/// Everything measured of a pod beyond what its view shows; `None` where nothing was read yet.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Details {
+    /// Network and storage.
+    pub pod: Option<Arc<PodDetail>>,
+    /// The whole pod's cgroup.
+    pub cgroup: Option<Arc<CgroupDetail>>,
+    /// Its containers, by name.
+    pub containers: BTreeMap<String, Arc<CgroupDetail>>,
+}
+
+impl Details {
+    fn of(pod: &PodView) -> Self {
+        let own = |c: &ContainerView| Some((c.name.clone(), Arc::clone(c.detail.as_ref()?)));
+        Self {
+            pod: pod.detail.clone(),
+            cgroup: pod.cgroup_detail.clone(),
+            containers: pod.containers.iter().filter_map(own).collect(),
+        }
+    }
 }
 
 /// What is expected of a pod's memory.
@@ -84,7 +111,8 @@ pub fn explain(picture: &Snapshot, namespace: &str, name: &str) -> Result<Explan
         }
     });
     let full = pod.as_ref().map_or_else(|| names[0].clone(), |p| p.spec.full_name());
-    Ok(Explanation { name: full, at: picture.at, pod, forecast, rejected, records })
+    let details = pod.as_deref().map(Details::of).unwrap_or_default();
+    Ok(Explanation { name: full, at: picture.at, pod, forecast, details, rejected, records })
 }
 
 fn missing(picture: &Snapshot, namespace: &str, name: &str) -> NoSuchPod {
