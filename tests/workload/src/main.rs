@@ -10,6 +10,7 @@
 
 mod crash;
 mod memory;
+mod mixed;
 mod net;
 mod pace;
 mod units;
@@ -107,6 +108,25 @@ enum Work {
         #[arg(long, value_parser = parse_seconds, default_value = "5s")]
         after: Duration,
     },
+    /// A little of everything: CPU, memory, files, processes, sockets
+    Mixed {
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// Where its file is
+        #[arg(long, default_value = "/tmp")]
+        dir: PathBuf,
+    },
+    /// Write and read blocks past the page cache
+    Disk {
+        #[arg(long)]
+        dir: PathBuf,
+        /// Of the file
+        #[arg(long, value_parser = parse_bytes, default_value = "4Mi")]
+        size: u64,
+        /// Between two blocks
+        #[arg(long, value_parser = parse_seconds, default_value = "0s")]
+        pause: Duration,
+    },
     /// Start so many children that sleep
     Fork {
         #[arg(short, long, default_value_t = 10)]
@@ -134,6 +154,8 @@ fn main() -> ExitCode {
         Work::Files { dir, size, hold } => memory::files(&dir, size, hold),
         Work::Sleep { time } => sleep(time),
         Work::Unlisten { port, after } => net::unlisten(port, after),
+        Work::Mixed { seed, dir } => mixed::mixed(seed, &dir),
+        Work::Disk { dir, size, pause } => mixed::disk(&dir, size, pause),
         Work::Fork { n } => crash::fork(n),
     };
     match done {
