@@ -8,6 +8,7 @@
 //! as process 1 of a container, a program without a handler would never see it. The program is also the pause
 //! container: called as `pause`, it waits for SIGTERM and reaps orphans.
 
+mod bench;
 mod crash;
 mod memory;
 mod mixed;
@@ -108,6 +109,11 @@ enum Work {
         #[arg(long, value_parser = parse_seconds, default_value = "5s")]
         after: Duration,
     },
+    /// Do something as fast as it goes, and say each second how often it was done
+    Bench {
+        #[arg(value_enum)]
+        what: bench::Loop,
+    },
     /// A little of everything: CPU, memory, files, processes, sockets
     Mixed {
         #[arg(long, default_value_t = 1)]
@@ -154,6 +160,7 @@ fn main() -> ExitCode {
         Work::Files { dir, size, hold } => memory::files(&dir, size, hold),
         Work::Sleep { time } => sleep(time),
         Work::Unlisten { port, after } => net::unlisten(port, after),
+        Work::Bench { what } => bench::run(what),
         Work::Mixed { seed, dir } => mixed::mixed(seed, &dir),
         Work::Disk { dir, size, pause } => mixed::disk(&dir, size, pause),
         Work::Fork { n } => crash::fork(n),
