@@ -139,6 +139,7 @@ impl Cycle {
                 cgroup: pod.cgroup(config),
                 containers: containers.into_iter().collect(),
                 host_network: pod.spec.host_network,
+                logs: crate::runtime::paths::log_dir_name(&pod.spec),
             });
         }
         if *before != targets {

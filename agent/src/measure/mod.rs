@@ -16,10 +16,12 @@
 mod node;
 mod pods;
 mod slot;
+mod slow;
 mod suspects;
 mod thread;
 
 pub use slot::{SampleReceiver, SampleSender, slot};
+pub use slow::{Listener, NetworkPart, Parts, Slow, SlowHealth};
 pub use thread::{Command, Health, Sampler, SamplerParts, SamplerThread};
 
 use beelet_core::spec::PodUid;
@@ -35,4 +37,6 @@ pub struct Target {
     pub containers: Vec<(String, String)>,
     /// It shares the node's network namespace.
     pub host_network: bool,
+    /// The name of its log folder; "" where it is not known.
+    pub logs: String,
 }

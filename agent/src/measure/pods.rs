@@ -386,6 +386,7 @@ mod tests {
                 cgroup: format!("kubepods/pod-{batch}-{n}"),
                 containers: Vec::new(),
                 host_network: false,
+                logs: String::new(),
             };
             let targets: Vec<Target> = (0..100).map(target).collect();
             for target in &targets {

@@ -413,8 +413,13 @@ mod tests {
     fn with_a_pod(root: &Path) -> (Looker, u64, mpsc::UnboundedReceiver<Event>) {
         std::fs::create_dir_all(root.join("kubepods/pod")).unwrap();
         let (mut looker, _, told) = looker(root);
-        let target =
-            Target { uid: "u".into(), cgroup: "kubepods/pod".to_owned(), containers: Vec::new(), host_network: false };
+        let target = Target {
+            uid: "u".into(),
+            cgroup: "kubepods/pod".to_owned(),
+            containers: Vec::new(),
+            host_network: false,
+            logs: String::new(),
+        };
         looker.pods.aim(vec![target], &mut looker.parts.counters);
         looker.pods.scan(&mut looker.parts.counters);
         let id = Cgroup::open(&looker.parts.layout, Path::new("kubepods/pod")).unwrap().unwrap().id();
