@@ -241,12 +241,18 @@ impl<'a> Agent<'a> {
         format!("--- the agent's log, {}:\n{}", self.log.display(), tail.join("\n"))
     }
 
+    /// Where it serves.
+    #[must_use]
+    pub fn address(&self) -> String {
+        format!("{}:{PORT}", self.bed.node_ip)
+    }
+
     /// GET; the body of a 200.
     ///
     /// # Errors
     /// What went wrong instead, with the body of another answer.
     pub fn get(&self, path: &str) -> Result<String, String> {
-        let address = format!("{}:{PORT}", self.bed.node_ip);
+        let address = self.address();
         let answer = http_get(&address, path).map_err(|error| format!("{address}{path}: {error}"))?;
         let (head, body) = answer.split_once("\r\n\r\n").ok_or("no end of the header")?;
         if head.starts_with("HTTP/1.1 200") { Ok(body.to_owned()) } else { Err(format!("{head}\n\n{body}")) }
@@ -311,13 +317,16 @@ impl<'a> Agent<'a> {
         self.container(pod, "")?["restartCount"].as_u64()
     }
 
-    /// `/metrics`.
+    /// `/metrics` and `/metrics/cadvisor`, which have no name in common.
     ///
     /// # Panics
     /// If there is no answer.
     #[must_use]
     pub fn metrics(&self) -> Metrics {
-        Metrics::parse(&self.get("/metrics").unwrap_or_else(|error| panic!("{error}\n{}", self.log_tail())))
+        let get = |path| self.get(path).unwrap_or_else(|error| panic!("{error}\n{}", self.log_tail()));
+        let mut all = Metrics::parse(&get("/metrics"));
+        all.samples.extend(Metrics::parse(&get("/metrics/cadvisor")).samples);
+        all
     }
 
     /// `/debug/snapshot`.

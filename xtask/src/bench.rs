@@ -24,18 +24,53 @@ pub(crate) enum BenchCommand {
         #[arg(long, value_delimiter = ',', default_value = "100,25")]
         rates: Vec<u32>,
     },
+    /// What watched pods lose, and what the agent uses beside 100 idle pods
+    Cost {
+        /// Turns with and without the agent, of each load
+        #[arg(long, default_value_t = 5)]
+        runs: u32,
+    },
+    /// Known situations, and what beelet says is the cause; then an idle node, on which it should say nothing
+    Attribution {
+        /// Runs of each situation
+        #[arg(long, default_value_t = 3)]
+        runs: u32,
+        /// Length of the idle run
+        #[arg(long, default_value_t = 10)]
+        minutes: u32,
+    },
+    /// Pods that come and go: what grows in the agent
+    Soak {
+        #[arg(long, default_value_t = 60)]
+        minutes: u32,
+    },
 }
 
 impl BenchCommand {
+    /// The test that measures it, and the variables that it reads.
+    fn test(&self) -> Result<(&'static str, Vec<(&'static str, String)>)> {
+        Ok(match self {
+            Self::Oom { runs, rates } => {
+                ensure!(*runs > 0 && !rates.is_empty() && !rates.contains(&0), "nothing to run");
+                let rates: Vec<String> = rates.iter().map(ToString::to_string).collect();
+                ("oom", vec![("BEELET_BENCH_RUNS", runs.to_string()), ("BEELET_BENCH_RATES", rates.join(","))])
+            }
+            Self::Cost { runs } => ("cost", vec![("BEELET_BENCH_RUNS", runs.to_string())]),
+            Self::Attribution { runs, minutes } => {
+                let minutes = ("BEELET_BENCH_MINUTES", minutes.to_string());
+                ("attribution", vec![("BEELET_BENCH_RUNS", runs.to_string()), minutes])
+            }
+            Self::Soak { minutes } => ("soak", vec![("BEELET_BENCH_MINUTES", minutes.to_string())]),
+        })
+    }
+
     /// Does it.
     pub(crate) fn run(self, ctx: &Ctx) -> Result<()> {
         ensure!(
             rustix::process::geteuid().is_root(),
             "the benchmarks need a native bed, and that needs root: use sudo"
         );
-        let Self::Oom { runs, rates } = self;
-        ensure!(runs > 0 && !rates.is_empty() && !rates.contains(&0), "nothing to run");
-        let rates: Vec<String> = rates.iter().map(ToString::to_string).collect();
+        let (name, variables) = self.test()?;
         let object = ebpf::build(ctx)?;
         let agent = run::build_agent(ctx)?;
         setup::native(ctx)?;
@@ -44,9 +79,9 @@ impl BenchCommand {
         let mut test = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         ebpf::scrub(&mut test);
         test.current_dir(&ctx.root).env("CARGO_TARGET_DIR", &ctx.target);
-        test.args(["test", "--locked", "--quiet", "-p", "e2e", "--test", "oom", "--"]);
+        test.args(["test", "--locked", "--quiet", "-p", "e2e", "--test", name, "--"]);
         test.args(["--ignored", "--exact", "bench", "--nocapture", "--test-threads", "1"]);
-        test.env("BEELET_BENCH_RUNS", runs.to_string()).env("BEELET_BENCH_RATES", rates.join(","));
+        test.envs(variables);
         test.env("BEELET_XTASK", std::env::current_exe()?).env("BEELET_AGENT", agent).env("BEELET_BPF_OBJECT", object);
         ctx::run(&mut test)
     }

@@ -236,8 +236,10 @@ fn e2e(ctx: &Ctx) -> Result<Done> {
     tests.env("BEELET_AGENT", agent).env("BEELET_BPF_OBJECT", object).env("BEELET_KUBECTL", kubectl);
     tests.env("BEELET_PROMETHEUS", prometheus.prometheus).env("BEELET_PROMTOOL", prometheus.promtool);
     let mut examples = cargo(ctx);
-    ctx::run(examples.args(["build", "--locked", "--quiet", "-p", "beelet", "--example", "pod"]))?;
+    let build = ["build", "--locked", "--quiet", "-p", "beelet", "--example", "pod", "--example", "sandwich_probe"];
+    ctx::run(examples.args(build))?;
     tests.env("BEELET_EXAMPLE_POD", ctx.target.join("debug/examples/pod"));
+    tests.env("BEELET_SANDWICH_PROBE", ctx.target.join("debug/examples/sandwich_probe"));
     let skipped = run_and_collect_skips(&mut tests)?;
     Ok(Done::Passed(match skipped.len() {
         0 => "none skipped".to_owned(),
