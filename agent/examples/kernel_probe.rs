@@ -22,7 +22,7 @@ use beelet::kernel::{
     cgroup::{Buffer, Cgroup, CgroupLayout},
     events::KernelEvent,
     listeners::listening_ports,
-    loader::{ProgramCost, Programs, Switches},
+    loader::{LoadOptions, ProgramCost, Programs},
     maps::CgroupCounters,
     preflight,
     psi::{PsiTrigger, Stalled, Threshold, Wake},
@@ -54,7 +54,7 @@ async fn run(object: &Path) -> Result<ExitCode> {
     for it in preflight::probe(Some(&bed.layout), &bed.pods) {
         println!("  {:<34} {:<3} {}", it.name, if it.available { "yes" } else { "no" }, it.reason);
     }
-    let mut programs = Programs::load(object, &Switches::default(), &bed.layout.unified().join(&bed.pods));
+    let mut programs = Programs::load(object, &LoadOptions::default(), &bed.layout.unified().join(&bed.pods));
     if !programs.report().programs.iter().any(|it| it.loaded) {
         let reasons: Vec<_> =
             programs.report().programs.iter().map(|it| format!("{}: {}", it.name, it.reason)).collect();

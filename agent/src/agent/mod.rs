@@ -35,8 +35,9 @@ use crate::cgroup::{Hierarchies, Tree};
 use crate::clock::Clock;
 use crate::config::{Config, ConfigError};
 use crate::kernel::cgroup::{CgroupError, CgroupLayout};
-use crate::kernel::loader::{Programs, Switches};
+use crate::kernel::loader::{LoadOptions, Programs};
 use crate::kernel::preflight;
+use crate::kernel::programs::entries;
 use crate::measure::{Command, Sampler, SamplerParts, SamplerThread, slot};
 use crate::report::metrics::MetricsError;
 use crate::report::{AgentReport, Capability, Manifests, Program, Published, SelfReport};
@@ -183,8 +184,8 @@ pub async fn run(
     let pods_root = pods_root(&layout, &node.kubepods);
 
     // What measures.
-    let switches = switches(&options.config);
-    let mut programs = Programs::load(&options.bpf_object, &switches, &layout.unified().join(&pods_root));
+    let wanted = load_options(&options.config);
+    let mut programs = Programs::load(&options.bpf_object, &wanted, &layout.unified().join(&pods_root));
     tell_programs(&programs);
     let (samples_to, samples) = slot();
     let (events_to, events) = mpsc::unbounded_channel();
@@ -383,9 +384,10 @@ fn pods_root(layout: &CgroupLayout, kubepods: &str) -> PathBuf {
     PathBuf::new()
 }
 
-fn switches(config: &Config) -> Switches {
+fn load_options(config: &Config) -> LoadOptions {
     let off = program::ALL.iter().filter(|name| !config.policy.wants_program(name)).map(|&name| name.to_owned());
-    Switches { off: off.collect(), log: config.policy.program_log, ..Switches::default() }
+    let entries = entries(config.kubelet.max_pods);
+    LoadOptions { off: off.collect(), log: config.policy.program_log, entries, ..LoadOptions::default() }
 }
 
 fn capabilities(layout: &CgroupLayout, pods_root: &Path, programs: &Programs) -> Vec<Capability> {

@@ -3,9 +3,9 @@
 //! **Problem.** A node may refuse one program and take another; a switch may turn one off. Measuring must go on with the rest,
 //! and everybody must be able to see what is missing and why.
 //!
-//! **Approach.** One object. Its maps are of kinds that every kernel from 5.8 on has. Each program is loaded and attached
-//! alone; a failure becomes text in its [`ProgramStatus`]. [`Programs::load`] itself never fails: without an object, BTF or
-//! privilege, every status says so.
+//! **Approach.** One object. Its maps are of kinds that every kernel from 5.15 on has. Each program of the
+//! [table](super::programs::TABLE) is loaded and attached alone; a failure becomes text in its [`ProgramStatus`].
+//! [`Programs::load`] itself never fails: without an object, BTF or privilege, every status says so.
 //!
 //! **Terms.** *Pods' root*: the cgroup directory in the unified hierarchy below which all pods are. The network programs are
 //! attached there; CPU and exits are recorded only below it.
@@ -28,7 +28,7 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader,
-    programs::{BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, Program, ProgramError},
+    programs::{BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, Iter, Program, ProgramError},
     sys::{Stats, enable_stats},
 };
 use aya_log::EbpfLogger;
@@ -39,29 +39,32 @@ use super::{
     btf::{Btf, BtfError},
     events::{EventError, EventStream},
     maps::CgroupCounters,
-    offsets::Offsets,
+    offsets::{self, Offsets},
+    programs::{self, Hook, Need, Row},
     watch::Watch,
 };
 
-/// Which programs are wanted.
+/// What is wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Switches {
+pub struct LoadOptions {
     /// Programs that are not to be loaded, by name.
     pub off: BTreeSet<String>,
     /// Whether the kernel measures how long the programs take (some 60 ns more for each event of all eBPF programs).
     pub stats: bool,
     /// Whether messages of the programs are let through.
     pub log: bool,
+    /// Cgroups for which the maps have room: see [`programs::entries`].
+    pub entries: u32,
 }
 
-impl Default for Switches {
-    /// All programs and their statistics, no messages.
+impl Default for LoadOptions {
+    /// All programs and their statistics, no messages, room for the smallest node.
     fn default() -> Self {
-        Self { off: BTreeSet::new(), stats: true, log: false }
+        Self { off: BTreeSet::new(), stats: true, log: false, entries: programs::entries(0) }
     }
 }
 
-impl Switches {
+impl LoadOptions {
     fn wants(&self, name: &str) -> bool {
         !self.off.contains(name)
     }
@@ -98,6 +101,12 @@ impl LoadReport {
     #[must_use]
     pub fn is_loaded(&self, name: &str) -> bool {
         self.programs.iter().any(|program| program.name == name && program.loaded)
+    }
+
+    /// Whether a map is written: at least one of its programs is loaded.
+    #[must_use]
+    pub fn writes(&self, map: &str) -> bool {
+        programs::writers(map).any(|name| self.is_loaded(name))
     }
 
     /// The programs that are not loaded, by the reason.
@@ -159,7 +168,11 @@ enum OneError {
     #[error("the pods' root {0} is no directory of a cgroup2 file system")]
     NotCgroup(String),
     #[error("the kernel has no field {0}, without which the program says nothing")]
-    Field(&'static str),
+    Field(String),
+    #[error("the kernel has no tracepoint {0}")]
+    Tracepoint(String),
+    #[error("the kernel's tracepoint {name} passes {passed} arguments where the program needs {needed}")]
+    Arguments { name: &'static str, passed: usize, needed: usize },
 }
 
 /// The loaded programs; dropping it detaches them.
@@ -172,12 +185,12 @@ pub struct Programs {
 }
 
 impl Programs {
-    /// Loads and attaches what `switches` want.
+    /// Loads and attaches what `options` want.
     ///
     /// `pods_root` is a directory of the unified hierarchy; without it the network programs are not attached. What could not
     /// be done is in the [report](Self::report).
     #[must_use]
-    pub fn load(object: &Path, switches: &Switches, pods_root: &Path) -> Self {
+    pub fn load(object: &Path, options: &LoadOptions, pods_root: &Path) -> Self {
         let mut programs = Self {
             ebpf: None,
             report: LoadReport::default(),
@@ -185,55 +198,61 @@ impl Programs {
             logger: None,
             stats: None,
         };
-        if let Err(error) = programs.load_object(object, switches, pods_root) {
+        if let Err(error) = programs.load_object(object, options, pods_root) {
             let reason = error.to_string();
-            programs.report.programs = program::ALL.iter().map(|name| refused(name, switches, &reason)).collect();
+            programs.report.programs = program::ALL.iter().map(|name| refused(name, options, &reason)).collect();
         }
         programs
     }
 
-    fn load_object(&mut self, object: &Path, switches: &Switches, pods_root: &Path) -> Result<(), LoadError> {
-        if !program::ALL.iter().any(|name| switches.wants(name)) {
+    fn load_object(&mut self, object: &Path, options: &LoadOptions, pods_root: &Path) -> Result<(), LoadError> {
+        if !program::ALL.iter().any(|name| options.wants(name)) {
             return Err(LoadError::Nothing);
         }
-        let mut offsets = Offsets::of(&Btf::of_kernel()?);
+        let kernel = Btf::of_kernel()?;
+        let mut offsets = Offsets::of(&kernel);
         let types = aya::Btf::from_sys_fs().map_err(LoadError::AyaTypes)?;
         let (root_id, root_level) = position_of(pods_root).unwrap_or((0, 0));
         offsets.values.extend([(global::PODS_ROOT_ID, root_id), (global::PODS_ROOT_LEVEL, root_level)]);
 
-        let log_level: u8 = if switches.log { 0xff } else { 0 };
+        let log_level: u8 = if options.log { 0xff } else { 0 };
         let mut loader = EbpfLoader::new();
         loader.btf(Some(&types)).override_global(aya_log::LEVEL, &log_level, false);
         for (name, value) in &offsets.values {
             // A program that is compiled without a field has no such global.
             loader.override_global(name, value, false);
         }
+        // aya has no name for some kinds of maps that it makes all the same: those of tasks, which only programs use.
+        loader.allow_unsupported_maps();
+        for (name, per_cgroup) in programs::SIZED {
+            loader.map_max_entries(name, options.entries.saturating_mul(*per_cgroup));
+        }
         let mut ebpf = loader
             .load_file(object)
             .map_err(|source| LoadError::Object { path: object.display().to_string(), source: Box::new(source) })?;
 
-        for name in program::ALL {
-            let status = if switches.wants(name) {
-                match attach(&mut ebpf, name, &types, &offsets, pods_root) {
-                    Ok(()) => accepted(&ebpf, name),
-                    Err(error) => refused(name, switches, &error.to_string()),
+        let node = Node { types: &types, kernel: &kernel, offsets: &offsets, pods_root };
+        for row in programs::TABLE {
+            let status = if options.wants(row.name) {
+                match node.attach(&mut ebpf, row) {
+                    Ok(()) => accepted(&ebpf, row.name),
+                    Err(error) => refused(row.name, options, &error.to_string()),
                 }
             } else {
-                refused(name, switches, "")
+                refused(row.name, options, "")
             };
             self.report.programs.push(status);
         }
         self.report.missing_fields = offsets.missing;
         // Maps may be taken only now: the programs are loaded with their file descriptors.
-        let network = self.report.is_loaded(program::SKB_INGRESS) || self.report.is_loaded(program::SKB_EGRESS);
-        self.counters = CgroupCounters::take(&mut ebpf, self.report.is_loaded(program::SCHED_SWITCH), network);
-        if switches.log {
+        self.counters = CgroupCounters::take(&mut ebpf, self.report.writes(map::CPU), self.report.writes(map::NET));
+        if options.log {
             self.logger = EbpfLogger::init(&mut ebpf)
                 .inspect_err(|error| log::warn!("messages of the eBPF programs cannot be read: {error}"))
                 .ok();
         }
         self.ebpf = Some(ebpf);
-        if switches.stats {
+        if options.stats {
             self.enable_stats(true);
         }
         Ok(())
@@ -261,14 +280,13 @@ impl Programs {
     /// # Errors
     /// If the ring buffer cannot be mapped or watched. Needs a tokio runtime.
     pub fn take_events(&mut self) -> Result<Option<EventStream>, EventError> {
-        let events = [program::OOM_VICTIM, program::PROCESS_EXIT, program::SOCKET_STATE];
-        if !events.iter().any(|name| self.report.is_loaded(name)) {
+        if !self.report.writes(map::EVENTS) {
             return Ok(None);
         }
         self.ebpf.as_mut().and_then(|ebpf| ebpf.take_map(map::EVENTS)).map(EventStream::new).transpose()
     }
 
-    /// Takes what forwards the programs' messages to the `log` crate; `None` unless [`Switches::log`].
+    /// Takes what forwards the programs' messages to the `log` crate; `None` unless [`LoadOptions::log`].
     #[must_use]
     pub fn take_log(&mut self) -> Option<ProgramLog> {
         self.logger.take().map(ProgramLog)
@@ -326,8 +344,8 @@ impl std::fmt::Debug for ProgramLog {
     }
 }
 
-fn refused(name: &'static str, switches: &Switches, reason: &str) -> ProgramStatus {
-    let reason = if switches.wants(name) { reason } else { "switched off" };
+fn refused(name: &'static str, options: &LoadOptions, reason: &str) -> ProgramStatus {
+    let reason = if options.wants(name) { reason } else { "switched off" };
     ProgramStatus { name, loaded: false, reason: reason.to_owned(), verified_insns: 0, translated_bytes: 0 }
 }
 
@@ -342,48 +360,61 @@ fn accepted(ebpf: &Ebpf, name: &'static str) -> ProgramStatus {
     }
 }
 
-fn attach(
-    ebpf: &mut Ebpf,
-    name: &'static str,
-    types: &aya::Btf,
-    offsets: &Offsets,
-    pods_root: &Path,
-) -> Result<(), OneError> {
-    let program = ebpf.program_mut(name).ok_or(OneError::Absent)?;
-    let needs = |fields: &[(&str, &'static str)]| {
-        fields.iter().try_for_each(|(global, field)| match offsets.get(global) {
-            Some(offset) if offset != OFFSET_UNKNOWN => Ok(()),
-            _ => Err(OneError::Field(field)),
-        })
-    };
-    let tracepoint = match name {
-        program::SCHED_SWITCH => {
-            needs(&[
-                (global::TASK_SUM_EXEC, "task_struct.se.sum_exec_runtime"),
-                (global::TASK_PID, "task_struct.pid"),
-            ])?;
-            "sched_switch"
+/// What attaching looks at.
+struct Node<'a> {
+    types: &'a aya::Btf,
+    kernel: &'a Btf,
+    offsets: &'a Offsets,
+    pods_root: &'a Path,
+}
+
+impl Node<'_> {
+    fn attach(&self, ebpf: &mut Ebpf, row: &Row) -> Result<(), OneError> {
+        let program = ebpf.program_mut(row.name).ok_or(OneError::Absent)?;
+        for need in row.needs {
+            self.check(*need)?;
         }
-        program::OOM_VICTIM => "mark_victim",
-        program::PROCESS_EXIT => {
-            needs(&[(global::TASK_SIGNAL, "task_struct.signal")])?;
-            if offsets.get(global::EXIT_HAS_GROUP_DEAD) != Some(1) {
-                needs(&[(global::SIGNAL_LIVE, "signal_struct.live")])?;
+        match row.hook {
+            Hook::TracePoint(names) => {
+                let name = self.tracepoint(names, row.arguments)?;
+                let program: &mut BtfTracePoint = program.try_into().map_err(|_| OneError::Absent)?;
+                program.load(name, self.types)?;
+                if let Err(error) = program.attach() {
+                    unload(program.unload(), row.name);
+                    return Err(error.into());
+                }
+                Ok(())
             }
-            "sched_process_exit"
+            Hook::CgroupSkb(direction) => attach_to_cgroup(program, row.name, direction, self.pods_root),
+            Hook::Iterator(name) => {
+                let program: &mut Iter = program.try_into().map_err(|_| OneError::Absent)?;
+                // Whoever reads it attaches it.
+                Ok(program.load(name, self.types)?)
+            }
         }
-        program::SOCKET_STATE => "inet_sock_set_state",
-        program::SKB_INGRESS => return attach_to_cgroup(program, name, CgroupSkbAttachType::Ingress, pods_root),
-        program::SKB_EGRESS => return attach_to_cgroup(program, name, CgroupSkbAttachType::Egress, pods_root),
-        _ => return Err(OneError::Absent),
-    };
-    let program: &mut BtfTracePoint = program.try_into().map_err(|_| OneError::Absent)?;
-    program.load(tracepoint, types)?;
-    if let Err(error) = program.attach() {
-        unload(program.unload(), name);
-        return Err(error.into());
     }
-    Ok(())
+
+    fn check(&self, need: Need) -> Result<(), OneError> {
+        let field = match need {
+            Need::Field(field) => field,
+            Need::FieldUnless(_, flag) if self.offsets.get(flag) == Some(1) => return Ok(()),
+            Need::FieldUnless(field, _) => field,
+        };
+        match self.offsets.get(field) {
+            Some(offset) if offset != OFFSET_UNKNOWN => Ok(()),
+            _ => Err(OneError::Field(offsets::describe(field))),
+        }
+    }
+
+    /// The first of these tracepoints that the kernel has.
+    fn tracepoint(&self, names: &[&'static str], needed: usize) -> Result<&'static str, OneError> {
+        let found = names.iter().find_map(|name| Some((*name, self.kernel.tracepoint(name).ok()?.len())));
+        match found {
+            None => Err(OneError::Tracepoint(names.join(" or "))),
+            Some((name, passed)) if passed < needed => Err(OneError::Arguments { name, passed, needed }),
+            Some((name, _)) => Ok(name),
+        }
+    }
 }
 
 /// `CGROUP2_SUPER_MAGIC` of the kernel.
@@ -477,15 +508,19 @@ mod tests {
 
     #[test]
     fn without_an_object_every_program_says_why() {
-        let switches = Switches { off: [program::OOM_VICTIM.to_owned()].into(), ..Switches::default() };
-        let mut programs = Programs::load(Path::new("/nonexistent/object"), &switches, Path::new("/nonexistent"));
+        let options = LoadOptions { off: [program::OOM_VICTIM.to_owned()].into(), ..LoadOptions::default() };
+        let mut programs = Programs::load(Path::new("/nonexistent/object"), &options, Path::new("/nonexistent"));
         assert_eq!(programs.report().programs.len(), program::ALL.len());
         for status in &programs.report().programs {
             assert!(!status.loaded && !status.reason.is_empty(), "{status:?}");
             assert_eq!(status.reason == "switched off", status.name == program::OOM_VICTIM, "{status:?}");
         }
         let missing = programs.report().missing();
-        assert_eq!(missing.iter().map(|(_, names)| names.len()).collect::<Vec<_>>(), [5, 1], "{missing:?}");
+        assert_eq!(
+            missing.iter().map(|(_, names)| names.len()).collect::<Vec<_>>(),
+            [program::ALL.len() - 1, 1],
+            "{missing:?}"
+        );
         assert_eq!(missing[1], ("switched off", vec![program::OOM_VICTIM]));
         assert!(programs.costs().is_empty());
         assert!(programs.take_events().unwrap().is_none());
@@ -494,7 +529,7 @@ mod tests {
 
     #[test]
     fn each_program_has_a_switch_of_its_own() {
-        let one = Switches { off: [program::SKB_EGRESS.to_owned()].into(), ..Switches::default() };
+        let one = LoadOptions { off: [program::SKB_EGRESS.to_owned()].into(), ..LoadOptions::default() };
         let wanted: Vec<_> = program::ALL.into_iter().filter(|name| !one.wants(name)).collect();
         assert_eq!(wanted, [program::SKB_EGRESS]);
     }

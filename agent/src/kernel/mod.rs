@@ -4,9 +4,9 @@
 //! there on the next, and a reading may race with the end of what it reads.
 //!
 //! **Approach.** One module per source, each usable without the others. [`preflight`] finds once what is there and says why
-//! something is not. [`loader`] loads each eBPF program for itself, with the field offsets that [`offsets`] takes from the
-//! kernel's [`btf`]; [`maps`] and [`events`] read what the programs write. [`cgroup`], [`psi`], [`memory_events`] and
-//! [`listeners`] read files. Nothing here merges sources or judges: that is the next room's task.
+//! something is not. [`loader`] loads each eBPF program of the table in [`programs`] for itself, with the field offsets that
+//! [`offsets`] takes from the kernel's [`btf`]; [`maps`] and [`events`] read what the programs write. [`cgroup`], [`psi`],
+//! [`memory_events`] and [`listeners`] read files. Nothing here merges sources or judges: that is the next room's task.
 //!
 //! **Terms.** *Cgroup id*: the id in the v2 hierarchy, which is the inode number of the directory. *Unified*: the v2
 //! hierarchy, wherever it is mounted. *Hybrid*: controllers on v1, and a v2 hierarchy without controllers beside it.
@@ -24,5 +24,6 @@ pub mod memory_events;
 pub mod offsets;
 pub mod parse;
 pub mod preflight;
+pub mod programs;
 pub mod psi;
 mod watch;

@@ -89,6 +89,13 @@ impl Offsets {
     }
 }
 
+/// What a global stands for: the field with its struct; of other globals the name.
+#[must_use]
+pub fn describe(global: &str) -> String {
+    let field = FIELDS.iter().find(|(name, _, _)| *name == global);
+    field.map_or_else(|| global.to_owned(), |(_, strukt, paths)| format!("{strukt}.{}", paths[0]))
+}
+
 fn is_task(argument: Option<&Argument>) -> bool {
     matches!(argument, Some(Argument::Struct(name)) if name == "task_struct")
 }
