@@ -96,6 +96,9 @@ pub struct PodView {
     pub sandbox: Option<CgroupReading>,
     /// The runtime's id of the sandbox, "" for none.
     pub sandbox_id: String,
+    /// When the sandbox was made (wall clock); `None` without one.
+    #[serde(default)]
+    pub sandbox_created: Option<Micros>,
     /// Details of the pod's whole cgroup. Not in what `/debug/snapshot` serves: they are large.
     #[serde(skip)]
     pub cgroup_detail: Option<Arc<CgroupDetail>>,

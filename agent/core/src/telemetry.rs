@@ -139,6 +139,26 @@ pub struct CgroupDetail {
     pub sockets: Option<u64>,
     /// The lowest soft limit of open files among its processes.
     pub open_files_limit: Option<u64>,
+    /// What it was given, and when it was made.
+    #[serde(default)]
+    pub limits: Option<CgroupLimits>,
+}
+
+/// What a cgroup was given, and when it was made. `None` where it is not known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CgroupLimits {
+    /// When its directory was made (wall clock).
+    pub made: Option<Micros>,
+    /// v1 `cpu.shares`; of v2's `cpu.weight` as the kubelet shows it: 2 + (weight - 1) * 262142 / 9999, rounded down.
+    pub cpu_shares: Option<u64>,
+    /// CPU time per period; `None` for no quota, too.
+    pub cpu_quota: Option<Micros>,
+    /// The period.
+    pub cpu_period: Option<Micros>,
+    /// v1 `memory.soft_limit_in_bytes`, v2 `memory.min`; `u64::MAX` for v1's "no limit".
+    pub memory_reservation: Option<Bytes>,
+    /// `pids.max`; `u64::MAX` for no limit.
+    pub pids_max: Option<u64>,
 }
 
 /// A block device.
@@ -416,6 +436,26 @@ pub struct NodeDetail {
     /// Cgroups of the node's services, by the names of the kubelet's `systemContainers`: `kubelet` (this agent), `runtime`, `pods`;
     /// with their start (wall clock).
     pub services: Vec<(String, Micros, crate::sample::CgroupReading)>,
+    /// CPU time in user space and in the kernel, all CPUs, since boot.
+    #[serde(default)]
+    pub cpu: Option<(Micros, Micros)>,
+    /// Cgroups above pods (that of all pods, those of the QoS classes) and of the node's services; sorted by path.
+    #[serde(default)]
+    pub slices: Vec<SliceReading>,
+    /// Mounted file systems on disks or in memory, each once, by the mount's source (`/dev/vda1`; of a tmpfs its mount point).
+    #[serde(default)]
+    pub filesystems: Vec<(String, FsUse)>,
+}
+
+/// A cgroup that is neither a pod's nor in one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SliceReading {
+    /// Relative to the hierarchies' roots, without a leading slash: `kubepods/burstable`.
+    pub path: String,
+    /// Its reading.
+    pub reading: crate::sample::CgroupReading,
+    /// Its details, where they are read.
+    pub detail: Option<std::sync::Arc<CgroupDetail>>,
 }
 
 #[cfg(test)]

@@ -101,6 +101,7 @@ fn pod_view(config: &NodeConfig, pod: &Pod, runtime_down: Option<&str>, now: Now
         reading: pod.meter.reading,
         sandbox: pod.meter.sandbox,
         sandbox_id: pod.ready_sandbox().map(|s| s.id.clone()).unwrap_or_default(),
+        sandbox_created: pod.ready_sandbox().map(|s| s.created),
         cgroup_detail: pod.meter.cgroup_detail.clone(),
         detail: pod.meter.detail.clone(),
         cpu: pod.meter.model.cpu(),

@@ -128,6 +128,7 @@ fn pod(spec: PodSpec, containers: Vec<ContainerView>) -> PodView {
         reading: Some(reading(Micros::secs(13))),
         sandbox: None,
         sandbox_id: "s1".into(),
+        sandbox_created: Some(WALL - Micros::secs(124)),
         cgroup_detail: None,
         detail: None,
         cpu: Some(MilliCpu(123)),

@@ -57,6 +57,7 @@ pub(crate) fn cgroup_detail() -> CgroupDetail {
         open_files: Some(12),
         sockets: Some(3),
         open_files_limit: Some(1024),
+        limits: None,
     }
 }
 
@@ -129,6 +130,7 @@ pub(crate) fn node_detail() -> NodeDetail {
         interfaces: pod_detail().interfaces,
         pids: Some((4_194_304, 321)),
         services: Vec::new(),
+        ..NodeDetail::default()
     }
 }
 
