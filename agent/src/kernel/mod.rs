@@ -17,13 +17,17 @@
 pub mod btf;
 pub mod cgroup;
 pub mod events;
+pub mod links;
 pub mod listeners;
 pub mod loader;
 pub mod maps;
 pub mod memory_events;
+pub mod net_counters;
+pub mod netns;
 pub mod offsets;
 pub mod parse;
 pub mod preflight;
 pub mod programs;
 pub mod psi;
+pub mod sock_diag;
 mod watch;

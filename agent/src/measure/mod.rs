@@ -21,7 +21,7 @@ mod suspects;
 mod thread;
 
 pub use slot::{SampleReceiver, SampleSender, slot};
-pub use slow::{Listener, NetworkPart, Parts, Slow, SlowHealth};
+pub use slow::{NetworkPart, Parts, Slow, SlowHealth};
 pub use thread::{Command, Health, Sampler, SamplerParts, SamplerThread};
 
 use beelet_core::spec::PodUid;

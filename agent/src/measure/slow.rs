@@ -26,6 +26,7 @@ use beelet_core::units::Micros;
 use tracing::warn;
 
 use super::Target;
+use crate::kernel::listeners::ListenPort;
 
 /// What was found in a pod's network namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -33,22 +34,11 @@ pub struct NetworkPart {
     /// When (monotonic).
     pub at: Micros,
     /// TCP sockets that listen, by port; sockets of one port (IPv4 and IPv6, `SO_REUSEPORT`) are added up.
-    pub listeners: Vec<Listener>,
+    pub listeners: Vec<ListenPort>,
     /// The devices but loopback.
     pub interfaces: Vec<InterfaceReading>,
     /// The namespace's counters; `None` where the kernel does not tell them.
     pub stack: Option<StackReading>,
-}
-
-/// A TCP port that is listened on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Listener {
-    /// The port.
-    pub port: u16,
-    /// Connections that wait to be accepted.
-    pub backlog: u32,
-    /// So many may wait (the kernel lets one more in).
-    pub backlog_max: u32,
 }
 
 impl NetworkPart {
@@ -63,8 +53,8 @@ impl NetworkPart {
         self.listeners.iter().map(|listener| PortReading {
             port: listener.port,
             listening: true,
-            backlog: Some(listener.backlog),
-            backlog_max: Some(listener.backlog_max),
+            backlog: Some(listener.waiting),
+            backlog_max: listener.most,
             ..PortReading::default()
         })
     }
