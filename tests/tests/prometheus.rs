@@ -76,13 +76,14 @@ impl Prometheus {
     fn start(program: &Path, bed: &Bed) -> Self {
         let address = format!("{}:9090", bed.node_ip);
         let rules = files(&dashboards(), "yaml");
+        let targets = json!([{ "targets": [format!("{}:{PORT}", bed.node_ip)] }]);
         let config = json!({
             "global": { "scrape_interval": "1s", "evaluation_interval": "1s" },
             "rule_files": rules,
-            "scrape_configs": [{
-                "job_name": "beelet",
-                "static_configs": [{ "targets": [format!("{}:{PORT}", bed.node_ip)] }],
-            }],
+            "scrape_configs": [
+                { "job_name": "beelet", "static_configs": targets },
+                { "job_name": "beelet-cadvisor", "metrics_path": "/metrics/cadvisor", "static_configs": targets },
+            ],
         });
         // JSON is YAML.
         let config = write_file(&bed.run_dir, "prometheus.yaml", &config.to_string());

@@ -78,8 +78,9 @@ pub(crate) fn native(ctx: &Ctx) -> Result<Native> {
     if !may_install() {
         return native_of_machine();
     }
-    if ["ip", "nsenter"].iter().any(|program| ctx::which(program).is_none()) {
-        apt::install_missing(&["iproute2", "util-linux"])?;
+    // nft, losetup and mkfs.ext4 make trouble on purpose: lost packets, a slow disk.
+    if ["ip", "nsenter", "nft", "losetup", "mkfs.ext4"].iter().any(|program| ctx::which(program).is_none()) {
+        apt::install_missing(&["iproute2", "util-linux", "nftables", "mount", "e2fsprogs"])?;
     }
     let runtime = ctx.part("containerd", "sid containerd; bookworm runc libseccomp2 plugins; v1", |dir| {
         apt::unpack(ctx, "sid", &["containerd"], dir)?;
