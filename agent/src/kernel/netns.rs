@@ -55,8 +55,8 @@ pub enum Visit<T> {
     Gone,
     /// The process is in the thread's own namespace.
     Home,
-    /// What was seen.
-    Seen(T),
+    /// What was seen, and the namespace's number.
+    Seen(T, u64),
 }
 
 /// The namespace that a thread began in. It is the thread's: not to be taken along to another one.
@@ -81,12 +81,13 @@ impl Home {
         Ok(Self { namespace, id, _thread: std::marker::PhantomData })
     }
 
-    /// Runs `look` in the network namespace of a process. If `look` panics, the thread unwinds where it is and must end, as
+    /// Runs `look` in the network namespace of a process. With `expected`, a process in a namespace of another number counts as
+    /// gone: its pid was used again. If `look` panics, the thread unwinds where it is and must end, as
     /// threads that panic do.
     ///
     /// # Errors
     /// See [`NetnsError`]; after [`NetnsError::Stranded`] the thread is to do nothing but end.
-    pub fn visit<T>(&self, pid: u32, look: impl FnOnce() -> T) -> Result<Visit<T>, NetnsError> {
+    pub fn visit<T>(&self, pid: u32, expected: Option<u64>, look: impl FnOnce() -> T) -> Result<Visit<T>, NetnsError> {
         let failed =
             |source: rustix::io::Errno| NetnsError::Open { of: format!("process {pid}"), source: source.into() };
         let theirs = match open_namespace(&format!("/proc/{pid}/ns/net")) {
@@ -95,7 +96,11 @@ impl Home {
             Err(rustix::io::Errno::NOENT | rustix::io::Errno::SRCH) => return Ok(Visit::Gone),
             Err(error) => return Err(failed(error)),
         };
-        if fstat(&theirs).map_err(failed)?.st_ino == self.id {
+        let id = fstat(&theirs).map_err(failed)?.st_ino;
+        if expected.is_some_and(|expected| expected != id) {
+            return Ok(Visit::Gone);
+        }
+        if id == self.id {
             return Ok(Visit::Home);
         }
         let kind = Some(LinkNameSpaceType::Network);
@@ -104,7 +109,7 @@ impl Home {
         let seen = look();
         move_into_link_name_space(self.namespace.as_fd(), kind)
             .map_err(|source| NetnsError::Stranded { pid, source: source.into() })?;
-        Ok(Visit::Seen(seen))
+        Ok(Visit::Seen(seen, id))
     }
 }
 

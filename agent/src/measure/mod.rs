@@ -13,6 +13,7 @@
 //! Properties: a value that nobody could read is `None`, never zero; per field, the file leads and eBPF adds; a core that is
 //! behind gets the newest samples ([`slot()`]); no flood of messages keeps the thread from looking, nor looks from messages.
 
+mod network;
 mod node;
 mod pods;
 mod slot;

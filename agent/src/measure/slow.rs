@@ -185,6 +185,13 @@ impl Slow {
     }
 }
 
+/// CPU time that this thread has used.
+pub(super) fn cpu_time() -> Micros {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    let (secs, nanos) = (u64::try_from(time.tv_sec).unwrap_or(0), u64::try_from(time.tv_nsec).unwrap_or(0));
+    Micros::secs(secs) + Micros(nanos / 1_000)
+}
+
 /// How a worker ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ended {
