@@ -14,8 +14,10 @@ mod memory;
 mod mixed;
 mod net;
 mod pace;
+mod udp;
 mod units;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -109,6 +111,26 @@ enum Work {
         #[arg(long, value_parser = parse_seconds, default_value = "5s")]
         after: Duration,
     },
+    /// Answer on UDP port 53: `here` is known, nothing else
+    NameServer {
+        #[arg(long, value_parser = parse_seconds, default_value = "5ms")]
+        delay: Duration,
+    },
+    /// Ask a name server again and again
+    Resolve {
+        /// IP:PORT
+        #[arg(long)]
+        server: SocketAddr,
+        #[arg(long, default_value = "here")]
+        name: String,
+        #[arg(long, value_parser = parse_seconds, default_value = "200ms")]
+        interval: Duration,
+    },
+    /// Send to a UDP socket that nobody reads
+    Unread {
+        #[arg(long, value_parser = parse_seconds, default_value = "20ms")]
+        interval: Duration,
+    },
     /// Do something as fast as it goes, and say each second how often it was done
     Bench {
         #[arg(value_enum)]
@@ -160,6 +182,9 @@ fn main() -> ExitCode {
         Work::Files { dir, size, hold } => memory::files(&dir, size, hold),
         Work::Sleep { time } => sleep(time),
         Work::Unlisten { port, after } => net::unlisten(port, after),
+        Work::NameServer { delay } => udp::name_server(delay),
+        Work::Resolve { server, name, interval } => udp::resolve(server, &name, interval),
+        Work::Unread { interval } => udp::unread(interval),
         Work::Bench { what } => bench::run(what),
         Work::Mixed { seed, dir } => mixed::mixed(seed, &dir),
         Work::Disk { dir, size, pause } => mixed::disk(&dir, size, pause),
