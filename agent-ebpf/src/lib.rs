@@ -555,6 +555,7 @@ pub trait Counts: Pod + Default {
     }
 }
 
+impl Counts for u64 {}
 impl Counts for Histogram {}
 impl Counts for CpuRecord {}
 impl Counts for NetRecord {}
