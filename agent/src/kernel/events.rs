@@ -4,7 +4,7 @@
 //! without polling and turns each record into a [`KernelEvent`].
 //!
 //! **Properties.** Order is that of the ring buffer. A full ring buffer loses the newest events, which
-//! [`CgroupCounters::lost`](super::maps::CgroupCounters::lost) counts. A process' end is told once, also on kernels where two
+//! [`Counters::lost`](super::maps::Counters::lost) counts. A process' end is told once, also on kernels where two
 //! threads that exit at once both look like the last. An OOM kill of a whole cgroup (`memory.oom.group`) is told once, with the
 //! process that the kernel chose; the others are marked in its wake. [`EventStream::next`] may be cancelled without losing an event.
 

@@ -38,7 +38,7 @@ use tokio::io::Interest;
 use super::{
     btf::{Btf, BtfError},
     events::{EventError, EventStream},
-    maps::CgroupCounters,
+    maps::Counters,
     offsets::{self, Offsets},
     programs::{self, Hook, Need, Row},
     watch::Watch,
@@ -179,7 +179,7 @@ enum OneError {
 pub struct Programs {
     ebpf: Option<Ebpf>,
     report: LoadReport,
-    counters: CgroupCounters,
+    counters: Counters,
     logger: Option<EbpfLogger<&'static dyn log::Log>>,
     stats: Option<OwnedFd>,
 }
@@ -194,7 +194,7 @@ impl Programs {
         let mut programs = Self {
             ebpf: None,
             report: LoadReport::default(),
-            counters: CgroupCounters::default(),
+            counters: Counters::default(),
             logger: None,
             stats: None,
         };
@@ -245,7 +245,7 @@ impl Programs {
         }
         self.report.missing_fields = offsets.missing;
         // Maps may be taken only now: the programs are loaded with their file descriptors.
-        self.counters = CgroupCounters::take(&mut ebpf, self.report.writes(map::CPU), self.report.writes(map::NET));
+        self.counters = Counters::take(&mut ebpf, &self.report);
         if options.log {
             self.logger = EbpfLogger::init(&mut ebpf)
                 .inspect_err(|error| log::warn!("messages of the eBPF programs cannot be read: {error}"))
@@ -265,13 +265,13 @@ impl Programs {
     }
 
     /// The counters that the programs keep.
-    pub fn counters(&mut self) -> &mut CgroupCounters {
+    pub fn counters(&mut self) -> &mut Counters {
         &mut self.counters
     }
 
     /// Takes the counters, for a task of their own.
     #[must_use]
-    pub fn take_counters(&mut self) -> CgroupCounters {
+    pub fn take_counters(&mut self) -> Counters {
         std::mem::take(&mut self.counters)
     }
 

@@ -14,6 +14,7 @@
 //! **Properties.** What is gone (`ENOENT`, `ENODEV`) is `None`, what is broken is a typed error with its path, and nothing
 //! panics. All quantities are integers in base units: bytes, microseconds (files), nanoseconds (eBPF).
 
+mod batch;
 pub mod btf;
 pub mod cgroup;
 pub mod events;
@@ -30,4 +31,5 @@ pub mod preflight;
 pub mod programs;
 pub mod psi;
 pub mod sock_diag;
+mod table;
 mod watch;
