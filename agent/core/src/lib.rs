@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 pub mod allocate;
+pub mod attribute;
 pub mod backoff;
 mod done;
 pub mod event;
