@@ -4,19 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use beelet_core::sample::{
-    CgroupReading, ContainerReading, CpuReading, MemoryReading, NetworkReading, PodReading, Pressure, PressureReading,
-    Stall,
-};
+use beelet_core::sample::{CgroupReading, ContainerReading, NetworkReading, PodReading};
 use beelet_core::spec::PodUid;
-use beelet_core::units::{Bytes, Micros};
+use beelet_core::units::Micros;
 use beelet_ebpf_common::NetRecord;
 use tracing::{debug, warn};
 
 use super::Target;
-use crate::kernel::cgroup::{Buffer, Cgroup, CgroupLayout};
+use crate::kernel::cgroup::{Buffer, Cgroup, CgroupLayout, Depth};
 use crate::kernel::listeners::listening_ports;
-use crate::kernel::maps::CgroupCounters;
+use crate::kernel::maps::Counters;
 
 /// A cgroup below a pod's: a container or a sandbox.
 #[derive(Debug)]
@@ -84,7 +81,7 @@ impl Pods {
     }
 
     /// The pods that are to be measured from now on.
-    pub(super) fn aim(&mut self, targets: Vec<Target>, counters: &mut CgroupCounters) {
+    pub(super) fn aim(&mut self, targets: Vec<Target>, counters: &mut Counters) {
         let wanted: BTreeSet<PodUid> = targets.iter().map(|t| t.uid.clone()).collect();
         for target in targets {
             for (id, name) in &target.containers {
@@ -125,7 +122,7 @@ impl Pods {
     }
 
     /// Finds new cgroups, and retires those that are gone.
-    pub(super) fn scan(&mut self, counters: &mut CgroupCounters) {
+    pub(super) fn scan(&mut self, counters: &mut Counters) {
         for (uid, tree) in &mut self.trees {
             let relative = Path::new(&tree.target.cgroup);
             if tree.cgroup.as_ref().is_none_or(|c| !c.exists()) {
@@ -167,7 +164,7 @@ impl Pods {
 
     /// Removes the counters of cgroups that are no pod's, or no pod's any more. Those that were not there at the last sweep stay
     /// until the next: they may be of a pod that nobody told of yet.
-    pub(super) fn sweep(&mut self, counters: &mut CgroupCounters) {
+    pub(super) fn sweep(&mut self, counters: &mut Counters) {
         let before = std::mem::take(&mut self.unclaimed);
         let (owners, unclaimed) = (&self.owners, &mut self.unclaimed);
         let swept = counters.retain(|id| {
@@ -188,10 +185,10 @@ impl Pods {
     }
 
     /// Reads every pod. `listeners`: also look for listening ports, which costs a file per pod.
-    pub(super) fn read(&mut self, counters: &CgroupCounters, buffer: &mut Buffer, listeners: bool) -> Vec<PodReading> {
+    pub(super) fn read(&mut self, counters: &Counters, buffer: &mut Buffer, listeners: bool) -> Vec<PodReading> {
         let mut readings = Vec::with_capacity(self.trees.len());
         for (uid, tree) in &mut self.trees {
-            let Some(cgroup) = &tree.cgroup else { continue };
+            let Some(cgroup) = &mut tree.cgroup else { continue };
             let Some(mut reading) = read_cgroup(cgroup, buffer) else { continue };
             let (mut run, mut network, mut measured) = (tree.retired.run, tree.retired.network, false);
             let mut containers = Vec::with_capacity(tree.children.len());
@@ -203,7 +200,7 @@ impl Pods {
                 let Some(name) = tree.target.containers.iter().find(|(id, _)| *id == child.id).map(|(_, n)| n) else {
                     continue;
                 };
-                let Some(mut own) = read_cgroup(&child.cgroup, buffer) else { continue };
+                let Some(mut own) = read_cgroup(&mut child.cgroup, buffer) else { continue };
                 if let (Some(cpu), true) = (&mut own.cpu, has_run.0) {
                     cpu.run = Some(child.run);
                 }
@@ -220,7 +217,8 @@ impl Pods {
                 cpu.run = Some(run);
             }
             if listeners {
-                tree.listening = if tree.target.host_network { None } else { ports(tree.children.values(), buffer) };
+                tree.listening =
+                    if tree.target.host_network { None } else { ports(tree.children.values_mut(), buffer) };
             }
             readings.push(PodReading {
                 containers,
@@ -255,7 +253,7 @@ fn runtime_id(directory: &str) -> String {
 }
 
 /// Refreshes a child's counters from the maps; whether run time and traffic are measured.
-fn take_counters(counters: &CgroupCounters, child: &mut Child) -> (bool, bool) {
+fn take_counters(counters: &Counters, child: &mut Child) -> (bool, bool) {
     let Ok(count) = counters.read(child.cgroup.id()) else { return (false, false) };
     if let Some(cpu) = count.cpu {
         child.run = Micros(cpu.run_ns / 1_000);
@@ -273,7 +271,7 @@ fn take_counters(counters: &CgroupCounters, child: &mut Child) -> (bool, bool) {
 
 impl Retired {
     /// Takes over the last word of a cgroup that is gone: the maps outlive it.
-    fn take(&mut self, mut child: Child, counters: &mut CgroupCounters) -> u64 {
+    fn take(&mut self, mut child: Child, counters: &mut Counters) -> u64 {
         take_counters(counters, &mut child);
         self.run += child.run;
         self.network = plus(self.network, child.network);
@@ -283,7 +281,7 @@ impl Retired {
     }
 }
 
-fn drop_counters(counters: &mut CgroupCounters, id: u64) {
+fn drop_counters(counters: &mut Counters, id: u64) {
     if let Err(error) = counters.remove(id) {
         warn!(cgroup = id, %error, "counters of a cgroup that is gone cannot be removed");
     }
@@ -299,7 +297,7 @@ fn plus(a: NetworkReading, b: NetworkReading) -> NetworkReading {
 }
 
 /// The ports in the network namespace of the first process that is still there.
-fn ports<'a>(children: impl Iterator<Item = &'a Child>, buffer: &mut Buffer) -> Option<BTreeSet<u16>> {
+fn ports<'a>(children: impl Iterator<Item = &'a mut Child>, buffer: &mut Buffer) -> Option<BTreeSet<u16>> {
     for child in children {
         for pid in child.cgroup.processes(buffer).ok().flatten().unwrap_or_default() {
             if let Ok(Some(ports)) = listening_ports(pid) {
@@ -311,64 +309,22 @@ fn ports<'a>(children: impl Iterator<Item = &'a Child>, buffer: &mut Buffer) -> 
 }
 
 /// `None` if the cgroup is gone.
-pub(super) fn read_cgroup(cgroup: &Cgroup, buffer: &mut Buffer) -> Option<CgroupReading> {
-    if !cgroup.exists() {
-        return None;
+pub(super) fn read_cgroup(cgroup: &mut Cgroup, buffer: &mut Buffer) -> Option<CgroupReading> {
+    let mut it = CgroupReading::default();
+    match cgroup.read(Depth::All, buffer, &mut it) {
+        Ok(there) => there.then_some(it),
+        Err(error) => {
+            debug!(%error, "a reading is not whole");
+            Some(it)
+        }
     }
-    let cpu = cgroup.cpu(buffer).unwrap_or_default();
-    let pressure = cgroup.pressure(buffer).unwrap_or_default();
-    let stall = |p: crate::kernel::parse::PressureLine| Stall {
-        total: Micros(p.total_us),
-        avg10: p.avg10,
-        avg60: p.avg60,
-        avg300: p.avg300,
-    };
-    let both = |p: Option<crate::kernel::parse::Pressure>| Pressure {
-        some: p.map(|p| stall(p.some)).unwrap_or_default(),
-        full: p.and_then(|p| p.full).map(stall).unwrap_or_default(),
-    };
-    let measured = pressure.cpu.is_some() || pressure.memory.is_some() || pressure.io.is_some();
-    Some(CgroupReading {
-        id: cgroup.id(),
-        at: Micros::ZERO,
-        cpu: Some(CpuReading {
-            usage: cpu.usage_us.map(Micros),
-            run: None,
-            periods: cpu.nr_periods,
-            throttled_periods: cpu.nr_throttled,
-            throttled: cpu.throttled_us.map(Micros),
-            user: cpu.user_us.map(Micros),
-            system: cpu.system_us.map(Micros),
-            ..CpuReading::default()
-        }),
-        memory: read_memory(cgroup, buffer),
-        pressure: measured.then(|| PressureReading {
-            cpu: both(pressure.cpu),
-            memory: both(pressure.memory),
-            io: both(pressure.io),
-        }),
-        pids: cgroup.tasks(buffer).unwrap_or_default(),
-    })
 }
 
-/// Only memory and memory pressure: what a quick look needs.
-pub(super) fn read_quick(cgroup: &Cgroup, buffer: &mut Buffer) -> Option<CgroupReading> {
-    Some(CgroupReading { id: cgroup.id(), memory: Some(read_memory(cgroup, buffer)?), ..CgroupReading::default() })
-}
-
-fn read_memory(cgroup: &Cgroup, buffer: &mut Buffer) -> Option<MemoryReading> {
-    let memory = cgroup.memory(buffer).ok()?;
-    Some(MemoryReading {
-        usage: Bytes(memory.usage?),
-        inactive_file: Bytes(memory.inactive_file?),
-        active_file: Bytes(memory.active_file?),
-        anon: Bytes(memory.anon?),
-        shmem: Bytes(memory.shmem.unwrap_or(0)),
-        slab_reclaimable: Bytes(memory.slab_reclaimable.unwrap_or(0)),
-        limit: memory.limit.map(Bytes),
-        oom_kills: memory.oom_kills,
-        ..MemoryReading::default()
-    })
+/// Only memory: what a quick look needs.
+pub(super) fn read_quick(cgroup: &mut Cgroup, buffer: &mut Buffer) -> Option<CgroupReading> {
+    let mut it = CgroupReading::default();
+    cgroup.read(Depth::Memory, buffer, &mut it).ok()?;
+    it.memory.map(|_| it)
 }
 
 #[cfg(test)]
@@ -379,7 +335,7 @@ mod tests {
     fn the_ids_of_pods_that_are_gone_are_forgotten_at_last() {
         let root = tempfile::tempdir().unwrap();
         let mut pods = Pods::new(CgroupLayout::V2 { root: root.path().to_owned() });
-        let mut counters = CgroupCounters::default();
+        let mut counters = Counters::default();
         for batch in 0..42 {
             let target = |n: usize| Target {
                 uid: format!("pod-{batch}-{n}").as_str().into(),

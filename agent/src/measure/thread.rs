@@ -24,7 +24,7 @@ use super::suspects::Suspects;
 use crate::clock::Clock;
 use crate::kernel::cgroup::{Buffer, Cgroup, CgroupLayout};
 use crate::kernel::events::{KernelEvent as RawEvent, Listen, OomVictim, ProcessExit};
-use crate::kernel::maps::{CgroupCounters, MapFill};
+use crate::kernel::maps::{Counters, MapFill};
 
 /// A full look at least this often.
 const FULL_EVERY: Micros = Micros::secs(1);
@@ -90,7 +90,7 @@ pub struct SamplerParts {
     /// The `kubepods` cgroup, relative to the hierarchies' roots.
     pub kubepods: PathBuf,
     /// The eBPF counters; empty where no program could be loaded.
-    pub counters: CgroupCounters,
+    pub counters: Counters,
     /// The clock that all of the agent shares.
     pub clock: Clock,
     /// Where samples go.
@@ -246,7 +246,7 @@ impl Looker {
             self.kubepods = Cgroup::open(&self.parts.layout, Path::new(&self.parts.kubepods)).ok().flatten();
         }
         let read = if full { read_cgroup } else { read_quick };
-        let kubepods = self.kubepods.as_ref().and_then(|c| read(c, &mut self.buffer));
+        let kubepods = self.kubepods.as_mut().and_then(|c| read(c, &mut self.buffer));
         let pods = full.then(|| {
             self.pods.scan(&mut self.parts.counters);
             let listeners = self.is_due(at, self.last_listeners, LISTENERS_EVERY);
@@ -256,8 +256,11 @@ impl Looker {
             self.last_full = at;
             self.pods.read(&self.parts.counters, &mut self.buffer, listeners)
         });
-        if full && let Ok(lost) = self.parts.counters.lost() {
-            self.health.lost.store(lost.events + lost.cpu + lost.network, Ordering::Relaxed);
+        if full {
+            if let Err(error) = self.parts.counters.refresh_fast() {
+                debug!(%error, "eBPF counters are not known");
+            }
+            self.health.lost.store(self.parts.counters.lost().iter().map(|(_, count)| count).sum(), Ordering::Relaxed);
         }
         self.health.samples.fetch_add(1, Ordering::Relaxed);
         self.health.last_sample_us.store(at.0, Ordering::Relaxed);
@@ -275,10 +278,7 @@ impl Looker {
     fn keep_house(&mut self, at: Micros) {
         if self.is_due(at, self.last_fill, FILL_EVERY) {
             self.last_fill = at;
-            match self.parts.counters.fill() {
-                Ok(fill) => self.health.maps.store(Arc::new(fill)),
-                Err(error) => debug!(%error, "how full the eBPF maps are is not known"),
-            }
+            self.health.maps.store(Arc::new(self.parts.counters.fill()));
         }
         if self.is_due(at, self.last_sweep, SWEEP_EVERY) {
             self.last_sweep = at;
@@ -396,7 +396,7 @@ mod tests {
         let parts = SamplerParts {
             layout: CgroupLayout::V2 { root: root.to_owned() },
             kubepods: PathBuf::from("kubepods"),
-            counters: CgroupCounters::default(),
+            counters: Counters::default(),
             clock: Clock,
             samples,
             events,
