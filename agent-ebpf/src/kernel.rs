@@ -16,12 +16,21 @@ macro_rules! globals {
 globals! {
     PODS_ROOT_ID = 0,
     PODS_ROOT_LEVEL = 0,
+    SWITCH_HAS_STATE = 0,
+    STORAGE_IN_SWITCH = 0,
     VICTIM_IS_TASK = 0,
     EXIT_HAS_GROUP_DEAD = 0,
     TASK_PID = OFFSET_UNKNOWN,
     TASK_TGID = OFFSET_UNKNOWN,
     TASK_SUM_EXEC = OFFSET_UNKNOWN,
     TASK_PREV_SUM_EXEC = OFFSET_UNKNOWN,
+    TASK_RUN_DELAY = OFFSET_UNKNOWN,
+    TASK_STINTS = OFFSET_UNKNOWN,
+    TASK_STATE = OFFSET_UNKNOWN,
+    TASK_EXIT_STATE = OFFSET_UNKNOWN,
+    TASK_THROTTLED = OFFSET_UNKNOWN,
+    TASK_CFS_RQ = OFFSET_UNKNOWN,
+    CFS_RQ_THROTTLED = OFFSET_UNKNOWN,
     TASK_PRIO = OFFSET_UNKNOWN,
     TASK_COMM = OFFSET_UNKNOWN,
     TASK_EXIT_CODE = OFFSET_UNKNOWN,
@@ -49,6 +58,15 @@ globals! {
     SOCK_FAMILY = OFFSET_UNKNOWN,
     SOCK_CGROUP = OFFSET_UNKNOWN,
     TCP_SOCK_SPORT = OFFSET_UNKNOWN,
+    SOCK_PROTOCOL = OFFSET_UNKNOWN,
+    SOCK_STATE = OFFSET_UNKNOWN,
+    SKB_SOCK = OFFSET_UNKNOWN,
+    SKB_TCP_SEGMENTS = OFFSET_UNKNOWN,
+    CGROUP_PARENT = OFFSET_UNKNOWN,
+    CSS_CGROUP = OFFSET_UNKNOWN,
+    RETRANSMIT_HAS_ERROR = 0,
+    DROP_HAS_REASON = 0,
+    DROP_HAS_SOCKET = 0,
 }
 
 /// A kernel object that the verifier knows the type of.
@@ -80,6 +98,18 @@ pub unsafe fn follow(object: Object, offset: &Global<u64>) -> Option<Object> {
     if pointer.is_null() { None } else { Some(pointer) }
 }
 
+/// An argument of a tracepoint that may be null.
+///
+/// Verifiers before 6.13 take no such argument for null: they would leave out the comparison and let the load fault. A
+/// comparison of the address with anything but 0 they keep. Later ones want the comparison with 0.
+#[inline(always)]
+pub fn present(argument: Object) -> Option<Object> {
+    /// Nothing of the kernel's lies in the first page.
+    const PAGE: u64 = 4096;
+    // The compiler may not conclude the one from the other.
+    if (core::hint::black_box(argument) as u64) < PAGE || argument.is_null() { None } else { Some(argument) }
+}
+
 /// The id of a `struct cgroup`.
 ///
 /// # Safety
@@ -106,4 +136,51 @@ pub fn current_is_in_pods() -> bool {
     let root = PODS_ROOT_ID.load();
     // SAFETY: a helper without pointers.
     root == 0 || unsafe { bpf_get_current_ancestor_cgroup_id(PODS_ROOT_LEVEL.load() as i32) } == root
+}
+
+/// Cgroups above one that are looked at for the pods' root: a container's cgroup is three to five below it.
+const MAX_CLIMB: usize = 10;
+
+/// Whether a cgroup is the pods' root or inside it, or no root was given, or the kernel's structs do not tell.
+///
+/// # Safety
+/// `cgroup` is a pointer to a `struct cgroup`, from [`follow`].
+#[inline(always)]
+pub unsafe fn is_in_pods(cgroup: Object) -> bool {
+    let root = PODS_ROOT_ID.load();
+    if root == 0 || CGROUP_PARENT.load() == OFFSET_UNKNOWN || CSS_CGROUP.load() == OFFSET_UNKNOWN {
+        return true;
+    }
+    let mut at = cgroup;
+    for _ in 0..MAX_CLIMB {
+        // SAFETY: cgroup.self.parent is a cgroup_subsys_state, whose cgroup is a cgroup.
+        unsafe {
+            if cgroup_id(at) == Some(root) {
+                return true;
+            }
+            let Some(parent) = follow(at, &CGROUP_PARENT) else { return false };
+            let Some(above) = follow(parent, &CSS_CGROUP) else { return false };
+            at = above;
+        }
+    }
+    false
+}
+
+/// States of a `struct sock` that is none: a connection in TIME_WAIT, a request for one (`sk_fullsock` of the kernel).
+const TIME_WAIT: u8 = 6;
+const NEW_SYN_RECV: u8 = 12;
+
+/// The cgroup of a socket, that of the process that made it; `None` for a stand-in that has none.
+///
+/// # Safety
+/// `socket` is a pointer to a `struct sock` from the context or from [`follow`], perhaps only the common part of one.
+#[inline(always)]
+pub unsafe fn socket_cgroup(socket: Object) -> Option<Object> {
+    // SAFETY: sock.skc_state is a u8 in the part that all kinds have; sk_cgrp_data is in a full socket.
+    unsafe {
+        match get::<u8>(socket, &SOCK_STATE)? {
+            TIME_WAIT | NEW_SYN_RECV => None,
+            _ => follow(socket, &SOCK_CGROUP),
+        }
+    }
 }

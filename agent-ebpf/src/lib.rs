@@ -29,8 +29,27 @@ pub mod program {
     pub const PROCESS_EXIT: &str = "process_exit";
     /// `tp_btf/inet_sock_set_state`: TCP sockets that listen, connect, are accepted, close.
     pub const SOCKET_STATE: &str = "socket_state";
+    /// `tp_btf/tcp_retransmit_skb`: segments sent again.
+    pub const TCP_RETRANSMIT: &str = "tcp_retransmit";
+    /// `tp_btf/tcp_send_reset`: connections that this side broke off.
+    pub const TCP_SEND_RESET: &str = "tcp_send_reset";
+    /// `tp_btf/tcp_receive_reset`: connections that the other side broke off.
+    pub const TCP_RECEIVE_RESET: &str = "tcp_receive_reset";
+    /// `tp_btf/kfree_skb`: packets of sockets that were dropped, by reason.
+    pub const PACKET_DROP: &str = "packet_drop";
     /// All of them, in the order in which they are loaded.
-    pub const ALL: [&str; 6] = [SCHED_SWITCH, SKB_INGRESS, SKB_EGRESS, OOM_VICTIM, PROCESS_EXIT, SOCKET_STATE];
+    pub const ALL: [&str; 10] = [
+        SCHED_SWITCH,
+        SKB_INGRESS,
+        SKB_EGRESS,
+        OOM_VICTIM,
+        PROCESS_EXIT,
+        SOCKET_STATE,
+        TCP_RETRANSMIT,
+        TCP_SEND_RESET,
+        TCP_RECEIVE_RESET,
+        PACKET_DROP,
+    ];
 }
 
 /// Names of the maps.
@@ -74,6 +93,10 @@ pub mod global {
     pub const PODS_ROOT_ID: &str = "PODS_ROOT_ID";
     /// Depth of the pods' root below the root of the hierarchy (whose depth is 0).
     pub const PODS_ROOT_LEVEL: &str = "PODS_ROOT_LEVEL";
+    /// 1 if `sched_switch` says by a fourth argument in which state the task leaves (5.18 on).
+    pub const SWITCH_HAS_STATE: &str = "SWITCH_HAS_STATE";
+    /// 1 if task storage may be made while the scheduler holds its lock (6.4 on: it comes from memory set aside).
+    pub const STORAGE_IN_SWITCH: &str = "STORAGE_IN_SWITCH";
     /// 1 if the first argument of `mark_victim` is a `task_struct *`, 0 if it is the pid as an integer.
     pub const VICTIM_IS_TASK: &str = "VICTIM_IS_TASK";
     /// 1 if `sched_process_exit` says by its second argument whether the whole process is dead.
@@ -86,6 +109,20 @@ pub mod global {
     pub const TASK_SUM_EXEC: &str = "TASK_SUM_EXEC";
     /// `task_struct.se.prev_sum_exec_runtime`: what it had run when it was picked (fair class only).
     pub const TASK_PREV_SUM_EXEC: &str = "TASK_PREV_SUM_EXEC";
+    /// `task_struct.sched_info.run_delay`: nanoseconds that the task was runnable and waited for a CPU.
+    pub const TASK_RUN_DELAY: &str = "TASK_RUN_DELAY";
+    /// `task_struct.sched_info.pcount`: how often it was given a CPU.
+    pub const TASK_STINTS: &str = "TASK_STINTS";
+    /// `task_struct.__state` (`state` before 5.14).
+    pub const TASK_STATE: &str = "TASK_STATE";
+    /// `task_struct.exit_state`.
+    pub const TASK_EXIT_STATE: &str = "TASK_EXIT_STATE";
+    /// `task_struct.throttled`: the task was taken off its CPU by the quota of its group (6.18 on).
+    pub const TASK_THROTTLED: &str = "TASK_THROTTLED";
+    /// `task_struct.se.cfs_rq`.
+    pub const TASK_CFS_RQ: &str = "TASK_CFS_RQ";
+    /// `cfs_rq.throttle_count`: groups from here up whose quota is used up.
+    pub const CFS_RQ_THROTTLED: &str = "CFS_RQ_THROTTLED";
     /// `task_struct.prio`.
     pub const TASK_PRIO: &str = "TASK_PRIO";
     /// `task_struct.comm`.
@@ -140,6 +177,24 @@ pub mod global {
     pub const SOCK_CGROUP: &str = "SOCK_CGROUP";
     /// `tcp_sock.inet_conn.icsk_inet.inet_sport`: the local port in network byte order.
     pub const TCP_SOCK_SPORT: &str = "TCP_SOCK_SPORT";
+    /// `sock.sk_protocol`.
+    pub const SOCK_PROTOCOL: &str = "SOCK_PROTOCOL";
+    /// `sock.__sk_common.skc_state`.
+    pub const SOCK_STATE: &str = "SOCK_STATE";
+    /// `sk_buff.sk`.
+    pub const SKB_SOCK: &str = "SKB_SOCK";
+    /// `tcp_skb_cb.tcp_gso_segs` in `sk_buff.cb`: segments of a buffer that TCP sends.
+    pub const SKB_TCP_SEGMENTS: &str = "SKB_TCP_SEGMENTS";
+    /// `cgroup.self.parent`.
+    pub const CGROUP_PARENT: &str = "CGROUP_PARENT";
+    /// `cgroup_subsys_state.cgroup`.
+    pub const CSS_CGROUP: &str = "CSS_CGROUP";
+    /// 1 if `tcp_retransmit_skb` says by its third argument whether the sending failed.
+    pub const RETRANSMIT_HAS_ERROR: &str = "RETRANSMIT_HAS_ERROR";
+    /// 1 if `kfree_skb` gives a reason (5.17 on).
+    pub const DROP_HAS_REASON: &str = "DROP_HAS_REASON";
+    /// 1 if `kfree_skb` names the receiving socket (6.11 on).
+    pub const DROP_HAS_SOCKET: &str = "DROP_HAS_SOCKET";
 }
 
 /// Value of an offset global whose field this kernel's BTF does not have.

@@ -1,19 +1,17 @@
-//! Life: processes that end, sockets that listen.
+//! Life: processes that end.
 //!
 //! **Approach.** A process has ended when its last thread exits. Newer kernels say so in the tracepoint's second argument;
 //! elsewhere `signal->live` is 0 then, which two threads that exit at once may both see: the agent drops the second event by
 //! (tgid, start time). The status is what `wait` will report: that of the whole group if something ended the group, else
 //! that of the leader.
-//!
-//! A listener's cgroup is the socket's own (that of the process that made it), whoever closes it.
 
 use aya_ebpf::{
     EbpfContext,
-    helpers::{bpf_get_current_cgroup_id, bpf_get_current_comm, generated::bpf_skc_to_tcp_sock},
+    helpers::{bpf_get_current_cgroup_id, bpf_get_current_comm},
     macros::btf_tracepoint,
     programs::BtfTracePointContext,
 };
-use beelet_ebpf::{Event, OFFSET_UNKNOWN, flag, kind};
+use beelet_ebpf::{Event, flag, kind};
 
 use crate::{
     kernel::{self, Object},
@@ -22,8 +20,6 @@ use crate::{
 
 /// `SIGNAL_GROUP_EXIT` of the kernel: the whole process was ended, with `group_exit_code`.
 const GROUP_EXIT: u32 = 4;
-/// `TCP_LISTEN` of the kernel.
-const TCP_LISTEN: u32 = 10;
 
 #[btf_tracepoint(function = "sched_process_exit")]
 pub fn process_exit(ctx: BtfTracePointContext) -> i32 {
@@ -58,49 +54,6 @@ pub fn process_exit(ctx: BtfTracePointContext) -> i32 {
         record::emit(&event);
     }
     0
-}
-
-#[btf_tracepoint(function = "inet_sock_set_state")]
-pub fn socket_state(ctx: BtfTracePointContext) -> i32 {
-    let (old, new) = (ctx.arg::<u64>(1) as u32, ctx.arg::<u64>(2) as u32);
-    if old == new || (old != TCP_LISTEN && new != TCP_LISTEN) {
-        return 0;
-    }
-    let socket: Object = ctx.arg(0);
-    let mut event = record::event(if new == TCP_LISTEN { kind::LISTEN_OPENED } else { kind::LISTEN_CLOSED });
-    describe_current(&ctx, &mut event);
-    // SAFETY: by BTF the first argument is the sock; fields by their own offsets and sizes.
-    unsafe {
-        event.port = port(socket);
-        event.family = kernel::get(socket, &kernel::SOCK_FAMILY).unwrap_or(0);
-        match kernel::follow(socket, &kernel::SOCK_CGROUP) {
-            Some(cgroup) => event.cgroup_id = kernel::cgroup_id(cgroup).unwrap_or(0),
-            None => {
-                event.cgroup_id = bpf_get_current_cgroup_id();
-                event.flags |= flag::CGROUP_OF_CURRENT;
-            }
-        }
-    }
-    record::emit(&event);
-    0
-}
-
-/// The local port. A socket whose port the kernel chose has already given it back when it closes; the port that it had told
-/// the network is still there then.
-///
-/// # Safety
-/// `socket` is the `sock` of the context.
-#[inline(always)]
-unsafe fn port(socket: Object) -> u16 {
-    // SAFETY: sock.skc_num is a u16. The helper takes a sock and gives the tcp_sock that it is part of, or null.
-    unsafe {
-        let port: u16 = kernel::get(socket, &kernel::SOCK_PORT).unwrap_or(0);
-        if port != 0 || kernel::TCP_SOCK_SPORT.load() == OFFSET_UNKNOWN {
-            return port;
-        }
-        let tcp = bpf_skc_to_tcp_sock(socket.cast_mut().cast()).cast::<u8>().cast_const();
-        if tcp.is_null() { 0 } else { u16::from_be(kernel::get(tcp, &kernel::TCP_SOCK_SPORT).unwrap_or(0)) }
-    }
 }
 
 /// Pid, tgid and name of the current task.

@@ -14,13 +14,20 @@
 //! helper that reads arbitrary memory. What is off or unknown is dead code to the verifier.
 #![no_std]
 #![no_main]
+// For the one instruction that core does not have for this target (module `record`); aya-ebpf needs it as well.
+#![feature(asm_experimental_arch)]
 
+mod dns;
+mod drops;
 mod kernel;
 mod life;
 mod memory;
 mod network;
 mod record;
+mod request;
 mod sched;
+mod storage;
+mod tcp;
 
 /// The kernel lends its tracing helpers only to programs that say they may be used under the GPL; MIT is compatible.
 #[unsafe(link_section = "license")]

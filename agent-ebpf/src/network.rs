@@ -1,63 +1,122 @@
-//! Network: bytes and packets per cgroup and direction.
+//! Network: bytes and packets per cgroup, protocol and direction.
 //!
 //! **Approach.** Attached once at the pods' root; the kernel runs the programs for every socket below it, and the helper
-//! names the socket's own cgroup. The length is that of the IP packet.
+//! names the socket's own cgroup. The length is that of the IP packet. The same packets tell what other modules want:
+//! round-trip times ([`tcp`]), requests ([`request`]), names asked for ([`dns`]).
+//!
+//! **Properties.** A packet costs one look-up. What else is done for it: of TCP, one of [`RTT_SAMPLING`] received looks at
+//! its socket's round-trip time, and those of served connections at the socket's storage, which is not there for others; of
+//! UDP, the ports are read.
 
 use aya_ebpf::{
-    helpers::generated::bpf_skb_cgroup_id,
+    bindings::bpf_sock,
+    helpers::generated::{bpf_get_prandom_u32, bpf_sk_fullsock, bpf_skb_cgroup_id},
     macros::{cgroup_skb, map},
     maps::PerCpuHashMap,
     programs::SkBuffContext,
 };
-use aya_log_ebpf::debug;
-use beelet_ebpf::{Counts as _, Lost, NetRecord, Traffic};
+use beelet_ebpf::{Lost, NetRecord, RTT_SAMPLING, Traffic};
 
-use crate::record;
+use crate::{dns, record, request, tcp};
 
 /// The packet passes.
 const PASS: i32 = 1;
+/// Numbers of protocols (`IPPROTO_TCP`, `IPPROTO_UDP`).
+pub const TCP: u32 = 6;
+const UDP: u32 = 17;
 
 #[map]
 static NET: PerCpuHashMap<u64, NetRecord> = PerCpuHashMap::with_max_entries(8192, 0);
 
 #[cgroup_skb(ingress)]
 pub fn skb_ingress(ctx: SkBuffContext) -> i32 {
-    let (bytes, packets) = size(&ctx);
-    count(&ctx, Traffic { rx_bytes: bytes, rx_packets: packets, ..bytemuck::Zeroable::zeroed() });
+    packet::<false>(&ctx);
     PASS
 }
 
 #[cgroup_skb(egress)]
 pub fn skb_egress(ctx: SkBuffContext) -> i32 {
-    let (bytes, packets) = size(&ctx);
-    count(&ctx, Traffic { tx_bytes: bytes, tx_packets: packets, ..bytemuck::Zeroable::zeroed() });
+    packet::<true>(&ctx);
     PASS
 }
 
-/// Bytes and packets of a buffer that may stand for many packets.
 #[inline(always)]
-fn size(ctx: &SkBuffContext) -> (u64, u64) {
-    // SAFETY: the context is valid while the program runs; the verifier turns this into a load of the kernel's field.
-    let segments = unsafe { (*ctx.skb.skb).gso_segs };
-    (u64::from(ctx.len()), if segments == 0 { 1 } else { u64::from(segments) })
-}
-
-#[inline(always)]
-fn count(ctx: &SkBuffContext, step: Traffic) {
+fn packet<const OUT: bool>(ctx: &SkBuffContext) {
     // SAFETY: the context's own pointer.
     let cgroup = unsafe { bpf_skb_cgroup_id(ctx.skb.skb) };
     if cgroup == 0 {
         return;
     }
-    match NET.get_ptr_mut(cgroup) {
+    let (protocol, socket) = socket_of(ctx);
+    if let Some(record) = record::of_cpu(&NET, &cgroup, Lost::Net) {
         // SAFETY: the map gave a valid pointer to this CPU's own record; softirqs are off while the program runs.
-        Some(record) => unsafe { (*record).other = (*record).other.plus(step) },
-        None => {
-            let first = NetRecord { other: step, ..bytemuck::Zeroable::zeroed() };
-            if NET.insert(cgroup, first, 0).is_err() {
-                record::lost(Lost::Net);
-                debug!(ctx, "NET map is full: cgroup {} is not counted", cgroup);
+        unsafe {
+            count::<OUT>(
+                match protocol {
+                    TCP => &raw mut (*record).tcp,
+                    UDP => &raw mut (*record).udp,
+                    _ => &raw mut (*record).other,
+                },
+                ctx,
+            );
+        }
+    }
+    match protocol {
+        TCP => {
+            // SAFETY: the socket is a full one, by `socket_of`; the other is a helper without pointers.
+            unsafe {
+                if !OUT && bpf_get_prandom_u32() % RTT_SAMPLING == 0 {
+                    tcp::round_trip(cgroup, socket);
+                }
+                request::packet::<OUT>(ctx, socket);
             }
         }
+        UDP => dns::packet::<OUT>(ctx, cgroup),
+        _ => {}
+    }
+}
+
+/// The protocol of the packet's socket, and the socket; (0, null) if it has no full one.
+#[inline(always)]
+fn socket_of(ctx: &SkBuffContext) -> (u32, *mut bpf_sock) {
+    // SAFETY: the context's fields while the program runs; the helper gives a full socket or null.
+    unsafe {
+        let socket = (*ctx.skb.skb).__bindgen_anon_2.sk;
+        if socket.is_null() {
+            return (0, socket);
+        }
+        let full = bpf_sk_fullsock(socket);
+        if full.is_null() { (0, full) } else { ((*full).protocol, full) }
+    }
+}
+
+/// # Safety
+/// `traffic` is part of this CPU's own record.
+#[inline(always)]
+unsafe fn count<const OUT: bool>(traffic: *mut Traffic, ctx: &SkBuffContext) {
+    // SAFETY: the caller's word; the context is valid while the program runs.
+    unsafe {
+        // A buffer may stand for many packets.
+        let packets = u64::from((*ctx.skb.skb).gso_segs).max(1);
+        let bytes = u64::from(ctx.len());
+        let traffic = &mut *traffic;
+        if OUT {
+            traffic.tx_bytes = traffic.tx_bytes.wrapping_add(bytes);
+            traffic.tx_packets = traffic.tx_packets.wrapping_add(packets);
+        } else {
+            traffic.rx_bytes = traffic.rx_bytes.wrapping_add(bytes);
+            traffic.rx_packets = traffic.rx_packets.wrapping_add(packets);
+        }
+    }
+}
+
+/// The IP header's length, if what follows is of this protocol; IPv6 without extension headers only.
+#[inline(always)]
+pub fn ip_header(ctx: &SkBuffContext, protocol: u32) -> Option<usize> {
+    let head: [u8; 10] = ctx.load(0).ok()?;
+    match head[0] >> 4 {
+        4 if u32::from(head[9]) == protocol => Some(usize::from(head[0] & 0xf) * 4),
+        6 if u32::from(head[6]) == protocol => Some(40),
+        _ => None,
     }
 }

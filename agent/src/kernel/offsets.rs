@@ -22,6 +22,12 @@ const FIELDS: &[(&str, &str, &[&str])] = &[
     (global::TASK_TGID, "task_struct", &["tgid"]),
     (global::TASK_SUM_EXEC, "task_struct", &["se.sum_exec_runtime"]),
     (global::TASK_PREV_SUM_EXEC, "task_struct", &["se.prev_sum_exec_runtime"]),
+    (global::TASK_RUN_DELAY, "task_struct", &["sched_info.run_delay"]),
+    (global::TASK_STINTS, "task_struct", &["sched_info.pcount"]),
+    (global::TASK_STATE, "task_struct", &["__state", "state"]),
+    (global::TASK_EXIT_STATE, "task_struct", &["exit_state"]),
+    (global::TASK_CFS_RQ, "task_struct", &["se.cfs_rq"]),
+    (global::CFS_RQ_THROTTLED, "cfs_rq", &["throttle_count"]),
     (global::TASK_PRIO, "task_struct", &["prio"]),
     (global::TASK_COMM, "task_struct", &["comm"]),
     (global::TASK_EXIT_CODE, "task_struct", &["exit_code"]),
@@ -49,6 +55,11 @@ const FIELDS: &[(&str, &str, &[&str])] = &[
     (global::SOCK_FAMILY, "sock", &["__sk_common.skc_family"]),
     (global::SOCK_CGROUP, "sock", &["sk_cgrp_data.cgroup"]),
     (global::TCP_SOCK_SPORT, "tcp_sock", &["inet_conn.icsk_inet.inet_sport"]),
+    (global::SOCK_PROTOCOL, "sock", &["sk_protocol"]),
+    (global::SOCK_STATE, "sock", &["__sk_common.skc_state"]),
+    (global::SKB_SOCK, "sk_buff", &["sk"]),
+    (global::CGROUP_PARENT, "cgroup", &["self.parent"]),
+    (global::CSS_CGROUP, "cgroup_subsys_state", &["cgroup"]),
 ];
 
 impl Offsets {
@@ -68,6 +79,29 @@ impl Offsets {
         offsets.put(global::PID_NUMBERS, numbers, || "pid.numbers as a flexible array".into());
         offsets.values.push((global::UPID_SIZE, btf.struct_size("upid").map_or(16, u64::from)));
 
+        // Not missing where it is not there: before 6.18 `cfs_rq.throttle_count` tells the same.
+        let throttled = btf.member_offset("task_struct", "throttled").map_or(OFFSET_UNKNOWN, u64::from);
+        offsets.values.push((global::TASK_THROTTLED, throttled));
+        let switch_has_state = btf.tracepoint("sched_switch").is_ok_and(|arguments| arguments.len() >= 4);
+        offsets.values.push((global::SWITCH_HAS_STATE, switch_has_state.into()));
+        // Before 6.4 task storage comes from kmalloc, which may wake kswapd, which takes the lock that the scheduler holds. Since
+        // then it comes from an allocator of its own (`selem_ma`), and lately from one that takes no locks.
+        let in_switch = ["selem_ma", "use_kmalloc_nolock"]
+            .iter()
+            .any(|member| btf.member_offset("bpf_local_storage_map", member).is_ok());
+        offsets.values.push((global::STORAGE_IN_SWITCH, in_switch.into()));
+        let segments = match (btf.member_offset("sk_buff", "cb"), btf.member_offset("tcp_skb_cb", "tcp_gso_segs")) {
+            (Ok(block), Ok(field)) => Some(u64::from(block) + u64::from(field)),
+            _ => None,
+        };
+        offsets.put(global::SKB_TCP_SEGMENTS, segments, || "tcp_skb_cb.tcp_gso_segs".into());
+
+        let passes = |name, count| u64::from(btf.tracepoint(name).is_ok_and(|arguments| arguments.len() >= count));
+        offsets.values.extend([
+            (global::RETRANSMIT_HAS_ERROR, passes("tcp_retransmit_skb", 3)),
+            (global::DROP_HAS_REASON, passes("kfree_skb", 3)),
+            (global::DROP_HAS_SOCKET, passes("kfree_skb", 4)),
+        ]);
         let victim_is_task = btf.tracepoint("mark_victim").is_ok_and(|arguments| is_task(arguments.first()));
         offsets.values.push((global::VICTIM_IS_TASK, victim_is_task.into()));
         let exit_has_group_dead = btf.tracepoint("sched_process_exit").is_ok_and(|arguments| arguments.len() >= 2);

@@ -46,6 +46,9 @@ pub struct Row {
     pub writes: &'static [&'static str],
 }
 
+/// What tells whose a socket is.
+const SOCKET: &[Need] = &[Need::Field(global::SOCK_CGROUP), Need::Field(global::SOCK_STATE)];
+
 /// All programs, in the order in which they are loaded.
 pub const TABLE: &[Row] = &[
     Row {
@@ -60,14 +63,14 @@ pub const TABLE: &[Row] = &[
         hook: Hook::CgroupSkb(CgroupSkbAttachType::Ingress),
         needs: &[],
         arguments: 0,
-        writes: &[map::NET],
+        writes: &[map::NET, map::TCP, map::PORTS, map::DNS],
     },
     Row {
         name: program::SKB_EGRESS,
         hook: Hook::CgroupSkb(CgroupSkbAttachType::Egress),
         needs: &[],
         arguments: 0,
-        writes: &[map::NET],
+        writes: &[map::NET, map::PORTS, map::DNS],
     },
     Row {
         name: program::OOM_VICTIM,
@@ -88,7 +91,40 @@ pub const TABLE: &[Row] = &[
         hook: Hook::TracePoint(&["inet_sock_set_state"]),
         needs: &[],
         arguments: 3,
-        writes: &[map::EVENTS],
+        writes: &[map::EVENTS, map::TCP, map::PORTS],
+    },
+    Row {
+        name: program::TCP_RETRANSMIT,
+        hook: Hook::TracePoint(&["tcp_retransmit_skb"]),
+        needs: SOCKET,
+        arguments: 2,
+        writes: &[map::TCP],
+    },
+    Row {
+        name: program::TCP_SEND_RESET,
+        hook: Hook::TracePoint(&["tcp_send_reset"]),
+        needs: SOCKET,
+        arguments: 1,
+        writes: &[map::TCP],
+    },
+    Row {
+        name: program::TCP_RECEIVE_RESET,
+        hook: Hook::TracePoint(&["tcp_receive_reset"]),
+        needs: SOCKET,
+        arguments: 1,
+        writes: &[map::TCP],
+    },
+    Row {
+        name: program::PACKET_DROP,
+        hook: Hook::TracePoint(&["kfree_skb"]),
+        needs: &[
+            Need::Field(global::SOCK_CGROUP),
+            Need::Field(global::SOCK_STATE),
+            Need::Field(global::SOCK_FAMILY),
+            Need::Field(global::SKB_SOCK),
+        ],
+        arguments: 1,
+        writes: &[map::DROPS],
     },
 ];
 
