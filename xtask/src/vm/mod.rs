@@ -13,6 +13,7 @@ mod machine;
 mod monitor;
 mod node;
 mod parts;
+mod sandwich;
 mod truth;
 mod wire;
 

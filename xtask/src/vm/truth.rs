@@ -14,6 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use super::node::{MANIFESTS, Node, ROOT_DIR};
+use super::sandwich::values_lie_between;
 use crate::images::{BUSYBOX, WORKLOAD};
 
 /// The node's name, which follows the name of a pod of a manifest.
@@ -44,6 +45,7 @@ pub(super) const CHECKS: &[Check] = &[
     ("vm_agent_loads_every_program_and_names_cgroup_v2", programs),
     ("vm_agent_cpu_time_is_that_of_cpu_stat", cpu_time),
     ("vm_agent_counts_a_transfer_at_both_ends", transfer),
+    ("vm_agent_values_lie_between_two_readings_of_the_files", values_lie_between),
     ("vm_agent_lends_idle_cpu_and_changes_resources_in_place", resources),
     ("vm_agent_takes_burst_back_when_it_stops", burst_is_taken_back),
     ("vm_agent_killed_twice_disturbs_nothing", kills),
@@ -79,7 +81,7 @@ struct Metrics(String);
 
 impl Metrics {
     fn of(node: &Node) -> Result<Self> {
-        body(node, "/metrics").map(Self)
+        Ok(Self(body(node, "/metrics")? + &body(node, "/metrics/cadvisor")?))
     }
 
     /// The values of the series of this name that have these labels among others.
@@ -90,7 +92,11 @@ impl Metrics {
         let lines = lines.filter(|line| {
             wanted.iter().all(|label| line.contains(&format!("{{{label}")) || line.contains(&format!(",{label}")))
         });
-        lines.filter_map(|line| line.rsplit(' ').next()?.parse().ok()).collect()
+        // A moment may stand behind the value.
+        let value = |line: &str| {
+            line.rsplit_once('}').map_or(line, |(_, rest)| rest).split_whitespace().find_map(|w| w.parse().ok())
+        };
+        lines.filter_map(value).collect()
     }
 
     /// The only one.
@@ -122,14 +128,14 @@ fn wait<T>(node: &Node, what: &str, limit: Duration, mut ask: impl FnMut() -> Re
 }
 
 /// A shell command in the guest; what it printed.
-fn sh(node: &Node, script: &str) -> Result<String> {
+pub(super) fn sh(node: &Node, script: &str) -> Result<String> {
     let ended = node.vm.try_exec(&["sh", "-c", script], None, LIMIT)?;
     ensure!(ended.code == 0, "in the VM: `{script}` ended with {}\n{}{}", ended.code, ended.stdout, ended.stderr);
     Ok(ended.stdout)
 }
 
 /// A manifest of one container.
-fn manifest(name: &str, container: Value) -> Value {
+pub(super) fn manifest(name: &str, container: Value) -> Value {
     let mut container = container;
     container["name"] = json!("main");
     container["imagePullPolicy"] = json!("IfNotPresent");
@@ -141,12 +147,12 @@ fn manifest(name: &str, container: Value) -> Value {
 }
 
 /// A container that runs our workload.
-fn workload(args: &[&str]) -> Value {
+pub(super) fn workload(args: &[&str]) -> Value {
     json!({ "image": WORKLOAD, "args": args })
 }
 
 /// Puts a manifest into the folder in one step.
-fn put(node: &Node, manifest: &Value) -> Result<()> {
+pub(super) fn put(node: &Node, manifest: &Value) -> Result<()> {
     let name = manifest["metadata"]["name"].as_str().unwrap_or_default();
     let script = format!("cat > {MANIFESTS}/.{name}.new && mv {MANIFESTS}/.{name}.new {MANIFESTS}/{name}.yaml");
     let text = std::io::Cursor::new(manifest.to_string());
@@ -155,17 +161,17 @@ fn put(node: &Node, manifest: &Value) -> Result<()> {
     Ok(())
 }
 
-fn remove(node: &Node, name: &str) -> Result<()> {
+pub(super) fn remove(node: &Node, name: &str) -> Result<()> {
     sh(node, &format!("rm {MANIFESTS}/{name}.yaml")).map(drop)
 }
 
 /// A running pod: its address, and its container's cgroup in the guest.
-struct Running {
+pub(super) struct Running {
     ip: String,
     group: String,
 }
 
-fn running(node: &Node, name: &str) -> Result<Running> {
+pub(super) fn running(node: &Node, name: &str) -> Result<Running> {
     wait(node, &format!("running pod {name}"), LIMIT, || {
         let pod = pod(node, name)?;
         let status = &pod["status"]["containerStatuses"][0];
@@ -285,7 +291,8 @@ fn transfer(node: &Node) -> Result<String> {
     put(node, &manifest("client", workload(&["fetch", "--url", &url, "--count", "1", "--interval", "3000s"])))?;
     let client = running(node, "client")?;
     let count = |name: &str, what: &str| {
-        Metrics::of(node)?.one(&format!("container_network_{what}_bytes_total"), &[("pod", &full(name))])
+        let labels = [("pod", &*full(name)), ("protocol", "tcp"), ("direction", what)];
+        Metrics::of(node)?.one("beelet_network_bytes_total", &labels)
     };
     let mut before = (0.0, 0.0);
     let (received, sent) = wait(node, "end of the transfer", LIMIT, || {
