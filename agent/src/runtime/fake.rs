@@ -40,6 +40,9 @@ pub(super) struct World {
     pub(super) calls: Vec<String>,
     pub(super) sandbox_configs: Vec<cri::PodSandboxConfig>,
     pub(super) updates: Vec<cri::UpdateContainerResourcesRequest>,
+    pub(super) stats: Vec<cri::ContainerStats>,
+    /// `None`: the call is not there.
+    pub(super) filesystems: Option<cri::ImageFsInfoResponse>,
     next: u32,
 }
 
@@ -406,6 +409,15 @@ impl RuntimeService for Service {
         lacks()
     }
 
+    async fn list_container_stats(
+        &self,
+        _: Request<cri::ListContainerStatsRequest>,
+    ) -> Result<Response<cri::ListContainerStatsResponse>, Status> {
+        let mut world = lock(&self.world);
+        world.calls.push("ListContainerStats".to_owned());
+        Ok(Response::new(cri::ListContainerStatsResponse { stats: world.stats.clone() }))
+    }
+
     async fn reopen_container_log(
         &self,
         _: Request<cri::ReopenContainerLogRequest>,
@@ -444,7 +456,9 @@ impl ImageService for Service {
         &self,
         _: Request<cri::ImageFsInfoRequest>,
     ) -> Result<Response<cri::ImageFsInfoResponse>, Status> {
-        lacks()
+        let mut world = lock(&self.world);
+        world.calls.push("ImageFsInfo".to_owned());
+        world.filesystems.clone().map_or_else(lacks, |answer| Ok(Response::new(answer)))
     }
 
     async fn image_status(

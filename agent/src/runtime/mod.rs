@@ -23,6 +23,7 @@ mod ops;
 pub mod paths;
 mod reference;
 mod spec_to_cri;
+mod stats;
 
 #[cfg(test)]
 mod fake;
@@ -35,3 +36,4 @@ pub use events::Wake;
 pub use instance::instance;
 pub use ops::ContainerStart;
 pub use spec_to_cri::{ImageUser, NodeEnv, container_config, sandbox_config};
+pub use stats::{DiskStats, DiskUse, LayerUse};
