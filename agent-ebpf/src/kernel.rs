@@ -67,6 +67,21 @@ globals! {
     RETRANSMIT_HAS_ERROR = 0,
     DROP_HAS_REASON = 0,
     DROP_HAS_SOCKET = 0,
+    TASK_NSPROXY = OFFSET_UNKNOWN,
+    NSPROXY_PID_NS = OFFSET_UNKNOWN,
+    PID_NS_REAPER = OFFSET_UNKNOWN,
+    RQ_QUEUE = OFFSET_UNKNOWN,
+    RQ_FLAGS = OFFSET_UNKNOWN,
+    RQ_BYTES = OFFSET_UNKNOWN,
+    RQ_SEGMENTS = OFFSET_UNKNOWN,
+    RQ_BIO = OFFSET_UNKNOWN,
+    RQ_START = OFFSET_UNKNOWN,
+    BIO_BLKG = OFFSET_UNKNOWN,
+    BLKG_BLKCG = OFFSET_UNKNOWN,
+    BLKCG_CGROUP = OFFSET_UNKNOWN,
+    QUEUE_DISK = OFFSET_UNKNOWN,
+    DISK_MAJOR = OFFSET_UNKNOWN,
+    DISK_MINOR = OFFSET_UNKNOWN,
 }
 
 /// A kernel object that the verifier knows the type of.
@@ -120,14 +135,24 @@ pub unsafe fn cgroup_id(cgroup: Object) -> Option<u64> {
     unsafe { get(follow(cgroup, &CGROUP_KN)?, &KERNFS_NODE_ID) }
 }
 
-/// The id of a task's cgroup in the v2 hierarchy.
+/// A task's cgroup in the v2 hierarchy.
 ///
 /// # Safety
 /// `task` is a pointer to a `task_struct`, from the context.
 #[inline(always)]
-pub unsafe fn task_cgroup_id(task: Object) -> Option<u64> {
+pub unsafe fn task_cgroup(task: Object) -> Option<Object> {
     // SAFETY: task_struct.cgroups is a css_set, whose dfl_cgrp is a cgroup.
-    unsafe { cgroup_id(follow(follow(task, &TASK_CGROUPS)?, &CSS_SET_DFL_CGRP)?) }
+    unsafe { follow(follow(task, &TASK_CGROUPS)?, &CSS_SET_DFL_CGRP) }
+}
+
+/// The id of a task's cgroup in the v2 hierarchy.
+///
+/// # Safety
+/// As for [`task_cgroup`].
+#[inline(always)]
+pub unsafe fn task_cgroup_id(task: Object) -> Option<u64> {
+    // SAFETY: the caller's word.
+    unsafe { cgroup_id(task_cgroup(task)?) }
 }
 
 /// Whether the current task is inside the pods' root, or no root was given.

@@ -37,8 +37,14 @@ pub mod program {
     pub const TCP_RECEIVE_RESET: &str = "tcp_receive_reset";
     /// `tp_btf/kfree_skb`: packets of sockets that were dropped, by reason.
     pub const PACKET_DROP: &str = "packet_drop";
+    /// `tp_btf/sched_process_fork`: processes and threads that begin.
+    pub const PROCESS_FORK: &str = "process_fork";
+    /// `tp_btf/sched_process_exec`: programs that begin.
+    pub const PROCESS_EXEC: &str = "process_exec";
+    /// `tp_btf/block_rq_complete`: requests that a disk has done.
+    pub const DISK_REQUEST: &str = "disk_request";
     /// All of them, in the order in which they are loaded.
-    pub const ALL: [&str; 10] = [
+    pub const ALL: [&str; 13] = [
         SCHED_SWITCH,
         SKB_INGRESS,
         SKB_EGRESS,
@@ -49,6 +55,9 @@ pub mod program {
         TCP_SEND_RESET,
         TCP_RECEIVE_RESET,
         PACKET_DROP,
+        PROCESS_FORK,
+        PROCESS_EXEC,
+        DISK_REQUEST,
     ];
 }
 
@@ -195,6 +204,36 @@ pub mod global {
     pub const DROP_HAS_REASON: &str = "DROP_HAS_REASON";
     /// 1 if `kfree_skb` names the receiving socket (6.11 on).
     pub const DROP_HAS_SOCKET: &str = "DROP_HAS_SOCKET";
+    /// `task_struct.nsproxy`.
+    pub const TASK_NSPROXY: &str = "TASK_NSPROXY";
+    /// `nsproxy.pid_ns_for_children`.
+    pub const NSPROXY_PID_NS: &str = "NSPROXY_PID_NS";
+    /// `pid_namespace.child_reaper`.
+    pub const PID_NS_REAPER: &str = "PID_NS_REAPER";
+    /// `request.q`.
+    pub const RQ_QUEUE: &str = "RQ_QUEUE";
+    /// `request.cmd_flags`: kind and flags.
+    pub const RQ_FLAGS: &str = "RQ_FLAGS";
+    /// `request.__data_len`: what is left to do.
+    pub const RQ_BYTES: &str = "RQ_BYTES";
+    /// `request.nr_phys_segments`.
+    pub const RQ_SEGMENTS: &str = "RQ_SEGMENTS";
+    /// `request.bio`.
+    pub const RQ_BIO: &str = "RQ_BIO";
+    /// `request.start_time_ns`: when it was made.
+    pub const RQ_START: &str = "RQ_START";
+    /// `bio.bi_blkg`.
+    pub const BIO_BLKG: &str = "BIO_BLKG";
+    /// `blkcg_gq.blkcg`.
+    pub const BLKG_BLKCG: &str = "BLKG_BLKCG";
+    /// `blkcg.css.cgroup`.
+    pub const BLKCG_CGROUP: &str = "BLKCG_CGROUP";
+    /// `request_queue.disk`.
+    pub const QUEUE_DISK: &str = "QUEUE_DISK";
+    /// `gendisk.major`.
+    pub const DISK_MAJOR: &str = "DISK_MAJOR";
+    /// `gendisk.first_minor`.
+    pub const DISK_MINOR: &str = "DISK_MINOR";
 }
 
 /// Value of an offset global whose field this kernel's BTF does not have.

@@ -17,6 +17,7 @@
 // For the one instruction that core does not have for this target (module `record`); aya-ebpf needs it as well.
 #![feature(asm_experimental_arch)]
 
+mod disk;
 mod dns;
 mod drops;
 mod kernel;

@@ -23,11 +23,14 @@ use beelet::kernel::{
     events::KernelEvent,
     listeners::listening_ports,
     loader::{LoadOptions, ProgramCost, Programs},
-    maps::CgroupCounters,
+    maps::Counters,
     preflight,
     psi::{PsiTrigger, Stalled, Threshold, Wake},
 };
 use tokio::{sync::mpsc, time::timeout};
+
+#[path = "kernel_probe/tasks.rs"]
+mod tasks;
 
 const MIB: u64 = 1 << 20;
 
@@ -77,6 +80,7 @@ async fn run(object: &Path) -> Result<ExitCode> {
     for (name, result) in [
         ("cpu time against cpu.stat", cpu(&bed, &counters)),
         ("two threads that hand over for 2 s", switches(&bed, &counters)),
+        ("waits against schedstat", tasks::wait(&bed, &counters)),
         ("8 MiB sent and received", network(&bed, &counters)),
         ("exit with code 7", exits(&bed, &mut receiver, "exit7", Some(7), None).await),
         ("exit by SIGSEGV", exits(&bed, &mut receiver, "segv", None, Some(11)).await),
@@ -116,7 +120,7 @@ async fn run(object: &Path) -> Result<ExitCode> {
         );
     }
     println!("  (some 60 ns of each event are the measuring itself)");
-    println!("  lost: {:?}, fields that this kernel lacks: {:?}", counters.lost()?, programs.report().missing_fields);
+    println!("  lost: {:?}, fields that this kernel lacks: {:?}", counters.lost(), programs.report().missing_fields);
     if let Some(reason) = &programs.report().stats_reason {
         println!("  no statistics: {reason}");
     }
@@ -150,6 +154,11 @@ impl Bed {
         }
         let cgroup = Cgroup::open(&layout, &inner)?.context("the new cgroup is not there")?;
         Ok(Self { layout, pods, inner, cgroup })
+    }
+
+    /// A reader of the cgroup's files.
+    fn reader(&self) -> Result<Cgroup> {
+        Cgroup::open(&self.layout, &self.inner)?.context("the cgroup is gone")
     }
 
     fn spawn(&self, role: &str, more: &[&str]) -> Result<Child> {
@@ -194,10 +203,10 @@ impl Drop for Bed {
 
 // === the checks ===
 
-fn cpu(bed: &Bed, counters: &CgroupCounters) -> Result<Outcome> {
+fn cpu(bed: &Bed, counters: &Counters) -> Result<Outcome> {
     let mut buffer = Buffer::default();
     let mut both = || -> Result<(u64, u64)> {
-        let file = bed.cgroup.cpu(&mut buffer)?.usage_us.context("no usage_usec in cpu.stat")?;
+        let file = bed.reader()?.cpu(&mut buffer)?.usage.context("no usage_usec in cpu.stat")?.0;
         Ok((counters.read(bed.cgroup.id())?.cpu.context("the program does not run")?.run_ns / 1000, file))
     };
     let before = both()?;
@@ -217,10 +226,10 @@ fn settle() {
     std::thread::sleep(Duration::from_millis(50));
 }
 
-fn switches(bed: &Bed, counters: &CgroupCounters) -> Result<Outcome> {
+fn switches(bed: &Bed, counters: &Counters) -> Result<Outcome> {
     let mut buffer = Buffer::default();
     let mut both = || -> Result<_> {
-        let file = bed.cgroup.cpu(&mut buffer)?.usage_us.context("no usage_usec in cpu.stat")?;
+        let file = bed.reader()?.cpu(&mut buffer)?.usage.context("no usage_usec in cpu.stat")?.0;
         Ok((counters.read(bed.cgroup.id())?.cpu.context("the program does not run")?, file))
     };
     let before = both()?;
@@ -238,7 +247,7 @@ fn switches(bed: &Bed, counters: &CgroupCounters) -> Result<Outcome> {
     Ok(Outcome::Passed(text))
 }
 
-fn network(bed: &Bed, counters: &CgroupCounters) -> Result<Outcome> {
+fn network(bed: &Bed, counters: &Counters) -> Result<Outcome> {
     let before = counters.read(bed.cgroup.id())?.network.context("the programs do not run")?.total();
     let server = TcpListener::bind("127.0.0.1:0")?;
     let mut child = bed.spawn("transfer", &[&server.local_addr()?.to_string()])?;
@@ -369,13 +378,13 @@ async fn oom(bed: &Bed, events: &mut Events) -> Result<Outcome> {
     };
     fs::write(&limit, (32 * MIB).to_string()).with_context(|| format!("cannot write {}", limit.display()))?;
     let mut buffer = Buffer::default();
-    let before = bed.cgroup.memory(&mut buffer)?;
-    ensure!(before.limit == Some(32 * MIB), "the limit reads {:?}", before.limit);
+    let before = bed.reader()?.memory(&mut buffer)?.context("no memory")?;
+    ensure!(before.limit.map(|limit| limit.0) == Some(32 * MIB), "the limit reads {:?}", before.limit);
     let mut child = bed.spawn("leak", &[])?;
     let mut output = BufReader::new(child.stdout.take().context("no output")?);
     output.read_line(&mut String::new())?;
     child.wait()?;
-    let after = bed.cgroup.memory(&mut buffer)?;
+    let after = bed.reader()?.memory(&mut buffer)?.context("no memory")?;
     let (mut victims, mut exits) = (Vec::new(), Vec::new());
     while let Ok(Some(event)) = timeout(Duration::from_millis(500), events.recv()).await {
         match event {
@@ -395,17 +404,21 @@ async fn oom(bed: &Bed, events: &mut Events) -> Result<Outcome> {
     ensure!(kills == 1, "the kernel's own counter says {kills}");
     Ok(Outcome::Passed(format!(
         "{} {:?}; peak {:?} B, {:?} limit hits",
-        victim.comm, victim.memory, after.peak, after.max_events
+        victim.comm, victim.memory, after.more.peak, after.more.max_events
     )))
 }
 
-fn forget(bed: &Bed, counters: &mut CgroupCounters) -> Result<Outcome> {
+fn forget(bed: &Bed, counters: &mut Counters) -> Result<Outcome> {
     let id = bed.cgroup.id();
-    ensure!(counters.ids()?.contains(&id), "the cgroup has no record");
+    counters.refresh_fast()?;
+    let (cpu, net) = (counters.cpu(id).copied(), counters.net(id).copied());
+    let now = counters.read(id)?;
+    ensure!((cpu, net) == (now.cpu, now.network), "read at once {cpu:?} {net:?}, alone {now:?}");
+    ensure!(counters.ids().contains(&id), "the cgroup has no record");
     let removed = counters.retain(|it| it != id)?;
     let left = counters.read(id)?;
     ensure!(removed == 1 && left.cpu.is_none_or(|it| it.run_ns == 0), "{removed} removed, {left:?} left");
-    Ok(Outcome::Passed(format!("{} others are kept", counters.ids()?.len())))
+    Ok(Outcome::Passed(format!("{} others are kept", counters.ids().len())))
 }
 
 // === what runs in the cgroup ===
@@ -470,7 +483,10 @@ fn child(arguments: &[String]) -> Result<u8> {
             }
             println!("{}", all.len());
         }
-        _ => bail!("no role {role}"),
+        _ => match tasks::role(role, more)? {
+            Some(code) => return Ok(code),
+            None => bail!("no role {role}"),
+        },
     }
     Ok(0)
 }

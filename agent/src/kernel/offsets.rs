@@ -60,6 +60,21 @@ const FIELDS: &[(&str, &str, &[&str])] = &[
     (global::SKB_SOCK, "sk_buff", &["sk"]),
     (global::CGROUP_PARENT, "cgroup", &["self.parent"]),
     (global::CSS_CGROUP, "cgroup_subsys_state", &["cgroup"]),
+    (global::TASK_NSPROXY, "task_struct", &["nsproxy"]),
+    (global::NSPROXY_PID_NS, "nsproxy", &["pid_ns_for_children"]),
+    (global::PID_NS_REAPER, "pid_namespace", &["child_reaper"]),
+    (global::RQ_QUEUE, "request", &["q"]),
+    (global::RQ_FLAGS, "request", &["cmd_flags"]),
+    (global::RQ_BYTES, "request", &["__data_len"]),
+    (global::RQ_SEGMENTS, "request", &["nr_phys_segments"]),
+    (global::RQ_BIO, "request", &["bio"]),
+    (global::RQ_START, "request", &["start_time_ns"]),
+    (global::BIO_BLKG, "bio", &["bi_blkg"]),
+    (global::BLKG_BLKCG, "blkcg_gq", &["blkcg"]),
+    (global::BLKCG_CGROUP, "blkcg", &["css.cgroup"]),
+    (global::QUEUE_DISK, "request_queue", &["disk"]),
+    (global::DISK_MAJOR, "gendisk", &["major"]),
+    (global::DISK_MINOR, "gendisk", &["first_minor"]),
 ];
 
 impl Offsets {
