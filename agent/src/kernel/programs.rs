@@ -84,7 +84,7 @@ pub const TABLE: &[Row] = &[
         hook: Hook::TracePoint(&["sched_process_exit"]),
         needs: &[Need::Field(global::TASK_SIGNAL), Need::FieldUnless(global::SIGNAL_LIVE, global::EXIT_HAS_GROUP_DEAD)],
         arguments: 1,
-        writes: &[map::EVENTS],
+        writes: &[map::EVENTS, map::LIFE, map::EXITS],
     },
     Row {
         name: program::SOCKET_STATE,
@@ -125,6 +125,41 @@ pub const TABLE: &[Row] = &[
         ],
         arguments: 1,
         writes: &[map::DROPS],
+    },
+    Row {
+        name: program::PROCESS_FORK,
+        hook: Hook::TracePoint(&["sched_process_fork"]),
+        needs: &[
+            Need::Field(global::TASK_PID),
+            Need::Field(global::TASK_TGID),
+            Need::Field(global::TASK_CGROUPS),
+            Need::Field(global::CSS_SET_DFL_CGRP),
+        ],
+        arguments: 2,
+        writes: &[map::LIFE],
+    },
+    Row {
+        name: program::PROCESS_EXEC,
+        hook: Hook::TracePoint(&["sched_process_exec"]),
+        needs: &[],
+        arguments: 1,
+        writes: &[map::LIFE],
+    },
+    Row {
+        name: program::DISK_REQUEST,
+        hook: Hook::TracePoint(&["block_rq_complete"]),
+        needs: &[
+            Need::Field(global::RQ_BIO),
+            Need::Field(global::RQ_FLAGS),
+            Need::Field(global::RQ_BYTES),
+            Need::Field(global::RQ_SEGMENTS),
+            Need::Field(global::RQ_START),
+            Need::Field(global::BIO_BLKG),
+            Need::Field(global::BLKG_BLKCG),
+            Need::Field(global::BLKCG_CGROUP),
+        ],
+        arguments: 3,
+        writes: &[map::DISK],
     },
 ];
 
