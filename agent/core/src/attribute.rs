@@ -256,18 +256,19 @@ pub struct Attributor {
 }
 
 impl Attributor {
-    /// Takes a sample. Quick looks (without pods) and those that are not newer say nothing. Returns what began or ended.
+    /// Takes a sample; pods without a subject are left out. Quick looks (without pods) and those that are not newer say nothing. Returns what began or ended.
     pub fn observe(&mut self, sample: &Sample, subjects: &BTreeMap<PodUid, Subject>, now: Now) -> Vec<Change> {
-        let Some(readings) = &sample.pods else { return Vec::new() };
+        let Some(all) = &sample.pods else { return Vec::new() };
+        let readings: Vec<&PodReading> = all.iter().filter(|r| subjects.contains_key(&r.uid)).collect();
         let at = sample.at;
         self.pods.retain(|uid, _| readings.iter().any(|r| r.uid == *uid));
         let Some((from, node)) = self.base.filter(|(from, _)| at >= *from && at - *from <= GAP) else {
-            self.begin(sample, readings);
+            self.begin(sample, &readings);
             return Vec::new();
         };
         if at - from < WINDOW {
             // A pod that is new begins within the window.
-            for reading in readings {
+            for reading in &readings {
                 let follow = self.pods.entry(reading.uid.clone()).or_default();
                 follow.past.meet(at, reading);
             }
@@ -284,12 +285,12 @@ impl Attributor {
             .collect();
         let node = NodeWindow::between(&node, &sample.node, span, self.stolen, sample.node_detail.as_deref());
         let mut changes = Vec::new();
-        for reading in readings {
+        for reading in &readings {
             let Some(follow) = self.pods.get_mut(&reading.uid) else { continue };
             follow.detail.observe(at, reading.cgroup_detail.as_deref());
             follow.net.observe(reading.detail.as_deref());
         }
-        for reading in readings {
+        for reading in &readings {
             let judged = self.judge(&reading.uid, at, &node, &windows, subjects);
             let Some(follow) = self.pods.get_mut(&reading.uid) else { continue };
             for (kinds, findings) in judged {
@@ -316,7 +317,7 @@ impl Attributor {
         self.pods.values().map(|f| 1 + f.standings.len() + f.past.size()).sum()
     }
 
-    fn begin(&mut self, sample: &Sample, readings: &[PodReading]) {
+    fn begin(&mut self, sample: &Sample, readings: &[&PodReading]) {
         self.base = Some((sample.at, sample.node));
         (self.steal, self.stolen) = (None, None);
         self.observe_steal(sample);

@@ -46,6 +46,13 @@ pub enum Event {
     Kernel(KernelEvent),
     /// What an earlier life of the agent wrote down by [`Action::Remember`]; sent before the first [`Event::Pods`].
     Remembered(Vec<Terminal>),
+    /// What the agent itself has cost since its start; sent about once a second.
+    OwnCost {
+        /// CPU time of the agent's process, user and kernel.
+        cpu: Micros,
+        /// Run time of its eBPF programs, on all CPUs; `None` where the kernel's statistics are off, then only `cpu` counts.
+        bpf: Option<Micros>,
+    },
     /// Time passed. Sent at the moment that [`Action::WakeAt`] asked for, or earlier.
     Tick,
 }
@@ -200,6 +207,10 @@ pub enum Action {
         interval: Micros,
         /// Look at every pod, not only at the node and `kubepods`.
         all_pods: bool,
+        /// The factor on the distance of full looks and of looks at details, in thousandths: 1000 for none. More than that only
+        /// while `all_pods` is false.
+        #[serde(default = "no_stretch")]
+        stretch: u32,
     },
     /// Send [`Event::Tick`] at this moment (monotonic). A later one replaces an earlier one.
     WakeAt(Micros),
@@ -209,6 +220,10 @@ pub enum Action {
     Forget(PodUid),
     /// Tell people.
     Record(Record),
+}
+
+fn no_stretch() -> u32 {
+    crate::budget::NONE
 }
 
 /// The end of a pod that is still wanted: it will not run again.

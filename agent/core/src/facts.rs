@@ -96,6 +96,7 @@ impl World {
         if pod.foreign {
             if pod.sandboxes.is_empty() {
                 self.totals.pod_gone(&pod.spec, now.mono);
+                self.told.remove(uid);
                 self.pods.remove(uid);
                 return;
             }

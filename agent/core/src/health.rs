@@ -165,6 +165,13 @@ impl HealthModel {
         Self { declared, ..Self::default() }
     }
 
+    /// How many signs, failures, listeners and notes are remembered.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        let containers: usize = self.containers.values().map(|c| 1 + c.failures.len() + c.signs.len()).sum();
+        containers + self.listeners.len() + self.notes.len()
+    }
+
     /// beelet stops the pod now: from here on no end and no closed port is a sign.
     pub fn on_stopping(&mut self) {
         self.stopping = true;

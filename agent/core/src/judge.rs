@@ -7,18 +7,36 @@
 //! Properties: beside a kubelet, or with `mode: Observe`, nothing is done, and what would have been done is recorded at most
 //! once a minute per pod; every eviction carries its evidence.
 
+use std::collections::BTreeMap;
+
 use crate::allocate::{self, BurstChange};
+use crate::attribute::{Subject, percent};
+use crate::budget::{self, OwnCost, Turn};
 use crate::event::{Action, Knob, KnobWrite};
 use crate::evict::{Candidate, Decision, Eviction};
+use crate::forecast::Pace;
 use crate::node::Enforce;
 use crate::pod::{PodState, Why};
 use crate::sample::{PodReading, Sample};
+use crate::spec::PodSpec;
 use crate::spec::PodUid;
 use crate::units::{Micros, MilliCpu, Now};
 use crate::world::World;
 
 /// What would have been done is told again after this long.
 const TELL_AGAIN: Micros = Micros::secs(60);
+
+/// Below this distance of looks memory is urgent, and nothing is stretched. A small node lives with looks that are a little closer
+/// than a second.
+const URGENT: Micros = Micros::millis(100);
+
+/// What the attribution is to know of a pod.
+fn subject(spec: &PodSpec, foreign: bool) -> Subject {
+    let request = allocate::pod_requests(spec).cpu;
+    // Of a pod that somebody else started the runtime knows no request.
+    let request = Some(request).filter(|r| !foreign || *r > MilliCpu::ZERO);
+    Subject { name: spec.full_name(), request }
+}
 
 impl World {
     pub(crate) fn on_sample(&mut self, sample: Sample, now: Now) {
@@ -33,12 +51,9 @@ impl World {
         }
         if sample.pods.is_some() {
             self.lend_cpu(now);
+            self.judge_slowness(&sample, now);
         }
-        let pace = self.evict.standing().pace;
-        if self.pace != Some(pace) {
-            self.pace = Some(pace);
-            self.act(Action::SampleEvery { interval: pace.interval, all_pods: pace.all_pods });
-        }
+        self.keep_pace();
         let kubepods = sample.kubepods.filter(|k| k.cpu.is_some());
         let (before, detail_before) = self.last_sample.take().map_or((None, None), |s| (s.kubepods, s.node_detail));
         // A quick look knows only the memory; the rest is shown as it was last seen.
@@ -50,6 +65,55 @@ impl World {
         });
         let node_detail = sample.node_detail.or(detail_before);
         self.last_sample = Some(Sample { kubepods: shown, node_detail, ..sample });
+    }
+
+    /// Asks for looks as often as the memory wants them, and where it does not, as the agent's own budget allows.
+    fn keep_pace(&mut self) {
+        let Pace { interval, mut all_pods } = self.evict.standing().pace;
+        let stretch = if interval < URGENT { budget::NONE } else { self.budget.stretch() };
+        all_pods &= stretch == budget::NONE;
+        let pace = Pace { interval, all_pods };
+        if self.pace != Some(pace) || self.stretched != stretch {
+            (self.pace, self.stretched) = (Some(pace), stretch);
+            self.act(Action::SampleEvery { interval, all_pods, stretch });
+        }
+    }
+
+    pub(crate) fn on_own_cost(&mut self, cpu: Micros, bpf: Option<Micros>, now: Now) {
+        let turn = self.budget.observe(now.mono, cpu, bpf.unwrap_or_default(), self.pods.len());
+        if self.pace.is_some() {
+            self.keep_pace();
+        }
+        let OwnCost { share, budget, stretch } = self.budget.cost();
+        let (warning, reason, message) = match turn {
+            None | Some(Turn::Changes) => return,
+            Some(Turn::Begins) => (true, "SlowedItself", "the agent costs more than its budget and looks less often"),
+            Some(Turn::Ends) => (false, "SlowedItselfEnded", "the agent looks as often as it should again"),
+        };
+        let evidence = vec![
+            ("cost".to_owned(), format!("{} of a core", percent(share.unwrap_or_default()))),
+            ("budget".to_owned(), format!("{} of a core", percent(budget))),
+            ("stretch".to_owned(), format!("{stretch} thousandths")),
+        ];
+        let name = self.config.name.clone();
+        self.record(now, None, name, None, warning, reason, message.to_owned(), evidence);
+    }
+
+    fn judge_slowness(&mut self, sample: &Sample, now: Now) {
+        let live = self.pods.iter().filter(|(_, p)| p.state.is_live());
+        let subjects: BTreeMap<PodUid, Subject> =
+            live.map(|(uid, p)| (uid.clone(), subject(&p.spec, p.foreign))).collect();
+        for change in self.slow.observe(sample, &subjects, now) {
+            let (true, Some(subject)) = (change.tell, subjects.get(&change.uid)) else { continue };
+            let slow = change.slowness;
+            let (reason, message) = if change.began {
+                ("Slow", format!("{}: {}", slow.cause.kind().name(), slow.cause))
+            } else {
+                ("SlowEnded", format!("{}: not any more", slow.cause.kind().name()))
+            };
+            let evidence = if change.began { slow.evidence } else { Vec::new() };
+            self.record(now, Some(change.uid), subject.name.clone(), None, change.began, reason, message, evidence);
+        }
     }
 
     fn observe_pods(&mut self, at: Micros, readings: &[PodReading]) {
@@ -75,7 +139,10 @@ impl World {
                 };
                 track.model.observe(at, &container.cgroup);
                 track.reading = Some(container.cgroup);
-                track.detail.clone_from(&container.detail);
+                for (kind, count) in track.observe_detail(container.detail.as_ref()) {
+                    let key = (pod.spec.namespace.clone(), pod.spec.name.clone(), container.name.clone());
+                    self.totals.processes_ended(key, kind, count);
+                }
                 if let Some(kills) = container.cgroup.memory.and_then(|m| m.oom_kills) {
                     track.oom.counter(kills);
                 }

@@ -11,6 +11,7 @@
 pub mod allocate;
 pub mod attribute;
 pub mod backoff;
+pub mod budget;
 mod done;
 pub mod event;
 pub mod evict;
@@ -26,6 +27,7 @@ pub mod sample;
 pub mod snapshot;
 pub mod spec;
 pub mod telemetry;
+mod totals;
 pub mod track;
 pub mod units;
 mod view;

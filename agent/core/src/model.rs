@@ -6,7 +6,8 @@
 //! [`Trend`].
 //!
 //! Properties (tested): a rate exists only between two readings of the same cgroup id; a reading that is not newer changes nothing;
-//! a counter that went backwards gives no rate.
+//! a counter that went backwards gives no rate; a reading that is held ([`CgroupReading::at`]) gives no new point for [`HELD`], and
+//! then the rate of something that does not run: none.
 
 use crate::forecast::{Forecast, Trend};
 use crate::sample::{CgroupReading, CpuReading, NodeReading};
@@ -15,6 +16,10 @@ use crate::units::{Bytes, Micros, MilliCpu, Ppm};
 /// The shortest time over which a CPU rate is computed: cpu.stat and eBPF run times advance in slices of some milliseconds, so
 /// 500 ms keep the error near 1 %.
 pub const CPU_SPAN: Micros = Micros::millis(500);
+
+/// A reading that was not taken anew for this long says that nothing ran meanwhile. Before that it says nothing: who reads decides by
+/// switches of tasks whether something ran, and a task that is alone on a CPU may run for a while without one.
+pub const HELD: Micros = Micros::secs(1);
 
 /// Throttling between two readings.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -50,6 +55,9 @@ impl CgroupModel {
                 *self = Self::default();
             } else if at <= *last {
                 return false;
+            } else if reading.at > Micros::ZERO && reading.at <= before.at && at - reading.at < HELD {
+                // No new point; when it is, what the counters grew by counts over the whole time.
+                return true;
             }
         }
         if let Some(cpu) = reading.cpu {

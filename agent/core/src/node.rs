@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::event::ResourceList;
 use crate::evict::Threshold;
-use crate::units::{Bytes, Micros, MilliCpu};
+use crate::units::{Bytes, Micros, MilliCpu, Ppm};
 
 /// The node's settings.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +45,13 @@ pub struct NodeConfig {
     pub burst: bool,
     /// The runtime is told `memory.oom.group`-like behaviour by the kernel only on cgroup v2; here for messages.
     pub cgroup_v2: bool,
+    /// What the agent itself may use for each 100 pods (at least that much in all), of one core; zero for no budget.
+    #[serde(default = "own_budget")]
+    pub own_budget: Ppm,
+}
+
+fn own_budget() -> Ppm {
+    crate::budget::PER_100_PODS
 }
 
 /// `spec.mode` of the EnforcementPolicy.
@@ -99,6 +106,7 @@ impl Default for NodeConfig {
             enforce: Enforce::Act,
             burst: true,
             cgroup_v2: true,
+            own_budget: own_budget(),
         }
     }
 }

@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::attribute::{Cause, Slowness};
+pub use crate::budget::OwnCost;
 use crate::event::{Record, Rejected, ResourceList};
 use crate::health::Verdict;
 use crate::sample::{CgroupReading, NetworkReading, NodeReading};
@@ -63,6 +65,12 @@ pub struct NodeView {
     /// Its details.
     #[serde(skip)]
     pub detail: Option<Arc<NodeDetail>>,
+    /// What the agent itself costs, and how much further apart it looks for that.
+    #[serde(default)]
+    pub own_cost: OwnCost,
+    /// How much the agent remembers: entries, by what they are of.
+    #[serde(skip)]
+    pub remembers: Vec<(&'static str, usize)>,
 }
 
 /// A pod.
@@ -115,6 +123,9 @@ pub struct PodView {
     pub memory_growth: Option<i64>,
     /// Time until the pod's own limit is hit; `None` for no limit or no growth.
     pub time_to_oom: Option<Micros>,
+    /// Why it is slow, most lost time first; empty if it is not, or if nobody can tell.
+    #[serde(default)]
+    pub slow: Vec<Slowness>,
     /// Listening TCP ports.
     pub listening: Vec<u16>,
     /// Healthy or not, and why.
@@ -214,14 +225,23 @@ pub struct Totals {
     pub evictions: Vec<(String, u64)>,
     /// OOM kills by namespace, pod, container.
     pub oom_kills: Vec<((String, String, String), u64)>,
+    /// OOM kills by namespace, pod, container and name of the process, at most 16 names and `other` for each container.
+    #[serde(default)]
+    pub oom_kills_by_process: Vec<((String, String, String), String, u64)>,
     /// Ends of containers by namespace, pod, container and how: `code` or `signal` with the number.
     pub exits: Vec<((String, String, String), ExitKind, u64)>,
+    /// Ends of all processes by namespace, pod, container and how, at most 16 kinds for each container and `None` for the rest.
+    #[serde(default)]
+    pub process_exits: Vec<((String, String, String), Option<ExitKind>, u64)>,
     /// Restarts by namespace, pod, container.
     pub restarts: Vec<((String, String, String), u64)>,
     /// Actions by name and whether they succeeded.
     pub actions: Vec<((String, bool), u64)>,
     /// Steps of the state machine that were not allowed, and changed nothing.
     pub illegal_transitions: u64,
+    /// Series of pods that are gone that were dropped, because there were too many.
+    #[serde(default)]
+    pub forgotten: u64,
 }
 
 /// Which pod a view is of.

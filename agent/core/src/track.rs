@@ -18,7 +18,7 @@ use crate::event::{ContainerFact, ContainerFactState, Exit, OpError};
 use crate::model::CgroupModel;
 use crate::sample::{CgroupReading, NetworkReading};
 use crate::spec::Resources;
-use crate::telemetry::{CgroupDetail, PodDetail};
+use crate::telemetry::{CgroupDetail, ExitKind, PodDetail};
 use crate::units::{Micros, Now};
 
 /// What is remembered of a container.
@@ -58,6 +58,8 @@ pub struct ContainerTrack {
     pub oom: OomCount,
     /// The id whose end was counted last.
     counted: String,
+    /// Ends of processes of that run that were counted.
+    ended: Vec<(ExitKind, u64)>,
 }
 
 /// OOM kills of a container, each counted once.
@@ -115,6 +117,7 @@ impl ContainerTrack {
             self.run.clone_from(&fact.id);
             self.reading = None;
             self.detail = None;
+            self.ended.clear();
             self.model = CgroupModel::default();
             self.burst = BurstController::default();
             self.burst_now = Micros::ZERO;
@@ -140,6 +143,16 @@ impl ContainerTrack {
             self.oom.word();
         }
         Some(exit.clone())
+    }
+
+    /// Takes the run's newest details. Returns the processes that ended since the ones before, by how.
+    pub fn observe_detail(&mut self, detail: Option<&Arc<CgroupDetail>>) -> Vec<(ExitKind, u64)> {
+        self.detail = detail.cloned();
+        let Some(detail) = detail.filter(|d| d.exits != self.ended) else { return Vec::new() };
+        let before = std::mem::replace(&mut self.ended, detail.exits.clone());
+        let counted = |kind| before.iter().find(|(k, _)| *k == kind).map_or(0, |(_, n)| *n);
+        // A counter that began anew is all new.
+        self.ended.iter().map(|(kind, n)| (*kind, n.checked_sub(counted(*kind)).unwrap_or(*n))).collect()
     }
 
     /// Its cgroup is gone: what was read of it does not hold any more.

@@ -10,7 +10,7 @@ use crate::event::{ContainerFactState, ResourceList};
 use crate::health::Verdict;
 use crate::node::NodeConfig;
 use crate::pod::{Pod, PodState, Why};
-use crate::snapshot::{ContainerState, ContainerView, NodeView, Phase, PodView, Snapshot, Totals};
+use crate::snapshot::{ContainerState, ContainerView, NodeView, Phase, PodView, Snapshot};
 use crate::spec::{ContainerSpec, PodSpec};
 use crate::track::ContainerTrack;
 use crate::units::{Micros, Now};
@@ -26,7 +26,11 @@ impl World {
         let mut pods: Vec<Arc<PodView>> = self
             .pods
             .values()
-            .map(|p| Arc::new(pod_view(&self.config, p, self.runtime_down.as_deref(), now)))
+            .map(|p| {
+                let mut view = pod_view(&self.config, p, self.runtime_down.as_deref(), now);
+                view.slow = self.slow.of(&p.spec.uid);
+                Arc::new(view)
+            })
             .collect();
         pods.sort_by(|a, b| {
             (&a.spec.namespace, &a.spec.name, &a.spec.uid).cmp(&(&b.spec.namespace, &b.spec.name, &b.spec.uid))
@@ -38,7 +42,7 @@ impl World {
             pods,
             rejected: self.rejected.clone(),
             records: self.records.iter().skip(skip).cloned().collect(),
-            totals: self.totals_view(),
+            totals: self.totals.view(),
         }
     }
 
@@ -59,17 +63,8 @@ impl World {
             kubepods: self.last_sample.as_ref().and_then(|s| s.kubepods),
             reading: self.last_sample.as_ref().map(|s| s.node),
             detail: self.last_sample.as_ref().and_then(|s| s.node_detail.clone()),
-        }
-    }
-
-    fn totals_view(&self) -> Totals {
-        Totals {
-            evictions: self.totals.evictions.iter().map(|(k, n)| (k.clone(), *n)).collect(),
-            oom_kills: self.totals.oom_kills.iter().map(|(k, n)| (k.clone(), *n)).collect(),
-            exits: self.totals.exits.iter().map(|((k, how), n)| (k.clone(), *how, *n)).collect(),
-            restarts: self.totals.restarts.iter().map(|(k, n)| (k.clone(), *n)).collect(),
-            actions: self.totals.actions.iter().map(|(k, n)| (k.clone(), *n)).collect(),
-            illegal_transitions: self.totals.illegal_transitions,
+            own_cost: self.budget.cost(),
+            remembers: self.sizes().all().into(),
         }
     }
 }
@@ -112,6 +107,7 @@ fn pod_view(config: &NodeConfig, pod: &Pod, runtime_down: Option<&str>, now: Now
             let limit = m.limit.or_else(|| allocate::pod_memory_limit(&pod.spec))?;
             pod.meter.model.forecast(limit - m.unreclaimable()).map(|f| f.time_to_oom)
         }),
+        slow: Vec::new(),
         listening: pod.meter.listening.iter().copied().collect(),
         // What does not run any more is neither well nor unwell; why it ended is in its reason and records.
         health: if pod.state.is_live() { pod.health.verdict(now) } else { Verdict::default() },

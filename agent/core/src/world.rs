@@ -12,6 +12,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use crate::allocate;
+use crate::attribute::Attributor;
+use crate::budget::{self, Budget};
 use crate::event::{Action, Event, OpId, PodCgroup, PodOp, Record, Rejected, Terminal};
 use crate::evict::{self, Signal};
 use crate::forecast::Pace;
@@ -19,14 +21,64 @@ use crate::model::NodeModel;
 use crate::node::NodeConfig;
 use crate::pod::{Pod, PodState, Step, Why};
 use crate::sample::{KernelEvent, KernelEventKind, Sample};
-use crate::snapshot::ExitKind;
 use crate::spec::{PodSpec, PodUid};
+use crate::totals::Counts;
 use crate::units::{Micros, Now};
 
 /// Records kept for `/debug/explain`.
 const RECORDS: usize = 1_000;
 /// A pod that plans more steps than this in one go is in a loop: stop and say so.
 const STEPS_AT_ONCE: usize = 32;
+
+/// How much the world remembers: entries, by what they are of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sizes {
+    /// Pods.
+    pub pods: usize,
+    /// What is remembered of containers by name.
+    pub tracks: usize,
+    /// Sandboxes and containers of the runtime.
+    pub facts: usize,
+    /// Signs, listeners and notes of health.
+    pub health: usize,
+    /// Manifests that cannot be run.
+    pub rejected: usize,
+    /// Ends of pods that are still wanted.
+    pub remembered: usize,
+    /// Leftovers of an earlier life.
+    pub leftovers: usize,
+    /// Records.
+    pub records: usize,
+    /// Counters that outlive their pods.
+    pub series: usize,
+    /// Names of pods that are gone and have such counters.
+    pub gone: usize,
+    /// Pods that would have been evicted.
+    pub told: usize,
+    /// What the search for slowness remembers.
+    pub slow: usize,
+}
+
+impl Sizes {
+    /// Each with its name, for a metric.
+    #[must_use]
+    pub fn all(&self) -> [(&'static str, usize); 12] {
+        [
+            ("pods", self.pods),
+            ("tracks", self.tracks),
+            ("facts", self.facts),
+            ("health", self.health),
+            ("rejected", self.rejected),
+            ("remembered", self.remembered),
+            ("leftovers", self.leftovers),
+            ("records", self.records),
+            ("series", self.series),
+            ("gone", self.gone),
+            ("told", self.told),
+            ("slow", self.slow),
+        ]
+    }
+}
 
 /// The state of the node.
 #[derive(Debug)]
@@ -48,6 +100,12 @@ pub struct World {
     pub(crate) pace: Option<Pace>,
     /// When a pod was last told of as one that would have been evicted.
     pub(crate) told: BTreeMap<PodUid, Micros>,
+    /// Why pods are slow.
+    pub(crate) slow: Attributor,
+    /// What the agent itself costs.
+    pub(crate) budget: Budget,
+    /// The stretch that was last asked for.
+    pub(crate) stretched: u32,
     /// The cgroups above the pods' as they were last asked for.
     tree: Vec<PodCgroup>,
     next_op: u64,
@@ -55,48 +113,12 @@ pub struct World {
     out: Vec<Action>,
 }
 
-/// Counters that outlive their pods.
-#[derive(Debug, Default)]
-pub(crate) struct Counts {
-    pub(crate) evictions: BTreeMap<String, u64>,
-    pub(crate) oom_kills: BTreeMap<(String, String, String), u64>,
-    pub(crate) exits: BTreeMap<((String, String, String), ExitKind), u64>,
-    pub(crate) restarts: BTreeMap<(String, String, String), u64>,
-    pub(crate) actions: BTreeMap<(String, bool), u64>,
-    pub(crate) illegal_transitions: u64,
-    /// Since when the pods of these names are gone.
-    gone: BTreeMap<(String, String), Micros>,
-}
-
-/// Counters of a pod are shown this long after its end, so that a scrape sees the last of them, and then dropped: a node that runs
-/// jobs would fill up with the names of dead pods.
-const COUNTERS_OUTLIVE: Micros = Micros::secs(600);
-
-impl Counts {
-    pub(crate) fn pod_gone(&mut self, pod: &PodSpec, now: Micros) {
-        self.gone.insert((pod.namespace.clone(), pod.name.clone()), now);
-    }
-
-    fn prune(&mut self, now: Micros, is_there: impl Fn(&str, &str) -> bool) {
-        let old = |since: &Micros| now - *since >= COUNTERS_OUTLIVE;
-        if !self.gone.values().any(old) {
-            return;
-        }
-        let dead: BTreeMap<_, _> =
-            self.gone.iter().filter(|(name, since)| old(since) && !is_there(&name.0, &name.1)).collect();
-        let stays = |key: &(String, String, String)| !dead.contains_key(&(key.0.clone(), key.1.clone()));
-        self.oom_kills.retain(|key, _| stays(key));
-        self.exits.retain(|(key, _), _| stays(key));
-        self.restarts.retain(|key, _| stays(key));
-        self.gone.retain(|_, since| now - *since < COUNTERS_OUTLIVE);
-    }
-}
-
 impl World {
     /// A node of which nothing is known yet.
     #[must_use]
     pub fn new(config: NodeConfig) -> Self {
         let evict = evict::Decider::new(&config);
+        let budget = Budget::new(config.own_budget);
         Self {
             config,
             pods: BTreeMap::new(),
@@ -107,16 +129,16 @@ impl World {
             remembered: BTreeMap::new(),
             leftovers: Vec::new(),
             records: VecDeque::new(),
-            totals: Counts {
-                // Known signals stand at 0 from the start, so that a first eviction is an increase.
-                evictions: [Signal::Memory, Signal::AllocatableMemory].map(|s| (s.as_str().to_owned(), 0)).into(),
-                ..Counts::default()
-            },
+            // Known signals stand at 0 from the start, so that a first eviction is an increase.
+            totals: Counts::new([Signal::Memory, Signal::AllocatableMemory].map(Signal::as_str)),
             node: NodeModel::default(),
             last_sample: None,
             evict,
             pace: None,
             told: BTreeMap::new(),
+            slow: Attributor::default(),
+            budget,
+            stretched: budget::NONE,
             tree: Vec::new(),
             next_op: 0,
             waking: None,
@@ -148,6 +170,26 @@ impl World {
         self.totals.illegal_transitions
     }
 
+    /// How much is remembered, by what it is: for a test and a metric that show that nothing grows for ever.
+    #[must_use]
+    pub fn sizes(&self) -> Sizes {
+        let of_pods = |of: fn(&Pod) -> usize| self.pods.values().map(of).sum();
+        Sizes {
+            pods: self.pods.len(),
+            tracks: of_pods(|p| p.tracks.len()),
+            facts: of_pods(|p| p.sandboxes.len() + p.containers.len()),
+            health: of_pods(|p| p.health.size()),
+            rejected: self.rejected.len(),
+            remembered: self.remembered.len(),
+            leftovers: self.leftovers.len(),
+            records: self.records.len(),
+            series: self.totals.size(),
+            gone: self.totals.gone(),
+            told: self.told.len(),
+            slow: self.slow.size(),
+        }
+    }
+
     /// One event in, the actions that follow from it out.
     pub fn step(&mut self, event: Event, now: Now) -> Vec<Action> {
         self.out = Vec::new();
@@ -159,6 +201,7 @@ impl World {
             Event::Sample(sample) => self.on_sample(sample, now),
             Event::Kernel(event) => self.on_kernel(&event, now),
             Event::Remembered(ends) => self.remembered = ends.into_iter().map(|t| (t.uid.clone(), t)).collect(),
+            Event::OwnCost { cpu, bpf } => self.on_own_cost(cpu, bpf, now),
             Event::Tick => self.waking = None,
         }
         self.plan_all(now);
@@ -271,6 +314,9 @@ impl World {
                 }
                 let container = event.container.clone();
                 let message = format!("the kernel's OOM killer chose process {comm} ({pid})");
+                let name = container.clone().unwrap_or_default();
+                let key = (pod.spec.namespace.clone(), pod.spec.name.clone(), name);
+                self.totals.oom_victim(key, comm);
                 self.count_oom_kills(&event.uid.clone());
                 self.say(&event.uid.clone(), container, now, true, "OOMKilling", message);
             }

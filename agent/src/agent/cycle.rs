@@ -112,7 +112,9 @@ impl Cycle {
                     }
                 }
                 Action::Relist => self.relist.notify_one(),
-                Action::SampleEvery { interval, all_pods } => self.sampler.tell(Command::Pace { interval, all_pods }),
+                Action::SampleEvery { interval, all_pods, stretch } => {
+                    self.sampler.tell(Command::Pace { interval, all_pods, stretch });
+                }
                 Action::WakeAt(at) => {
                     *wake = Some(Instant::now() + Duration::from_micros((at - now.mono).0));
                 }

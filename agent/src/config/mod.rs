@@ -184,6 +184,7 @@ impl Config {
             enforce: self.policy.mode,
             burst: self.policy.burst,
             cgroup_v2: machine.cgroup_v2,
+            own_budget: beelet_core::budget::PER_100_PODS,
         })
     }
 

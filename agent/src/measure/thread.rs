@@ -55,6 +55,8 @@ pub enum Command {
         interval: Micros,
         /// Make all of them full ones.
         all_pods: bool,
+        /// Take full looks and looks at details this many thousandths of their distance apart: 1000 for no more than usual.
+        stretch: u32,
     },
     /// Look now: something woke us.
     Now,
@@ -159,6 +161,8 @@ struct Looker {
     buffer: Buffer,
     interval: Micros,
     all_pods: bool,
+    /// The factor on the distance of full looks, in thousandths.
+    stretch: u32,
     last_full: Micros,
     last_cpu: Micros,
     last_listeners: Micros,
@@ -181,6 +185,7 @@ impl Looker {
             buffer: Buffer::default(),
             interval: FULL_EVERY,
             all_pods: true,
+            stretch: beelet_core::budget::NONE,
             last_full: Micros::ZERO,
             last_cpu: Micros::ZERO,
             last_listeners: Micros::ZERO,
@@ -214,8 +219,8 @@ impl Looker {
                     self.pods.scan(&mut self.parts.counters);
                     self.retry_events();
                 }
-                Ok(Command::Pace { interval, all_pods }) => {
-                    (self.interval, self.all_pods) = (interval, all_pods);
+                Ok(Command::Pace { interval, all_pods, stretch }) => {
+                    (self.interval, self.all_pods, self.stretch) = (interval, all_pods, stretch);
                     next = next.min(self.now() + interval);
                 }
                 Ok(Command::Now) => next = next.min(self.now().max(began + BREATH)),
@@ -230,7 +235,7 @@ impl Looker {
     }
 
     fn look(&mut self, at: Micros) {
-        let full = self.all_pods || at - self.last_full >= FULL_EVERY;
+        let full = self.all_pods || at - self.last_full >= FULL_EVERY.scale(u64::from(self.stretch), 1_000);
         let cpu = at - self.last_cpu >= Micros::millis(500);
         let node = match self.node.read(cpu) {
             Ok(node) => node,
@@ -432,7 +437,7 @@ mod tests {
         let (looker, _taken, _told) = looker(root.path());
         let health = Arc::clone(&looker.health);
         let (commands, inbox) = channel();
-        commands.send(Command::Pace { interval: Micros::millis(20), all_pods: false }).unwrap();
+        commands.send(Command::Pace { interval: Micros::millis(20), all_pods: false, stretch: 1_000 }).unwrap();
         // The inbox is never empty until the end.
         for n in 0..300_000 {
             commands.send(Command::Kernel(listen(n, 80))).unwrap();

@@ -5,11 +5,13 @@ use std::sync::Arc;
 use beelet_core::event::{Exit, Record, Rejected, ResourceList};
 use beelet_core::health::{Health, Verdict};
 use beelet_core::sample::{CgroupReading, CpuReading, MemoryReading, NetworkReading, Pressure, PressureReading, Stall};
-use beelet_core::snapshot::{ContainerState, ContainerView, ExitKind, NodeView, Phase, PodView, Snapshot, Totals};
+use beelet_core::snapshot::{
+    ContainerState, ContainerView, ExitKind, NodeView, OwnCost, Phase, PodView, Snapshot, Totals,
+};
 use beelet_core::spec::{
     ContainerSecurity, ContainerSpec, PodSecurity, PodSpec, PullPolicy, QosClass, Resources, RestartPolicy,
 };
-use beelet_core::units::{Bytes, Micros, MilliCpu, Now};
+use beelet_core::units::{Bytes, Micros, MilliCpu, Now, Ppm};
 
 use super::{Capability, MapUse, Program, SelfReport};
 
@@ -136,6 +138,7 @@ fn pod(spec: PodSpec, containers: Vec<ContainerView>) -> PodView {
         network_rate: Some((1_500, 2_500_000)),
         memory_growth: Some(0),
         time_to_oom: None,
+        slow: vec![],
         listening: vec![80],
         health: Verdict {
             state: Health::Healthy,
@@ -198,6 +201,8 @@ pub(crate) fn busy_node() -> Snapshot {
             kubepods: Some(reading(Micros::secs(20))),
             reading: None,
             detail: None,
+            own_cost: OwnCost { share: Some(Ppm(2_500)), budget: Ppm(10_000), stretch: 1_000 },
+            remembers: vec![("pods", 2), ("records", 1)],
         },
         pods: vec![Arc::new(leak), Arc::new(web)],
         rejected: vec![Rejected {
@@ -218,9 +223,14 @@ pub(crate) fn busy_node() -> Snapshot {
         totals: Totals {
             evictions: vec![("memory.available".into(), 1)],
             oom_kills: vec![(key("gone", "leak"), 2)],
+            oom_kills_by_process: vec![(key("gone", "leak"), "leak".into(), 2)],
             exits: vec![
                 (key("leak-node", "leak"), ExitKind::Code(1), 1),
                 (key("leak-node", "leak"), ExitKind::Signal(9), 3),
+            ],
+            process_exits: vec![
+                (key("leak-node", "leak"), None, 1),
+                (key("leak-node", "leak"), Some(ExitKind::Signal(9)), 4),
             ],
             restarts: vec![(key("leak-node", "leak"), 3)],
             actions: vec![
@@ -229,6 +239,7 @@ pub(crate) fn busy_node() -> Snapshot {
                 (("start_sandbox".into(), true), 2),
             ],
             illegal_transitions: 0,
+            forgotten: 0,
         },
     }
 }
@@ -249,6 +260,7 @@ pub(crate) fn agent() -> SelfReport {
         mode: "standalone".into(),
         host_ip: "192.0.2.1".into(),
         kubepods: "kubepods".into(),
+        sandbox_image: "registry.k8s.io/pause:3.10".into(),
         capabilities: vec![Capability { name: "btf".into(), available: true, reason: String::new() }],
         programs: vec![program("sched_switch", true, ""), program("mark_victim", false, "no such tracepoint")],
         maps: vec![MapUse { name: "CPU".into(), entries: 3, max_entries: 8192 }],

@@ -124,6 +124,8 @@ pub struct Sim {
     latest: [u64; 3],
     faults: Faults,
     pace: Pace,
+    /// Thousandths.
+    stretch: u32,
     sampled: Micros,
     looked: Micros,
     listing: bool,
@@ -158,6 +160,7 @@ impl Sim {
             latest: [0; 3],
             faults: scenario.faults,
             pace: Pace::default(),
+            stretch: beelet_core::budget::NONE,
             sampled: Micros::ZERO,
             looked: Micros::ZERO,
             listing: false,
@@ -413,6 +416,7 @@ impl Sim {
         self.world = Some(World::new(config.clone()));
         self.twin = self.with_twin.then(|| World::new(config.clone()));
         self.keep(Line::Start { config });
+        self.stretch = beelet_core::budget::NONE;
         (self.pace, self.sampled, self.looked) = (Pace::default(), self.now, Micros::ZERO);
         self.step(Event::Remembered(self.remembered.values().cloned().collect()))?;
         let seen = self.millis(1, 300);
@@ -479,8 +483,9 @@ impl Sim {
             // Pulls are quick here.
             Action::Knob(_) | Action::Record(_) | Action::Cancel { .. } => {}
             Action::Relist => self.relist(),
-            Action::SampleEvery { interval, all_pods } => {
+            Action::SampleEvery { interval, all_pods, stretch } => {
                 self.pace = Pace { interval, all_pods };
+                self.stretch = stretch;
                 self.checker.paced(interval);
                 self.schedule_sample(self.sampled + interval - self.now);
             }
@@ -598,7 +603,7 @@ impl Sim {
 
     fn sample(&mut self) {
         let Some(world) = &self.world else { return };
-        let full = self.pace.all_pods || self.now - self.looked >= Micros::secs(1);
+        let full = self.pace.all_pods || self.now - self.looked >= Micros::millis(u64::from(self.stretch));
         let known = world.pods().iter().filter(|(_, p)| !p.sandboxes.is_empty() || !p.containers.is_empty());
         let mut pods: Option<Vec<_>> = full.then(|| known.filter_map(|(uid, _)| self.kernel.pod(uid)).collect());
         if full {

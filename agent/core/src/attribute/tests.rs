@@ -597,6 +597,8 @@ proptest! {
     #[test]
     fn readings_in_which_nothing_moves_have_no_cause(pods in prop::collection::vec(any_pod(), 1..4), busy in any::<bool>()) {
         let mut attributor = Attributor::default();
+        let subject = |n: &str| (uid(n), Subject { name: format!("default/{n}"), request: None });
+        let subjects = BTreeMap::from(["a", "b", "c"].map(subject));
         let mut node = NodeReading::default();
         for at in 1..60 {
             let now = Now { mono: Micros::secs(at), wall: Micros::secs(at) };
@@ -605,7 +607,7 @@ proptest! {
             let mut pods = pods.clone();
             pods.dedup_by(|a, b| a.uid == b.uid);
             let sample = Sample { at: now.mono, node, pods: Some(pods), ..Sample::default() };
-            prop_assert!(attributor.observe(&sample, &BTreeMap::new(), now).is_empty());
+            prop_assert!(attributor.observe(&sample, &subjects, now).is_empty());
         }
     }
 }

@@ -118,3 +118,34 @@ proptest! {
         }
     }
 }
+
+/// A reading that was taken at `read` and is told of later.
+fn held(read: Micros, cpu_ms: u64) -> CgroupReading {
+    CgroupReading { at: read, ..reading(1, cpu_ms, 10) }
+}
+
+#[test]
+fn a_held_reading_says_nothing_for_a_second_and_then_that_nothing_ran() {
+    let mut model = CgroupModel::default();
+    model.observe(Micros::secs(1), &held(Micros::secs(1), 0));
+    model.observe(Micros::secs(2), &held(Micros::secs(2), 800));
+    assert_eq!(model.cpu(), Some(MilliCpu(800)));
+    // Near the wall looks are 20 ms apart: what is not read anew yet is not idle.
+    for i in 1..50 {
+        assert!(model.observe(Micros::millis(2_000 + 20 * i), &held(Micros::secs(2), 800)));
+        assert_eq!(model.cpu(), Some(MilliCpu(800)));
+    }
+    model.observe(Micros::secs(3), &held(Micros::secs(2), 800));
+    assert_eq!(model.cpu(), Some(MilliCpu(0)));
+    for at in 4..60 {
+        model.observe(Micros::secs(at), &held(Micros::secs(2), 800));
+        assert_eq!((model.cpu(), model.growth()), (Some(MilliCpu(0)), Some(0)));
+    }
+    // It runs again: its rate is that of now, not that of the minute.
+    model.observe(Micros::secs(60), &held(Micros::secs(60), 1_300));
+    assert_eq!(model.cpu(), Some(MilliCpu(500)));
+    // A task that is alone on a CPU for most of a second looks as if nothing ran: its time is not lost.
+    model.observe(Micros::millis(60_600), &held(Micros::secs(60), 1_300));
+    model.observe(Micros::secs(61), &held(Micros::secs(61), 2_300));
+    assert_eq!(model.cpu(), Some(MilliCpu(1_000)));
+}

@@ -1,0 +1,217 @@
+//! What the agent itself may cost.
+//!
+//! Problem: measuring costs CPU time, and on a node with many pods or a slow CPU it may cost more than it is worth. Approach: a
+//! [`Budget`] gets the agent's CPU time and the run time of its eBPF programs each second ([`crate::event::Event::OwnCost`]); while
+//! their share of one core stays above the budget, full looks and looks at details are taken further apart, step by step, and closer
+//! again when the cost would still fit. The agent says so when it begins and when it ends.
+//!
+//! Terms: *share* is the cost over the last [`LONG`], in parts per million of one core; *stretch* is the factor on the distance of
+//! looks, in thousandths.
+//!
+//! Properties (tested): the stretch is 1000..=[`MOST`]; it rises only after [`LONG`] above the budget and falls only after [`CALM`]
+//! in which the next smaller one would fit; costs around the budget do not make it swing.
+
+use std::collections::VecDeque;
+
+use serde::{Deserialize, Serialize};
+
+use crate::units::{Micros, Ppm};
+
+/// 1 % of one core per 100 pods. The stock kubelet needs 5.2 % at 100 idle pods.
+pub const PER_100_PODS: Ppm = Ppm(10_000);
+/// The cost is taken over this long, so that a listing or a scrape is no reason.
+pub const LONG: Micros = Micros::secs(10);
+/// So long the smaller stretch must fit before it is taken.
+pub const CALM: Micros = Micros::secs(30);
+/// An agent that starts loads programs and reads everything once: this long nothing is held against it.
+pub const START: Micros = Micros::secs(30);
+/// No stretch.
+pub const NONE: u32 = 1_000;
+/// Ten times: full looks each 10 s, as the stock kubelet takes them.
+pub const MOST: u32 = 10_000;
+/// The costs that are kept: one each second for [`LONG`], and some more for clocks that are not exact.
+const KEPT: usize = 16;
+
+/// The agent's cost at present.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnCost {
+    /// CPU time of the agent and its eBPF programs, of one core; `None` before it is known.
+    pub share: Option<Ppm>,
+    /// What it may be.
+    pub budget: Ppm,
+    /// The factor on the distance of looks, in thousandths; 1000 for none.
+    pub stretch: u32,
+}
+
+/// A step up or down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// The agent begins to look less often.
+    Begins,
+    /// It looks still less often, or a little more often.
+    Changes,
+    /// It looks as often as it should.
+    Ends,
+}
+
+/// Watches the agent's cost.
+#[derive(Clone, Debug)]
+pub struct Budget {
+    per_100_pods: Ppm,
+    began: Option<Micros>,
+    /// CPU and eBPF time together, at moments, the newest last.
+    costs: VecDeque<(Micros, Micros)>,
+    share: Option<Ppm>,
+    budget: Ppm,
+    stretch: u32,
+    /// Since when the next smaller stretch would fit.
+    calm: Option<Micros>,
+}
+
+impl Budget {
+    /// With so much of one core for each 100 pods; zero for no budget at all.
+    #[must_use]
+    pub fn new(per_100_pods: Ppm) -> Self {
+        Self {
+            per_100_pods,
+            began: None,
+            costs: VecDeque::new(),
+            share: None,
+            budget: per_100_pods,
+            stretch: NONE,
+            calm: None,
+        }
+    }
+
+    /// The cost and what follows from it.
+    #[must_use]
+    pub fn cost(&self) -> OwnCost {
+        OwnCost { share: self.share, budget: self.budget, stretch: self.stretch }
+    }
+
+    /// The stretch, in thousandths.
+    #[must_use]
+    pub fn stretch(&self) -> u32 {
+        self.stretch
+    }
+
+    /// Takes the cumulative CPU time of the agent and of its programs at `at` (monotonic), on a node with so many pods.
+    pub fn observe(&mut self, at: Micros, cpu: Micros, bpf: Micros, pods: usize) -> Option<Turn> {
+        let hundredths = u64::try_from(pods).unwrap_or(u64::MAX).max(100);
+        self.budget = self.per_100_pods.scale(hundredths, 100);
+        let total = cpu + bpf;
+        let began = *self.began.get_or_insert(at);
+        // A counter that went backwards (a program was loaded anew) begins anew.
+        if self.costs.back().is_some_and(|(last, before)| at <= *last || total < *before) {
+            self.costs.clear();
+        }
+        self.costs.push_back((at, total));
+        while self.costs.len() > KEPT || self.costs.get(1).is_some_and(|(t, _)| at - *t >= LONG) {
+            self.costs.pop_front();
+        }
+        let (from, before) = *self.costs.front()?;
+        if at - from < LONG {
+            return None;
+        }
+        let share = Ppm((total - before).scale(1_000_000, (at - from).get()).get());
+        self.share = Some(share);
+        if self.per_100_pods == Ppm(0) || at - began < START + LONG {
+            return None;
+        }
+        if share > self.budget {
+            self.calm = None;
+            return if self.stretch < MOST { Some(self.turn(scaled(self.stretch, 3, 2).min(MOST))) } else { None };
+        }
+        // All of it counts as if it grew with the number of looks; some of it does not, so this is on the safe side.
+        let fits = share.scale(3, 2) <= self.budget.scale(9, 10);
+        if self.stretch == NONE || !fits {
+            self.calm = None;
+            return None;
+        }
+        let since = *self.calm.get_or_insert(at);
+        (at - since >= CALM).then(|| self.turn(scaled(self.stretch, 2, 3).max(NONE)))
+    }
+
+    fn turn(&mut self, stretch: u32) -> Turn {
+        let before = std::mem::replace(&mut self.stretch, stretch);
+        // What the new pace costs is measured from here on.
+        self.costs.clear();
+        self.calm = None;
+        match (before, stretch) {
+            (NONE, _) => Turn::Begins,
+            (_, NONE) => Turn::Ends,
+            _ => Turn::Changes,
+        }
+    }
+}
+
+fn scaled(stretch: u32, num: u32, den: u32) -> u32 {
+    stretch.saturating_mul(num) / den
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An agent that costs `fixed` and, at no stretch, `looks` more, in microseconds each second.
+    fn run(budget: &mut Budget, at: &mut u64, total: &mut u64, fixed: u64, looks: u64, seconds: u64) -> Vec<Turn> {
+        let mut turns = Vec::new();
+        for _ in 0..seconds {
+            *at += 1;
+            *total += fixed + looks * 1_000 / u64::from(budget.stretch());
+            turns.extend(budget.observe(Micros::secs(*at), Micros(*total), Micros::ZERO, 50));
+        }
+        turns
+    }
+
+    #[test]
+    fn it_steps_up_until_it_fits_and_comes_back_when_it_is_cheap_again() {
+        let (mut budget, mut at, mut total) = (Budget::new(PER_100_PODS), 100, 0);
+        assert_eq!(run(&mut budget, &mut at, &mut total, 1_000, 4_000, 300), []);
+        assert_eq!(budget.cost(), OwnCost { share: Some(Ppm(5_000)), budget: Ppm(10_000), stretch: 1_000 });
+        // 3 % of a core: three steps make 1000 + 29000 / 3.375 = 9592.
+        let turns = run(&mut budget, &mut at, &mut total, 1_000, 29_000, 600);
+        assert_eq!(turns, [Turn::Begins, Turn::Changes, Turn::Changes]);
+        assert_eq!(budget.stretch(), 3_375);
+        let turns = run(&mut budget, &mut at, &mut total, 1_000, 4_000, 600);
+        assert_eq!(turns.last(), Some(&Turn::Ends));
+        assert_eq!(budget.stretch(), NONE);
+    }
+
+    #[test]
+    fn what_cannot_be_helped_stops_at_ten_times() {
+        let (mut budget, mut at, mut total) = (Budget::new(PER_100_PODS), 0, 0);
+        run(&mut budget, &mut at, &mut total, 50_000, 0, 600);
+        assert_eq!(budget.stretch(), MOST);
+    }
+
+    #[test]
+    fn a_cost_around_the_budget_does_not_swing() {
+        let (mut budget, mut at, mut total) = (Budget::new(PER_100_PODS), 0, 0);
+        let turns = run(&mut budget, &mut at, &mut total, 0, 10_500, 3_600);
+        assert_eq!(turns, [Turn::Begins]);
+    }
+
+    #[test]
+    fn a_dear_start_a_burst_and_programs_loaded_anew_are_nothing() {
+        let (mut budget, mut at, mut total) = (Budget::new(PER_100_PODS), 0, 0);
+        assert_eq!(run(&mut budget, &mut at, &mut total, 900_000, 0, 25), []);
+        assert_eq!(run(&mut budget, &mut at, &mut total, 1_000, 0, 60), []);
+        assert_eq!(run(&mut budget, &mut at, &mut total, 90_000, 0, 1), []);
+        assert_eq!(run(&mut budget, &mut at, &mut total, 1_000, 0, 60), []);
+        total = 0;
+        assert_eq!(run(&mut budget, &mut at, &mut total, 1_000, 0, 60), []);
+        assert_eq!(budget.stretch(), NONE);
+    }
+
+    #[test]
+    fn the_budget_grows_with_the_pods_and_ebpf_counts() {
+        let mut budget = Budget::new(PER_100_PODS);
+        for second in 0..100 {
+            budget.observe(Micros::secs(second), Micros(second * 3_000), Micros(second * 2_000), 300);
+        }
+        assert_eq!(budget.cost(), OwnCost { share: Some(Ppm(5_000)), budget: Ppm(30_000), stretch: NONE });
+        let mut none = Budget::new(Ppm(0));
+        assert!((0..100).all(|s| none.observe(Micros::secs(s), Micros::secs(s), Micros::ZERO, 1).is_none()));
+    }
+}
