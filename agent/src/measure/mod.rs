@@ -15,14 +15,18 @@
 
 mod network;
 mod node;
+mod node_detail;
 mod pods;
 mod slot;
 mod slow;
+mod storage;
 mod suspects;
 mod thread;
+mod walk;
 
+pub use node_detail::NodeSources;
 pub use slot::{SampleReceiver, SampleSender, slot};
-pub use slow::{NetworkPart, Parts, Slow, SlowHealth};
+pub use slow::{NetworkPart, Parts, Slow, SlowHealth, SlowParts};
 pub use thread::{Command, Health, Sampler, SamplerParts, SamplerThread};
 
 use beelet_core::spec::PodUid;

@@ -24,7 +24,7 @@ use beelet_core::units::Micros;
 use tracing::{debug, warn};
 
 use super::Target;
-use super::slow::{Ended, NetworkPart, Orders, Parts, Slow, cpu_time};
+use super::slow::{Ended, NetworkPart, Orders, Parts, Slow, cpu_time, next_due};
 use crate::clock::Clock;
 use crate::kernel::listeners::{self, ListenersError, Source};
 use crate::kernel::netns::{Home, NetnsError, Visit};
@@ -180,16 +180,6 @@ impl Visitor<'_> {
         let now = Clock.now().mono;
         Ok(next.map_or(Duration::from_secs(3_600), |due| Duration::from_micros((due - now).0).max(ROUND)))
     }
-}
-
-/// The next moment after `now` in a beat of `every` that each pod has at a place of its own.
-fn next_due(uid: &PodUid, now: Micros, every: Micros) -> Micros {
-    let place = uid.as_str().bytes().fold(0_u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(byte)));
-    let place = place % every.0;
-    // In more than half a beat, so that a new pod's second visit does not follow the first at once.
-    let after = now.0 + every.0 / 2;
-    let in_beat = after % every.0;
-    Micros(after - in_beat + place + if place <= in_beat { every.0 } else { 0 })
 }
 
 /// Why a visit came to nothing.

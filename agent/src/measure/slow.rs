@@ -17,16 +17,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use beelet_core::spec::PodUid;
 use beelet_core::telemetry::{InterfaceReading, NodeDetail, PortReading, StackReading, StorageReading};
 use beelet_core::units::Micros;
-use tracing::warn;
+use tracing::{debug, warn};
 
-use super::Target;
+use super::node_detail::{NodeDetailReader, NodeSources};
+use super::{Target, network, storage};
 use crate::kernel::listeners::ListenPort;
+use crate::runtime::{DiskStats, Runtime};
+use crate::volumes::Volumes;
 
 /// What was found in a pod's network namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -91,6 +94,8 @@ struct Shared {
     network: ArcSwap<Parts<NetworkPart>>,
     storage: ArcSwap<Parts<StorageReading>>,
     node: ArcSwapOption<NodeDetail>,
+    /// The runtime's newest word on disks.
+    disks: ArcSwapOption<DiskStats>,
     health: SlowHealth,
     orders: Mutex<Orders>,
     ordered: Condvar,
@@ -180,9 +185,27 @@ impl Slow {
         self.0.storage.store(Arc::new(parts));
     }
 
+    pub(super) fn publish_disk_stats(&self, stats: DiskStats) {
+        self.0.disks.store(Some(Arc::new(stats)));
+    }
+
+    pub(super) fn disk_stats(&self) -> Option<Arc<DiskStats>> {
+        self.0.disks.load_full()
+    }
+
     pub(super) fn publish_node(&self, node: NodeDetail) {
         self.0.node.store(Some(Arc::new(node)));
     }
+}
+
+/// The next moment after `now` in a beat of `every` that each pod has at a place of its own.
+pub(super) fn next_due(uid: &PodUid, now: Micros, every: Micros) -> Micros {
+    let place = uid.as_str().bytes().fold(0_u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(byte)));
+    let place = place % every.0;
+    // In more than half a beat, so that a new pod's second visit does not follow the first at once.
+    let after = now.0 + every.0 / 2;
+    let in_beat = after % every.0;
+    Micros(after - in_beat + place + if place <= in_beat { every.0 } else { 0 })
 }
 
 /// CPU time that this thread has used.
@@ -190,6 +213,55 @@ pub(super) fn cpu_time() -> Micros {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
     let (secs, nanos) = (u64::try_from(time.tv_sec).unwrap_or(0), u64::try_from(time.tv_nsec).unwrap_or(0));
     Micros::secs(secs) + Micros(nanos / 1_000)
+}
+
+/// What the slow reader works with.
+#[derive(Clone, Debug)]
+pub struct SlowParts {
+    /// What the node is read from, and where pods' cgroups are.
+    pub node: NodeSources,
+    /// Where pods' files are.
+    pub volumes: Volumes,
+}
+
+impl Slow {
+    /// Starts the threads: to be joined after [`Slow::stop`].
+    ///
+    /// # Errors
+    /// If the system gives no thread.
+    pub fn spawn(parts: SlowParts) -> std::io::Result<(Self, Vec<JoinHandle<()>>)> {
+        let slow = Self::default();
+        let unified = parts.node.layout.unified().to_owned();
+        let network = supervise(&slow, "beelet-network", move |slow| network::run(slow, &unified))?;
+        let storage = supervise(&slow, "beelet-storage", move |slow| {
+            storage::run(slow, &parts.volumes, NodeDetailReader::new(parts.node.clone()))
+        })?;
+        Ok((slow, vec![network, storage]))
+    }
+
+    /// Asks the runtime for its account of disks, again and again, for ever. The runtime goes through all containers for an answer, so
+    /// the question is asked every 15 s at most, and so seldom that the answers take 1 % of the time.
+    pub async fn follow_runtime(self, runtime: Arc<Runtime>) {
+        const EVERY: Duration = Duration::from_secs(15);
+        const FIRST: Duration = Duration::from_secs(2);
+        let mut told = false;
+        tokio::time::sleep(FIRST).await;
+        loop {
+            let began = Instant::now();
+            match runtime.disk_stats().await {
+                Ok(stats) => {
+                    self.publish_disk_stats(stats);
+                    told = false;
+                }
+                // Who lists the pods tells when the runtime is away.
+                Err(error) if !std::mem::replace(&mut told, true) => {
+                    debug!(%error, "the runtime does not tell of disks; the last word stays");
+                }
+                Err(_) => {}
+            }
+            tokio::time::sleep(EVERY.max(began.elapsed() * 100)).await;
+        }
+    }
 }
 
 /// How a worker ended.

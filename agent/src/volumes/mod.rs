@@ -17,6 +17,7 @@ mod empty_dir;
 mod error;
 mod host_path;
 mod hosts;
+mod places;
 mod remove;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -32,6 +33,7 @@ use crate::runtime::paths;
 
 pub use error::Error;
 pub use hosts::hosts_content;
+pub use places::{Place, PlaceKind};
 
 /// Makes and removes the files of pods.
 #[derive(Clone, Debug)]
