@@ -10,7 +10,9 @@
 
 mod cycle;
 mod machine;
+mod bpf_meter;
 mod notes;
+mod self_report;
 mod tasks;
 mod watchers;
 
@@ -40,7 +42,7 @@ use crate::kernel::preflight;
 use crate::kernel::programs::entries;
 use crate::measure::{Command, Sampler, SamplerParts, SamplerThread, slot};
 use crate::report::metrics::MetricsError;
-use crate::report::{AgentReport, Capability, Manifests, Program, Published, SelfReport};
+use crate::report::{AgentReport, Capability, Manifests, Published, SelfReport};
 use crate::runtime::{NodeEnv, Runtime, RuntimeError};
 use crate::server::{self, ServerError, ServerState};
 use crate::sources::SourceState;
@@ -308,7 +310,16 @@ pub async fn run(
     }
     let wishes = watchers::wishes(options.source.clone(), options.clone(), manifests, events_to.clone());
     tasks.spawn("wishes", wishes);
-    tasks.spawn_vital("self report", watchers::self_report(programs, runtime, sampler.clone(), listed, report));
+    let reporter = self_report::SelfReporter {
+        programs,
+        runtime,
+        sampler: sampler.clone(),
+        listed,
+        report,
+        clock,
+        events: events_to.clone(),
+    };
+    tasks.spawn_vital("self report", reporter.run());
 
     let cycle = cycle::Cycle {
         world: World::new(node),
@@ -416,27 +427,6 @@ fn tell_programs(programs: &Programs) {
         let programs = names.join(", ");
         warn!(programs, reason, "eBPF programs not loaded; the next best source takes over");
     }
-}
-
-/// The eBPF programs as the report shows them.
-fn program_report(programs: &Programs) -> Vec<Program> {
-    let costs: BTreeMap<&str, _> = programs.costs().into_iter().map(|c| (c.name, c)).collect();
-    let report = programs.report();
-    report
-        .programs
-        .iter()
-        .map(|p| {
-            let cost = costs.get(p.name);
-            Program {
-                name: p.name.to_owned(),
-                loaded: p.loaded,
-                reason: p.reason.clone(),
-                instructions: p.verified_insns.into(),
-                run_time_ns: cost.map_or(0, |c| u64::try_from(c.run_time.as_nanos()).unwrap_or(u64::MAX)),
-                run_count: cost.map_or(0, |c| c.run_count),
-            }
-        })
-        .collect()
 }
 
 /// Adds what was found out later than at start.

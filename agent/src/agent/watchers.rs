@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use beelet_core::event::Event;
@@ -11,14 +10,14 @@ use futures::StreamExt;
 use tokio::sync::{Notify, mpsc, watch};
 use tracing::{debug, info, warn};
 
-use super::{Options, PodSource, add_capability, program_report};
+use super::{Options, PodSource, add_capability};
 use crate::kernel::cgroup::{Cgroup, CgroupLayout};
 use crate::kernel::events::EventStream;
-use crate::kernel::loader::{ProgramLog, Programs};
+use crate::kernel::loader::ProgramLog;
 use crate::kernel::memory_events::MemoryEvents;
 use crate::kernel::psi::{PsiTrigger, Stalled, Threshold, Wake};
 use crate::measure::{Command, Sampler};
-use crate::report::{AgentReport, Manifests, MapUse, SelfReport};
+use crate::report::{AgentReport, Manifests};
 use crate::runtime::{Runtime, Wake as RuntimeWake};
 use crate::sources::{self, FolderSource, SourceState};
 
@@ -180,38 +179,5 @@ pub(super) async fn wishes(
             debug!("the pod source ended; pods go on as they are");
             return;
         }
-    }
-}
-
-/// Keeps the report of the agent itself fresh.
-pub(super) async fn self_report(
-    programs: Programs,
-    runtime: Arc<Runtime>,
-    sampler: Sampler,
-    listed: Arc<AtomicU64>,
-    report: AgentReport,
-) {
-    loop {
-        let health = sampler.health();
-        let count = |n: &AtomicU64| n.load(Ordering::Relaxed);
-        let maps = health.maps.load();
-        let next = SelfReport {
-            programs: program_report(&programs),
-            maps: maps
-                .iter()
-                .map(|m| MapUse { name: m.name.to_owned(), entries: m.entries, max_entries: m.max_entries })
-                .collect(),
-            last_sample: Micros(count(&health.last_sample_us)),
-            last_listing: Micros(count(&listed)),
-            events_lost: vec![
-                ("ebpf".to_owned(), count(&health.lost)),
-                ("sample".to_owned(), count(&health.dropped)),
-                ("stranger".to_owned(), count(&health.strangers)),
-            ],
-            unimplemented_rpcs: runtime.unimplemented().into_iter().map(str::to_owned).collect(),
-            ..SelfReport::clone(&report.current())
-        };
-        report.publish(next);
-        tokio::time::sleep(Duration::from_secs(1)).await;
     }
 }

@@ -18,14 +18,23 @@ use beelet_core::units::Micros;
 use k8s_openapi::api::core::v1::Pod;
 use serde::{Deserialize, Serialize};
 
+pub mod cadvisor;
+pub mod dropin_table;
 pub mod explain;
+pub mod exposition;
+pub mod machine;
 pub mod metrics;
 pub mod podlist;
 pub mod process;
+pub mod resource;
 #[cfg(test)]
 pub(crate) mod samples;
 #[cfg(test)]
 pub(crate) mod samples_detail;
+#[cfg(test)]
+pub(crate) mod strict;
+pub mod scrapes;
+pub mod summary;
 pub mod table;
 mod telemetry;
 pub mod words;
@@ -87,6 +96,9 @@ pub struct SelfReport {
     pub host_ip: String,
     /// The cgroup of all pods, relative to the hierarchies' roots: `kubepods`.
     pub kubepods: String,
+    /// The image of sandboxes, by the runtime; "" where it does not tell.
+    #[serde(default)]
+    pub sandbox_image: String,
     /// What was probed at start: what the kernel, the machine and the runtime can do.
     pub capabilities: Vec<Capability>,
     /// The eBPF programs.
@@ -97,6 +109,9 @@ pub struct SelfReport {
     pub events_lost: Vec<(String, u64)>,
     /// Runtime calls that the runtime does not have.
     pub unimplemented_rpcs: Vec<String>,
+    /// How often its threads went to sleep and were woken, since its start.
+    #[serde(default)]
+    pub wakeups: u64,
     /// When the agent began (monotonic).
     pub started: Micros,
     /// When the last look was taken (monotonic); 0 before the first.
@@ -135,10 +150,13 @@ pub struct Program {
     pub reason: String,
     /// Verified instructions.
     pub instructions: u64,
-    /// Time spent in it, nanoseconds (needs kernel.bpf_stats_enabled).
+    /// Time spent in it, nanoseconds, estimated from one second in thirty.
     pub run_time_ns: u64,
     /// How often it ran.
     pub run_count: u64,
+    /// Nanoseconds for one event, when it was last measured; `None` before it first ran.
+    #[serde(default)]
+    pub ns_per_event: Option<u64>,
 }
 
 /// How full an eBPF map is.

@@ -2,6 +2,8 @@
 //!
 //! The names are those of every Prometheus client library (`process_*`), so that existing dashboards find them.
 
+use std::collections::BTreeMap;
+
 use procfs::process::Process;
 
 /// The agent's own use of the machine.
@@ -45,11 +47,57 @@ pub fn read() -> Option<ProcessUse> {
     })
 }
 
+/// How often the agent's threads were woken: their voluntary context switches.
+#[derive(Clone, Debug, Default)]
+pub struct Wakeups {
+    /// By thread, the living ones.
+    threads: BTreeMap<i32, u64>,
+    /// Of threads that have ended.
+    ended: u64,
+}
+
+impl Wakeups {
+    /// Counts anew. What a thread did between the last count and its end is lost.
+    pub fn count(&mut self) {
+        let Some(tasks) = Process::myself().ok().and_then(|p| p.tasks().ok()) else { return };
+        let of = |task: procfs::process::Task| Some((task.tid, task.status().ok()?.voluntary_ctxt_switches?));
+        let now: BTreeMap<i32, u64> = tasks.filter_map(|t| of(t.ok()?)).collect();
+        self.ended += self.threads.iter().filter(|(tid, _)| !now.contains_key(tid)).map(|(_, n)| n).sum::<u64>();
+        self.threads = now;
+    }
+
+    /// Since the start.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.ended + self.threads.values().sum::<u64>()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #[test]
     fn this_process_is_found() {
         let own = super::read().expect("/proc/self");
         assert!(own.resident_bytes > 1 << 20 && own.threads >= 1 && own.open_fds > 0 && own.start_seconds > 1e9);
+    }
+
+    #[test]
+    fn a_thread_that_sleeps_is_woken_and_not_forgotten_when_it_ends() {
+        let mut wakeups = super::Wakeups::default();
+        let (go, wait) = std::sync::mpsc::channel::<()>();
+        let sleeper = std::thread::spawn(move || {
+            for _ in 0..20 {
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+            wait.recv().ok();
+        });
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        wakeups.count();
+        let before = wakeups.total();
+        assert!(before >= 20, "{before}");
+        drop(go);
+        sleeper.join().unwrap();
+        wakeups.count();
+        assert!(wakeups.total() >= before);
     }
 }

@@ -253,8 +253,10 @@ pub(crate) fn agent() -> SelfReport {
         instructions: 100,
         run_time_ns: 2_000_000,
         run_count: 10_000,
+        ns_per_event: Some(200),
     };
     SelfReport {
+        wakeups: 4_321,
         version: "0.1.0".into(),
         revision: "abc".into(),
         mode: "standalone".into(),

@@ -1,0 +1,114 @@
+//! What the agent tells of itself, once a second.
+//!
+//! Problem: an agent that measures others must not hide what it costs itself. Approach: one task owns the loaded programs; it
+//! lets [`BpfMeter`] say when their statistics are on, adds up the agent's own CPU time, and hands both to the core, whose budget
+//! decides how often to look.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use beelet_core::event::Event;
+use beelet_core::units::Micros;
+use tokio::sync::mpsc;
+use tracing::debug;
+
+use super::bpf_meter::BpfMeter;
+use crate::clock::Clock;
+use crate::kernel::loader::Programs;
+use crate::measure::Sampler;
+use crate::report::process::Wakeups;
+use crate::report::{AgentReport, MapUse, Program, SelfReport};
+use crate::runtime::Runtime;
+
+/// Wake-ups are counted this often: each thread has a file of its own.
+const WAKEUPS_EVERY: Micros = Micros::secs(10);
+
+/// Keeps the report of the agent itself fresh.
+pub(super) struct SelfReporter {
+    pub(super) programs: Programs,
+    pub(super) runtime: Arc<Runtime>,
+    pub(super) sampler: Sampler,
+    /// When the runtime last answered.
+    pub(super) listed: Arc<AtomicU64>,
+    pub(super) report: AgentReport,
+    pub(super) clock: Clock,
+    pub(super) events: mpsc::UnboundedSender<Event>,
+}
+
+impl SelfReporter {
+    /// Runs until the task is dropped.
+    pub(super) async fn run(mut self) {
+        let (mut meter, mut on) = (BpfMeter::default(), false);
+        // The eBPF programs' time that the core has been told of.
+        let mut bpf = Micros::ZERO;
+        let (mut wakeups, mut counted) = (Wakeups::default(), Micros::ZERO);
+        let mut last = self.clock.now().mono;
+        loop {
+            let now = self.clock.now().mono;
+            if meter.is_due(now) {
+                let wanted = meter.observe(now, &self.programs.costs());
+                if wanted != on {
+                    self.programs.enable_stats(wanted);
+                    on = wanted;
+                }
+            }
+            bpf = bpf + Micros((now - last).get().saturating_mul(meter.ns_per_second()) / 1_000_000_000);
+            last = now;
+            if now - counted >= WAKEUPS_EVERY {
+                counted = now;
+                wakeups.count();
+            }
+            if self.events.send(Event::OwnCost { cpu: own_cpu(), bpf: meter.has_measured().then_some(bpf) }).is_err() {
+                debug!("the core has ended");
+            }
+            self.report.publish(self.report_now(&meter, &wakeups));
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+
+    fn report_now(&self, meter: &BpfMeter, wakeups: &Wakeups) -> SelfReport {
+        let health = self.sampler.health();
+        let count = |n: &AtomicU64| n.load(Ordering::Relaxed);
+        let maps = health.maps.load();
+        let uses =
+            maps.iter().map(|m| MapUse { name: m.name.to_owned(), entries: m.entries, max_entries: m.max_entries });
+        SelfReport {
+            programs: self.programs(meter),
+            maps: uses.collect(),
+            last_sample: Micros(count(&health.last_sample_us)),
+            last_listing: Micros(count(&self.listed)),
+            events_lost: vec![
+                ("ebpf".to_owned(), count(&health.lost)),
+                ("sample".to_owned(), count(&health.dropped)),
+                ("stranger".to_owned(), count(&health.strangers)),
+            ],
+            unimplemented_rpcs: self.runtime.unimplemented().into_iter().map(str::to_owned).collect(),
+            wakeups: wakeups.total(),
+            ..SelfReport::clone(&self.report.current())
+        }
+    }
+
+    fn programs(&self, meter: &BpfMeter) -> Vec<Program> {
+        let of = |p: &crate::kernel::loader::ProgramStatus| {
+            let cost = meter.cost(p.name);
+            Program {
+                name: p.name.to_owned(),
+                loaded: p.loaded,
+                reason: p.reason.clone(),
+                instructions: p.verified_insns.into(),
+                run_time_ns: cost.run_ns,
+                run_count: cost.runs,
+                ns_per_event: cost.ns_per_event,
+            }
+        };
+        self.programs.report().programs.iter().map(of).collect()
+    }
+}
+
+/// CPU time of the agent, all threads, since its start.
+fn own_cpu() -> Micros {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    let part = |n: i64| u64::try_from(n).unwrap_or(0);
+    Micros(part(time.tv_sec) * 1_000_000 + part(time.tv_nsec) / 1_000)
+}
