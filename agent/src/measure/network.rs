@@ -460,6 +460,43 @@ sys.stdin.read()
         .unwrap();
     }
 
+    /// The numbers of the module's head: `cargo test -p beelet --lib what_a_visit_costs -- --nocapture`.
+    #[test]
+    fn what_a_visit_costs_does_not_grow_with_the_connections_of_others() {
+        let Some(net) = Net::new("cost", LISTENS) else { return };
+        let unified = tempfile::tempdir().unwrap();
+        let mut stop = new_stop(net.target(unified.path(), "u"));
+        std::thread::spawn(move || {
+            let home = Home::of_this_thread().unwrap();
+            let mut median = |source: Source| {
+                let mut costs: Vec<u64> = (0..101)
+                    .map(|_| {
+                        let began = std::time::Instant::now();
+                        assert!(visit(&mut stop, unified.path(), &home, &mut { source }).unwrap().is_some());
+                        u64::try_from(began.elapsed().as_micros()).unwrap()
+                    })
+                    .collect();
+                costs.sort_unstable();
+                costs[50]
+            };
+            let mut connections = Vec::new();
+            for count in [0, 4_000] {
+                let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+                for _ in 0..count {
+                    connections.push(std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap());
+                    connections.push(listener.accept().unwrap().0);
+                }
+                let (netlink, files) = (median(Source::Netlink), median(Source::Files));
+                eprintln!("{count} connections elsewhere: a visit costs {netlink} us by netlink, {files} us by files");
+                // Generous: the machine is shared.
+                assert!(netlink < 20_000, "{netlink} us");
+            }
+            drop(net);
+        })
+        .join()
+        .unwrap();
+    }
+
     #[test]
     fn visits_have_a_beat() {
         for uid in ["a", "b", "3f0c"] {
