@@ -36,7 +36,7 @@ pub enum BtfError {
     /// There is no such type.
     #[error("the kernel has no {kind} named {name}")]
     NoType {
-        /// "struct" or "tracepoint".
+        /// "struct", "enum" or "tracepoint".
         kind: &'static str,
         /// The name asked for.
         name: String,
@@ -208,6 +208,40 @@ impl Btf {
         self.named(kind::STRUCT, name)
             .map(|(_, strukt)| strukt.size_or_type)
             .ok_or_else(|| BtfError::NoType { kind: "struct", name: name.into() })
+    }
+
+    /// Names and values of an enumeration, in the order of its declaration; unsigned values beyond `i64` are left out.
+    ///
+    /// # Errors
+    /// If there is none of this name, or it is cut off.
+    pub fn enumeration(&self, name: &str) -> Result<Vec<(&str, i64)>, BtfError> {
+        let of_kind = |kind| self.named(kind, name).map(|(_, it)| it);
+        let it = of_kind(kind::ENUM)
+            .or_else(|| of_kind(kind::ENUM64))
+            .ok_or_else(|| BtfError::NoType { kind: "enum", name: name.into() })?;
+        // The flag says that values are signed.
+        let (wide, signed) = (it.kind == kind::ENUM64, it.flag);
+        let step = if wide { 12 } else { 8 };
+        let one = |index: usize| -> Option<(&str, Option<i64>)> {
+            let position = it.body + step * index;
+            let label = self.string(u32_at(&self.data, position)?)?;
+            let low = u32_at(&self.data, position + 4)?;
+            let value = if wide {
+                let all = u64::from(u32_at(&self.data, position + 8)?) << 32 | u64::from(low);
+                if signed { Some(all.cast_signed()) } else { i64::try_from(all).ok() }
+            } else if signed {
+                Some(i64::from(low.cast_signed()))
+            } else {
+                Some(i64::from(low))
+            };
+            Some((label, value))
+        };
+        let mut values = Vec::with_capacity(it.count as usize);
+        for index in 0..it.count as usize {
+            let (label, value) = one(index).ok_or(BtfError::Malformed("an enumeration is cut off"))?;
+            values.extend(value.map(|value| (label, value)));
+        }
+        Ok(values)
     }
 
     /// The arguments of a tracepoint, without the hidden first one; from `btf_trace_NAME`.

@@ -17,6 +17,7 @@
 mod batch;
 pub mod btf;
 pub mod cgroup;
+pub mod drop_reasons;
 pub mod events;
 pub mod links;
 pub mod listeners;
@@ -32,4 +33,5 @@ pub mod programs;
 pub mod psi;
 pub mod sock_diag;
 mod table;
+pub mod task_walk;
 mod watch;

@@ -129,3 +129,20 @@ fn no_file_is_a_clear_error() {
     let error = Btf::read(Path::new("/nonexistent/btf")).unwrap_err();
     assert!(error.to_string().contains("CONFIG_DEBUG_INFO_BTF"), "{error}");
 }
+
+#[test]
+fn enumerations_have_their_values_of_either_width_and_sign() {
+    const SIGNED: u32 = 1 << 7;
+    let mut btf = Maker::default();
+    let (a, b) = (btf.name("A"), btf.name("B"));
+    btf.add("small", kind::ENUM, 2, 4, &[a, 1, b, u32::MAX]);
+    btf.add("negative", kind::ENUM | SIGNED, 2, 4, &[a, 1, b, u32::MAX]);
+    btf.add("large", kind::ENUM64, 2, 8, &[a, 7, 1, b, u32::MAX, u32::MAX]);
+    btf.add("large_negative", kind::ENUM64 | SIGNED, 2, 8, &[a, 7, 1, b, u32::MAX, u32::MAX]);
+    let btf = Btf::parse(btf.finish()).unwrap();
+    assert_eq!(btf.enumeration("small").unwrap(), [("A", 1), ("B", i64::from(u32::MAX))]);
+    assert_eq!(btf.enumeration("negative").unwrap(), [("A", 1), ("B", -1)]);
+    assert_eq!(btf.enumeration("large").unwrap(), [("A", (1 << 32) + 7)], "beyond i64");
+    assert_eq!(btf.enumeration("large_negative").unwrap(), [("A", (1 << 32) + 7), ("B", -1)]);
+    assert!(matches!(btf.enumeration("none"), Err(BtfError::NoType { kind: "enum", .. })));
+}
