@@ -170,6 +170,12 @@ impl World {
         self.totals.illegal_transitions
     }
 
+    /// Why a pod is slow, most lost time first; empty if it is not.
+    #[must_use]
+    pub fn slowness(&self, uid: &PodUid) -> Vec<crate::attribute::Slowness> {
+        self.slow.of(uid)
+    }
+
     /// How much is remembered, by what it is: for a test and a metric that show that nothing grows for ever.
     #[must_use]
     pub fn sizes(&self) -> Sizes {

@@ -6,11 +6,12 @@
 //!
 //! Terms: *time to work* is time in which the agent lives, the runtime answers and nothing is disturbed or fails on purpose.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use beelet_core::World;
 use beelet_core::allocate::pod_requests;
+use beelet_core::attribute::Cause;
 use beelet_core::event::{Action, ContainerFactState, Event, OpId, PodOp, ResourceList, Terminal};
 use beelet_core::evict::{Signal, available};
 use beelet_core::node::NodeConfig;
@@ -78,6 +79,8 @@ pub struct Checker {
     disturbed: Micros,
     /// An agent has died.
     died: bool,
+    /// The CPU time of pods by the last full looks.
+    used: VecDeque<(Micros, BTreeMap<PodUid, Micros>)>,
 }
 
 impl Checker {
@@ -94,6 +97,7 @@ impl Checker {
             interval: Micros::secs(1),
             disturbed: Micros::ZERO,
             died: false,
+            used: VecDeque::new(),
         }
     }
 
@@ -132,6 +136,7 @@ impl Checker {
         invariant_memory_max_is_above_what_is_held(look)?;
         if let Event::Sample(sample) = look.event {
             self.observe(look, sample);
+            self.invariant_no_noisy_neighbour_within_its_request(look, sample)?;
         }
         for action in look.actions {
             if let Action::Kill { uid, .. } = action {
@@ -172,6 +177,42 @@ impl Checker {
                 self.met.remove(&wall.signal);
             }
         }
+    }
+
+    /// Who is named uses more than it asks for: at the moment it is told, over one of the windows that may have been judged.
+    fn invariant_no_noisy_neighbour_within_its_request(&mut self, look: &Look<'_>, sample: &Sample) -> Holds {
+        let Some(pods) = &sample.pods else { return Ok(()) };
+        let of = |p: &PodReading| Some((p.uid.clone(), p.cgroup.cpu?.usage?));
+        self.used.push_back((sample.at, pods.iter().filter_map(of).collect()));
+        while self.used.front().is_some_and(|(at, _)| sample.at - *at > Micros::secs(61)) {
+            self.used.pop_front();
+        }
+        let told = |a: &&Action| matches!(a, Action::Record(r) if r.reason == "Slow");
+        if look.actions.iter().filter(told).count() == 0 {
+            return Ok(());
+        }
+        for uid in look.world.pods().keys() {
+            for slow in look.world.slowness(uid) {
+                let Cause::NoisyNeighbour { pod: name, .. } = &slow.cause else { continue };
+                if slow.since != look.now.wall {
+                    continue;
+                }
+                let over = look.world.pods().values().filter(|p| p.spec.full_name() == *name).any(|p| {
+                    let request = pod_requests(&p.spec).cpu;
+                    let now = self.used.back().and_then(|(_, used)| used.get(&p.spec.uid).copied());
+                    self.used.iter().any(|(at, used)| {
+                        let span = sample.at - *at;
+                        let grown = now.zip(used.get(&p.spec.uid)).map(|(now, before)| now - *before);
+                        span >= Micros::secs(5)
+                            && grown.is_some_and(|g| g.scale(1_000, span.get()).get() > request.get())
+                    })
+                });
+                must(over, "invariant_no_noisy_neighbour_within_its_request", || {
+                    format!("{name} is blamed for {uid}: {:?}", slow.evidence)
+                })?;
+            }
+        }
+        Ok(())
     }
 
     fn threshold(&self, limit: Bytes) -> Bytes {

@@ -10,12 +10,14 @@
 //! Terms: *dying* memory is that of killed processes, which the kernel gives back over some tens of ms.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use beelet_core::sample::{
-    CgroupReading, ContainerReading, CpuReading, MemoryReading, NetworkReading, NodeReading, PodReading,
-    PressureReading,
+    CgroupReading, ContainerReading, CpuReading, MemoryReading, NetworkReading, NodeReading, PodReading, Pressure,
+    PressureReading, Stall,
 };
 use beelet_core::spec::PodUid;
+use beelet_core::telemetry::{CgroupDetail, ExitKind, Preemptor};
 use beelet_core::units::{Bytes, Micros, MilliCpu};
 
 use crate::workload::Curve;
@@ -42,8 +44,11 @@ pub struct Proc {
     shmem: Bytes,
     cache: Bytes,
     used: Micros,
+    /// Runnable and without a CPU, throttling included.
+    waited: Micros,
     periods: u64,
     throttled: u64,
+    throttled_time: Micros,
     drops: u64,
     oom_kills: u64,
 }
@@ -80,6 +85,12 @@ pub struct Group {
     /// In volumes, by containers that have ended.
     volumes: Bytes,
     used: Micros,
+    /// Of containers that have ended, like `used`.
+    waited: Micros,
+    /// Time in which some task waited for a CPU, and for memory.
+    stalled: (Micros, Micros),
+    /// Preemptions by who took the CPU.
+    preempted: BTreeMap<PodUid, u64>,
     oom_kills: u64,
 }
 
@@ -198,8 +209,10 @@ impl Kernel {
             shmem: Bytes::ZERO,
             cache: Bytes::ZERO,
             used: Micros::ZERO,
+            waited: Micros::ZERO,
             periods: 0,
             throttled: 0,
+            throttled_time: Micros::ZERO,
             drops: 0,
             oom_kills: 0,
         };
@@ -215,6 +228,7 @@ impl Kernel {
         if let Some(group) = self.groups.get_mut(&proc.uid) {
             group.volumes += proc.held() - held;
             group.used += proc.used;
+            group.waited += proc.waited;
             group.oom_kills += proc.oom_kills + u64::from(oom);
         }
         self.deaths.push(Death { id: id.to_owned(), uid: proc.uid, name: proc.name, at: self.now, code, oom });
@@ -280,7 +294,11 @@ impl Kernel {
                 }
             }
             if let Some(limit) = proc.limit {
-                wanted_reclaim |= proc.held() + proc.cache > limit;
+                let over = proc.held() + proc.cache > limit;
+                wanted_reclaim |= over;
+                if over && let Some(group) = self.groups.get_mut(&proc.uid) {
+                    group.stalled.1 += span.scale(5, 100);
+                }
                 proc.cache = proc.cache.min(limit - proc.held());
                 if proc.held() > limit {
                     ends.push((id.clone(), 137, true));
@@ -368,12 +386,34 @@ impl Kernel {
         let limited = |p: &Proc| p.cpu_limit.map_or(p.curve.cpu(), |l| l.min(p.curve.cpu()));
         let wanted: MilliCpu = self.procs.values().map(limited).sum();
         let mut all = Micros::ZERO;
+        // Who takes the CPU of all others: the one that uses the most.
+        let most = |but: &PodUid| {
+            let others = self.procs.values().filter(|p| p.uid != *but);
+            others.max_by_key(|p| limited(p)).map(|p| p.uid.clone())
+        };
+        let takers: BTreeMap<PodUid, PodUid> =
+            self.groups.keys().filter_map(|uid| Some((uid.clone(), most(uid)?))).collect();
         for proc in self.procs.values_mut() {
-            let cpu = limited(proc);
+            let (asks, allowed) = (proc.curve.cpu(), limited(proc));
+            let cpu = allowed;
             let cpu = if wanted > self.cores { cpu.scale(self.cores.get(), wanted.get()) } else { cpu };
             let used = span.scale(cpu.get(), 1_000);
             proc.used += used;
             all += used;
+            let waited = span.scale((asks - cpu).get(), 1_000);
+            proc.waited += waited;
+            // Who does not get all of its quota is not throttled.
+            if cpu == allowed {
+                proc.throttled_time += waited;
+            }
+            if let Some(group) = self.groups.get_mut(&proc.uid) {
+                group.stalled.0 += span.scale((asks - cpu).get(), asks.get());
+                // A slice is some 3 ms.
+                let times = (span.scale((allowed - cpu).get(), 1_000).get() / 3_000).max(u64::from(cpu < allowed));
+                if let Some(by) = takers.get(&proc.uid).filter(|_| times > 0) {
+                    *group.preempted.entry(by.clone()).or_default() += times;
+                }
+            }
             if proc.cpu_limit.is_some() {
                 // Periods in thousandths would be needed for steps of less than a period.
                 proc.periods += span.get();
@@ -450,22 +490,39 @@ impl Kernel {
                 pressure: None,
                 pids: Some(p.curve.pids(self.now - p.started)),
             },
-            detail: None,
+            detail: Some(Arc::new(CgroupDetail {
+                at: self.now,
+                exits: exits(self.now - p.started),
+                ..CgroupDetail::default()
+            })),
         });
         let cache = procs().map(|(_, p)| p.cache).sum();
         let used = group.used + procs().map(|(_, p)| p.used).sum();
         let cgroup = CgroupReading {
             id: group.id,
             at: self.now,
-            cpu: Some(CpuReading { usage: Some(used), ..CpuReading::default() }),
+            cpu: Some(CpuReading {
+                usage: Some(used),
+                wait: Some(group.waited + procs().map(|(_, p)| p.waited).sum()),
+                ..CpuReading::default()
+            }),
             memory: Some(MemoryReading {
                 oom_kills: Some(group.oom_kills),
                 ..memory(self.held_by(uid), cache, group.limit)
             }),
-            pressure: None,
+            pressure: Some(PressureReading {
+                cpu: Pressure { some: Stall::total(group.stalled.0), full: Stall::default() },
+                ..PressureReading::memory_some(group.stalled.1)
+            }),
             pids: None,
         };
+        let detail = CgroupDetail {
+            at: self.now,
+            preempted: group.preempted.iter().map(|(by, n)| (Preemptor::Pod(by.clone()), *n)).collect(),
+            ..CgroupDetail::default()
+        };
         Some(PodReading {
+            cgroup_detail: Some(Arc::new(detail)),
             containers: containers.collect(),
             network: Some(NetworkReading { rx_bytes: used.get(), ..NetworkReading::default() }),
             ..PodReading::of(uid.clone(), cgroup)
@@ -476,7 +533,16 @@ impl Kernel {
     pub fn remove_group(&mut self, uid: &PodUid) {
         self.kill(uid);
         self.groups.remove(uid);
+        for group in self.groups.values_mut() {
+            group.preempted.remove(uid);
+        }
     }
+}
+
+/// Children that a container's process had and that ended, by its age.
+fn exits(age: Micros) -> Vec<(ExitKind, u64)> {
+    let seconds = age.get() / 1_000_000;
+    (0..=seconds.min(40)).map(|i| (ExitKind::Code(u8::try_from(i).unwrap_or(0)), 1 + seconds / 10)).collect()
 }
 
 fn memory(held: Bytes, cache: Bytes, limit: Option<Bytes>) -> MemoryReading {
@@ -500,7 +566,8 @@ fn cpu(p: &Proc) -> CpuReading {
         usage: Some(p.used),
         periods: periods(p.periods),
         throttled_periods: periods(p.throttled),
-        throttled: p.cpu_limit.map(|_| Micros(p.throttled / 2)),
+        throttled: p.cpu_limit.map(|_| p.throttled_time),
+        wait: Some(p.waited),
         ..CpuReading::default()
     }
 }

@@ -21,6 +21,7 @@ pub mod node;
 pub mod rng;
 pub mod runtime;
 pub mod scenario;
+pub mod soak;
 pub mod trace;
 pub mod workload;
 
@@ -55,6 +56,9 @@ impl Report {
         all.evictions += stats.evictions;
         all.crashes += stats.crashes;
         all.resizes += stats.resizes;
+        all.slow.0 += stats.slow.0;
+        all.slow.1 += stats.slow.1;
+        all.slowed += stats.slowed;
         all.time += stats.time;
         all.ooms.own += stats.ooms.own;
         all.ooms.kubepods += stats.ooms.kubepods;
@@ -77,6 +81,11 @@ impl std::fmt::Display for Report {
             t.evictions,
             t.crashes,
             t.resizes,
+        )?;
+        writeln!(
+            f,
+            "{} causes of slowness, {} of them a neighbour; {} agents slowed themselves",
+            t.slow.0, t.slow.1, t.slowed
         )?;
         write!(
             f,

@@ -1,14 +1,23 @@
-//! `beelet-sim FROM TO` runs seeds; `beelet-sim SEED` runs one, and prints its last steps if it fails.
+//! `beelet-sim FROM TO` runs seeds; `beelet-sim SEED` runs one, and prints its last steps if it fails; `beelet-sim soak HOURS SEED` runs
+//! hours of churn and prints each hour what the agent remembers.
 
 use std::process::ExitCode;
 
+use beelet_core::units::Micros;
+
 fn main() -> ExitCode {
-    let numbers: Option<Vec<u64>> = std::env::args().skip(1).map(|a| a.parse().ok()).collect();
-    let report = match numbers.as_deref() {
-        Some(&[seed]) => beelet_sim::run_seeds(seed, seed + 1),
-        Some(&[from, to]) => beelet_sim::run_seeds(from, to),
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let (soak, numbers) = match args.split_first() {
+        Some((first, rest)) if first == "soak" => (true, rest),
+        _ => (false, args.as_slice()),
+    };
+    let numbers: Option<Vec<u64>> = numbers.iter().map(|a| a.parse().ok()).collect();
+    let report = match (soak, numbers.as_deref()) {
+        (true, Some(&[hours, seed])) => return run_soak(hours, seed),
+        (false, Some(&[seed])) => beelet_sim::run_seeds(seed, seed + 1),
+        (false, Some(&[from, to])) => beelet_sim::run_seeds(from, to),
         _ => {
-            eprintln!("usage: beelet-sim FROM TO, or beelet-sim SEED");
+            eprintln!("usage: beelet-sim FROM TO, or beelet-sim SEED, or beelet-sim soak HOURS SEED");
             return ExitCode::from(2);
         }
     };
@@ -22,4 +31,21 @@ fn main() -> ExitCode {
     }
     println!("{report}");
     if report.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn run_soak(hours: u64, seed: u64) -> ExitCode {
+    match beelet_sim::soak::run(hours, seed, Micros::secs(3_600)) {
+        Ok((stats, sizes)) => {
+            for size in sizes {
+                let all: Vec<String> = size.all().map(|(name, n)| format!("{name} {n}")).collect();
+                println!("hour {}: {}", size.at.get() / Micros::secs(3_600).get(), all.join(", "));
+            }
+            println!("{stats:?}");
+            ExitCode::SUCCESS
+        }
+        Err(failure) => {
+            println!("{failure}");
+            ExitCode::FAILURE
+        }
+    }
 }

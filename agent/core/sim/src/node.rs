@@ -46,6 +46,10 @@ pub struct Stats {
     pub crashes: u64,
     /// In-place changes of resources.
     pub resizes: u64,
+    /// Causes of slowness told, and of these those that name a neighbour.
+    pub slow: (u64, u64),
+    /// Agents that slowed themselves.
+    pub slowed: u64,
     /// Virtual time.
     pub time: Micros,
     /// The kernel's OOM kills.
@@ -126,6 +130,9 @@ pub struct Sim {
     pace: Pace,
     /// Thousandths.
     stretch: u32,
+    /// What the agent has cost, and when it was told.
+    cost: Micros,
+    told_cost: Micros,
     sampled: Micros,
     looked: Micros,
     listing: bool,
@@ -161,6 +168,8 @@ impl Sim {
             faults: scenario.faults,
             pace: Pace::default(),
             stretch: beelet_core::budget::NONE,
+            cost: Micros::ZERO,
+            told_cost: Micros::ZERO,
             sampled: Micros::ZERO,
             looked: Micros::ZERO,
             listing: false,
@@ -224,6 +233,19 @@ impl Sim {
             let Some(world) = &self.world else { return Ok(()) };
             self.checker.at_rest(world, self.clock(), &self.kernel, &self.runtime, &self.wanted.0, &self.remembered)
         });
+        self.outcome(result)
+    }
+
+    /// Runs on for so long.
+    ///
+    /// # Errors
+    /// The broken invariant with the last steps.
+    pub fn run_for(&mut self, time: Micros) -> Result<Stats, Box<Failure>> {
+        let result = self.run_until(self.now + time);
+        self.outcome(result)
+    }
+
+    fn outcome(&mut self, result: Result<(), Violation>) -> Result<Stats, Box<Failure>> {
         self.stats.time = self.now - START;
         self.stats.ooms = self.kernel.ooms;
         let wished = |uid: &&PodUid| self.wanted.0.iter().any(|p| p.uid == **uid);
@@ -481,7 +503,15 @@ impl Sim {
                 self.kernel.limit = kubepods.and_then(|g| g.knobs.memory_max);
             }
             // Pulls are quick here.
-            Action::Knob(_) | Action::Record(_) | Action::Cancel { .. } => {}
+            Action::Knob(_) | Action::Cancel { .. } => {}
+            Action::Record(record) => match record.reason.as_str() {
+                "Slow" => {
+                    self.stats.slow.0 += 1;
+                    self.stats.slow.1 += u64::from(record.message.starts_with("NoisyNeighbour"));
+                }
+                "SlowedItself" => self.stats.slowed += 1,
+                _ => {}
+            },
             Action::Relist => self.relist(),
             Action::SampleEvery { interval, all_pods, stretch } => {
                 self.pace = Pace { interval, all_pods };
@@ -608,6 +638,13 @@ impl Sim {
         let mut pods: Option<Vec<_>> = full.then(|| known.filter_map(|(uid, _)| self.kernel.pod(uid)).collect());
         if full {
             self.looked = self.now;
+            // A full look of every third agent is too dear: it slows itself.
+            self.cost += if self.scenario.seed.is_multiple_of(3) { Micros::millis(30) } else { Micros::millis(5) };
+        }
+        if self.now - self.told_cost >= Micros::secs(1) {
+            self.told_cost = self.now;
+            let cost = Event::OwnCost { cpu: self.cost, bpf: None };
+            self.put(Micros(100), Item::Deliver(self.life, cost));
         }
         let torn = self.rng.chance(self.faults.torn);
         let mut kubepods = Some(self.kernel.kubepods(torn, !full));

@@ -134,6 +134,31 @@ impl Scenario {
         scenario.script = script(&mut rng, scenario.disturbed);
         scenario
     }
+
+    /// A node on which pods come and go for so long; its agent lives all the time.
+    #[must_use]
+    pub fn soak(seed: u64, time: Micros) -> Self {
+        let mut rng = Rng::new(seed, 3);
+        let mut scenario = Self::quiet(seed);
+        scenario.node.max_backoff = Micros::secs(20);
+        scenario.faults = Faults { operation: 10, slow: 10, kernel: 10, listing: 5, torn: 50, ..Faults::default() };
+        scenario.disturbed = time;
+        let (mut names, mut wanted, mut gone) = (Names::default(), Vec::new(), Vec::new());
+        let mut at = Micros::millis(100);
+        while at < time {
+            let what = match rng.range(0, 30) {
+                0 => Disturbance::LoseSandbox,
+                1..=3 => Disturbance::KillContainer,
+                4 => Disturbance::Jump(i64::try_from(rng.range(0, 20_000_000)).unwrap_or(0) - 10_000_000),
+                _ => change(&mut rng, &mut names, &mut wanted, &mut gone),
+            };
+            // What was wanted long ago is forgotten.
+            gone.truncate(20);
+            scenario.script.push((at, what));
+            at += Micros::millis(rng.range(5_000, 25_000));
+        }
+        scenario
+    }
 }
 
 fn script(rng: &mut Rng, end: Micros) -> Vec<(Micros, Disturbance)> {

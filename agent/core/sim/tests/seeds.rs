@@ -22,6 +22,7 @@ fn no_seed_breaks_an_invariant() {
         t.evictions > 50 && t.crashes > 100 && t.resizes > 20 && t.ooms.own > 100,
         "the seeds do too little: {report}"
     );
+    assert!(t.slow.0 > 100 && t.slow.1 > 10 && t.slowed > 20, "too little is slow: {report}");
 }
 
 #[test]
