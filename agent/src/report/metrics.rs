@@ -22,6 +22,7 @@ use prometheus::proto::{self, Counter, Gauge, LabelPair, Metric, MetricFamily, M
 use prometheus::{Encoder as _, Registry, TextEncoder};
 
 use super::process::{self, ProcessUse};
+use super::scrapes::{Endpoint, Scrapes};
 use super::table::{Kind, METRICS, MetricDef};
 use super::telemetry;
 use super::{AgentReport, Published, SelfReport};
@@ -54,7 +55,7 @@ impl Metrics {
     ///
     /// # Errors
     /// If the table has an entry that Prometheus does not take.
-    pub fn new(published: Published, agent: AgentReport) -> Result<Self, MetricsError> {
+    pub fn new(published: Published, agent: AgentReport, scrapes: Scrapes) -> Result<Self, MetricsError> {
         let registry = Registry::new();
         let descs = METRICS
             .iter()
@@ -64,7 +65,9 @@ impl Metrics {
             })
             .collect::<Result<Vec<_>, _>>()
             .map_err(MetricsError::Register)?;
-        registry.register(Box::new(PictureCollector { published, agent, descs })).map_err(MetricsError::Register)?;
+        registry
+            .register(Box::new(PictureCollector { published, agent, scrapes, descs }))
+            .map_err(MetricsError::Register)?;
         Ok(Self { registry })
     }
 
@@ -83,6 +86,7 @@ impl Metrics {
 struct PictureCollector {
     published: Published,
     agent: AgentReport,
+    scrapes: Scrapes,
     descs: Vec<Desc>,
 }
 
@@ -92,7 +96,7 @@ impl Collector for PictureCollector {
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
-        render(&self.published.current(), &self.agent.current(), process::read()).into_families()
+        render(&self.published.current(), &self.agent.current(), &self.scrapes, process::read()).into_families()
     }
 }
 
@@ -218,7 +222,7 @@ fn flag(on: bool) -> f64 {
     f64::from(u8::from(on))
 }
 
-fn render(picture: &Snapshot, agent: &SelfReport, own: Option<ProcessUse>) -> Rows {
+fn render(picture: &Snapshot, agent: &SelfReport, scrapes: &Scrapes, own: Option<ProcessUse>) -> Rows {
     let mut rows = Rows::default();
     node(&mut rows, picture, agent);
     telemetry::node(&mut rows, &picture.node);
@@ -237,6 +241,7 @@ fn render(picture: &Snapshot, agent: &SelfReport, own: Option<ProcessUse>) -> Ro
     running(&mut rows, picture);
     totals(&mut rows, &picture.totals);
     itself(&mut rows, picture, agent);
+    asked(&mut rows, scrapes);
     if let Some(own) = own {
         rows.put("process_cpu_seconds_total", &[], own.cpu_seconds);
         rows.put("process_resident_memory_bytes", &[], own.resident_bytes as f64);
@@ -251,7 +256,7 @@ fn render(picture: &Snapshot, agent: &SelfReport, own: Option<ProcessUse>) -> Ro
 
 /// The pods, one per namespace and name: while a pod waits for its predecessor of the same name to be cleaned, both are in
 /// the picture, and the one that runs is shown.
-fn one_per_name(picture: &Snapshot) -> impl Iterator<Item = &PodView> {
+pub(super) fn one_per_name(picture: &Snapshot) -> impl Iterator<Item = &PodView> {
     let mut best: BTreeMap<(&str, &str), &PodView> = BTreeMap::new();
     let rank = |p: &PodView| (p.reading.is_some(), p.phase == Phase::Running, p.since);
     for pod in picture.pods.iter().map(AsRef::as_ref) {
@@ -519,6 +524,16 @@ fn itself(rows: &mut Rows, picture: &Snapshot, agent: &SelfReport) {
     for capability in &agent.capabilities {
         rows.put("beelet_capability", &[&capability.name, &capability.reason], flag(capability.available));
     }
+    let cost = &picture.node.own_cost;
+    if let Some(share) = cost.share {
+        rows.put("beelet_own_cpu_cores", &[], share.get() as f64 / 1e6);
+    }
+    rows.put("beelet_own_budget_cores", &[], cost.budget.get() as f64 / 1e6);
+    rows.put("beelet_sampling_stretch_ratio", &[], f64::from(cost.stretch) / 1e3);
+    for (what, count) in &picture.node.remembers {
+        rows.put("beelet_state_entries", &[what], *count as f64);
+    }
+    rows.put("beelet_wakeups_total", &[], agent.wakeups as f64);
     for rpc in &agent.unimplemented_rpcs {
         rows.put("beelet_runtime_rpc_missing", &[rpc], 1.0);
     }
@@ -527,6 +542,9 @@ fn itself(rows: &mut Rows, picture: &Snapshot, agent: &SelfReport) {
         rows.put("beelet_bpf_program_instructions", &[&program.name], program.instructions as f64);
         rows.put("beelet_bpf_program_run_seconds_total", &[&program.name], program.run_time_ns as f64 / 1e9);
         rows.put("beelet_bpf_program_runs_total", &[&program.name], program.run_count as f64);
+        if let Some(ns) = program.ns_per_event {
+            rows.put("beelet_bpf_program_event_seconds", &[&program.name], ns as f64 / 1e9);
+        }
     }
     for map in &agent.maps {
         rows.put("beelet_bpf_map_entries", &[&map.name], map.entries as f64);
@@ -537,14 +555,31 @@ fn itself(rows: &mut Rows, picture: &Snapshot, agent: &SelfReport) {
     }
 }
 
+/// What answering costs. An endpoint that nobody asked has no size and no time.
+fn asked(rows: &mut Rows, scrapes: &Scrapes) {
+    for endpoint in Endpoint::ALL {
+        let (path, cost) = (endpoint.path(), scrapes.of(endpoint));
+        rows.put("beelet_scrapes_total", &[path], cost.answers as f64);
+        rows.put("beelet_series_dropped_total", &[path], cost.dropped as f64);
+        if cost.answers > 0 {
+            rows.put("beelet_scrape_duration_seconds", &[path], cost.last.as_secs_f64());
+            rows.put("beelet_scrape_size_bytes", &[path], cost.bytes as f64);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::super::{samples, samples_detail};
     use super::*;
 
     #[test]
     fn every_metric_of_the_table_is_filled_and_no_other() {
-        let rows = render(&samples_detail::detailed_node(), &samples::agent(), process::read());
+        let scrapes = Scrapes::default();
+        scrapes.note(Endpoint::Summary, Duration::from_millis(3), 100, 10, 7);
+        let rows = render(&samples_detail::detailed_node(), &samples::agent(), &scrapes, process::read());
         assert!(rows.misfits.is_empty(), "not in the table, or other labels: {:?}", rows.misfits);
         let missing: Vec<_> = METRICS.iter().map(|m| m.name).filter(|n| !rows.by_name.contains_key(n)).collect();
         assert!(missing.is_empty(), "nothing fills {missing:?}");
@@ -552,7 +587,9 @@ mod tests {
 
     #[test]
     fn the_text_has_pod_and_container_rows_that_do_not_count_twice() {
-        let metrics = Metrics::new(Published::new(samples::busy_node()), AgentReport::new(samples::agent())).unwrap();
+        let metrics =
+            Metrics::new(Published::new(samples::busy_node()), AgentReport::new(samples::agent()), Scrapes::default())
+                .unwrap();
         let text = metrics.text().unwrap();
         for line in [
             r#"container_cpu_usage_seconds_total{container="web",cpu="total",id="/kubepods/burstable/pod1111/c1",image="docker.io/library/web:1",name="c1",namespace="default",pod="web-node"} 12.5"#,
@@ -573,7 +610,7 @@ mod tests {
     #[test]
     fn details_are_written_and_what_never_happened_is_not() {
         let picture = Published::new(samples_detail::detailed_node());
-        let text = Metrics::new(picture, AgentReport::default()).unwrap().text().unwrap();
+        let text = Metrics::new(picture, AgentReport::default(), Scrapes::default()).unwrap().text().unwrap();
         let web = r#"namespace="default",pod="web-node""#;
         for line in [
             format!(r#"beelet_runq_latency_seconds_bucket{{{web},container="web",le="0.000001"}} 0"#),
@@ -597,7 +634,7 @@ mod tests {
     #[test]
     fn a_pod_that_is_gone_leaves_no_series() {
         let published = Published::new(samples::busy_node());
-        let metrics = Metrics::new(published.clone(), AgentReport::default()).unwrap();
+        let metrics = Metrics::new(published.clone(), AgentReport::default(), Scrapes::default()).unwrap();
         assert!(metrics.text().unwrap().contains("web-node"));
         published.publish(Snapshot { pods: Vec::new(), ..samples::busy_node() });
         let text = metrics.text().unwrap();
@@ -611,7 +648,8 @@ mod tests {
         std::sync::Arc::make_mut(&mut successor.spec).uid = "2222".into();
         (successor.reading, successor.phase) = (None, Phase::Pending);
         picture.pods.push(successor.into());
-        let text = Metrics::new(Published::new(picture), AgentReport::default()).unwrap().text().unwrap();
+        let text =
+            Metrics::new(Published::new(picture), AgentReport::default(), Scrapes::default()).unwrap().text().unwrap();
         let mut seen = BTreeSet::new();
         for line in text.lines().filter(|l| !l.starts_with('#')) {
             let series = line.rsplit_once(' ').unwrap().0;

@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
+use beelet_core::attribute::{Cause, Slowness};
 use beelet_core::sample::{CpuReading, MemoryMore, NetworkReading, NodeReading, Pressure, PressureReading, Stall};
-use beelet_core::snapshot::Snapshot;
+use beelet_core::snapshot::{OwnCost, Snapshot};
 use beelet_core::telemetry::{
     CgroupDetail, Device, DeviceIo, DiskOp, DiskReading, DnsReading, ExitKind, FsUse, Histogram, InterfaceReading,
     Life, NodeDetail, PodDetail, PortReading, Preemptor, StackReading, StorageReading, TaskStates, TcpReading,
 };
-use beelet_core::units::{Bytes, Micros};
+use beelet_core::units::{Bytes, Micros, Ppm};
 
 use super::samples;
 
@@ -137,6 +138,8 @@ pub(crate) fn node_detail() -> NodeDetail {
 /// [`samples::busy_node`] with all details of the pod `web-node` and of the node.
 pub(crate) fn detailed_node() -> Snapshot {
     let mut picture = samples::busy_node();
+    picture.node.own_cost = OwnCost { share: Some(Ppm(5_000)), budget: Ppm(10_000), stretch: 1_500 };
+    picture.node.remembers = vec![("pods", 2)];
     picture.node.detail = Some(Arc::new(node_detail()));
     picture.node.reading =
         Some(NodeReading { cpu_busy: Micros::secs(100), cpu_idle: Micros::secs(900), ..NodeReading::default() });
@@ -146,6 +149,12 @@ pub(crate) fn detailed_node() -> Snapshot {
             continue;
         }
         pod.detail = Some(Arc::new(pod_detail()));
+        pod.slow = vec![Slowness {
+            cause: Cause::NoisyNeighbour { pod: "default/leak-node".into(), share: Ppm(800_000) },
+            since: samples::WALL,
+            lost: Ppm(250_000),
+            evidence: vec![("waited".into(), "25 % of the time".into())],
+        }];
         pod.cgroup_detail = Some(Arc::new(cgroup_detail()));
         for container in &mut pod.containers {
             container.detail = Some(Arc::new(cgroup_detail()));

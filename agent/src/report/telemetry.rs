@@ -23,6 +23,11 @@ type Place<'a> = [&'a str; 3];
 /// Of the pod and of each of its containers.
 pub(super) fn pod(rows: &mut Rows, view: &PodView, now: Micros) {
     let (namespace, name) = (view.spec.namespace.as_str(), view.spec.name.as_str());
+    for slow in &view.slow {
+        let culprit = slow.cause.culprit();
+        let labels = [namespace, name, slow.cause.kind().name(), culprit];
+        rows.put("beelet_pod_lost_time_ratio", &labels, slow.lost.get() as f64 / 1e6);
+    }
     let readings = view.reading.iter().chain(view.containers.iter().filter_map(|c| c.reading.as_ref()));
     if let Some(oldest) = readings.map(|r| r.at).filter(|at| *at > Micros::ZERO).min() {
         rows.put("beelet_pod_reading_age_seconds", &[namespace, name], seconds(now - oldest));
