@@ -1,0 +1,116 @@
+//! `/metrics/resource`: CPU and memory of containers, pods and the node, for metrics-server and the autoscalers.
+//!
+//! **Problem.** metrics-server takes rates over the timestamps in two answers: a value that is newer than its timestamp is a wrong
+//! rate, and a pod without one of its values is no pod to it. **Approach.** Each sample carries the time of the reading behind it;
+//! names, labels and rules are those of the stock kubelet (FAMILIES.md beside the recorded answers).
+//!
+//! **Properties** (tested). Only running containers, and pods with one; no sandboxes. A usage of 0 is shown. What could not be read
+//! is left out. Families and labels are those of the recorded answers.
+
+use beelet_core::sample::CgroupReading;
+use beelet_core::snapshot::{ContainerState, PodView, Snapshot};
+use beelet_core::units::{Bytes, Micros};
+
+use super::cadvisor::{is_blind, is_running, moment};
+use super::dropin_table::RESOURCE;
+use super::exposition::{Caps, Format, LabelSets, RowId, Value, Writer, Written};
+use super::metrics::one_per_name;
+
+/// A value, and when it was read.
+type Read = Option<(Value, Option<Micros>)>;
+
+/// A reading of a cgroup, with what else there is to say of a container.
+struct Item<'a> {
+    reading: &'a CgroupReading,
+    at: Micros,
+    started: Option<Micros>,
+}
+
+impl<'a> Item<'a> {
+    fn of(reading: &'a CgroupReading, started: Option<Micros>, picture: &Snapshot) -> Self {
+        Self { reading, at: moment(reading.at, picture.at), started }
+    }
+
+    fn cpu(&self) -> Read {
+        Some((self.reading.cpu?.best()?.into(), Some(self.at)))
+    }
+
+    fn working_set(&self) -> Read {
+        Some((self.reading.memory?.working_set().into(), Some(self.at)))
+    }
+
+    fn swap(&self) -> Read {
+        Some((self.reading.memory?.more.swap?.into(), Some(self.at)))
+    }
+
+    fn swap_limit(&self) -> Read {
+        Some((self.reading.memory?.more.swap_limit?.into(), Some(self.at)))
+    }
+
+    fn start(&self) -> Read {
+        Some((self.started?.into(), None))
+    }
+}
+
+/// The picture as text.
+#[must_use]
+pub fn render(picture: &Snapshot, caps: Caps, format: Format) -> (Vec<u8>, Written) {
+    let pods: Vec<&PodView> = one_per_name(picture).filter(|pod| pod.containers.iter().any(is_running)).collect();
+    let mut container_sets = LabelSets::new(&["container", "namespace", "pod"], caps);
+    let mut pod_sets = LabelSets::new(&["namespace", "pod"], caps);
+    let (mut containers, mut whole) = (Vec::new(), Vec::new());
+    for pod in pods {
+        let spec = &pod.spec;
+        if let Some(reading) = &pod.reading
+            && let Some(row) = pod_sets.add(&[&spec.namespace, &spec.name])
+        {
+            whole.push((row, Item::of(reading, None, picture)));
+        }
+        for container in &pod.containers {
+            if let ContainerState::Running { started } = container.state
+                && let Some(reading) = &container.reading
+                && let Some(row) = container_sets.add(&[&container.name, &spec.namespace, &spec.name])
+            {
+                containers.push((row, Item::of(reading, Some(started), picture)));
+            }
+        }
+    }
+    let none = LabelSets::none();
+    let mut writer = Writer::new(RESOURCE, format, 256 * (containers.len() * 5 + whole.len() * 3 + 8));
+    let (in_containers, in_pods) = ((&container_sets, &containers[..]), (&pod_sets, &whole[..]));
+    each(&mut writer, "container_cpu_usage_seconds_total", in_containers, Item::cpu);
+    each(&mut writer, "container_memory_working_set_bytes", in_containers, Item::working_set);
+    each(&mut writer, "container_start_time_seconds", in_containers, Item::start);
+    each(&mut writer, "container_swap_limit_bytes", in_containers, Item::swap_limit);
+    each(&mut writer, "container_swap_usage_bytes", in_containers, Item::swap);
+    node(&mut writer, &none, picture);
+    each(&mut writer, "pod_cpu_usage_seconds_total", in_pods, Item::cpu);
+    each(&mut writer, "pod_memory_working_set_bytes", in_pods, Item::working_set);
+    each(&mut writer, "pod_swap_usage_bytes", in_pods, Item::swap);
+    let failed = u64::from(is_blind(picture));
+    writer.family("resource_scrape_error", &none).sample(RowId::ONLY, &[], failed, None);
+    writer.finish()
+}
+
+/// A family with a sample for each item that knows its value.
+fn each<'a>(writer: &mut Writer, name: &str, rows: (&LabelSets, &[(RowId, Item<'a>)]), value: fn(&Item<'a>) -> Read) {
+    let mut family = writer.family(name, rows.0);
+    for (row, item) in rows.1 {
+        if let Some((value, at)) = value(item) {
+            family.sample(*row, &[], value, at);
+        }
+    }
+}
+
+fn node(writer: &mut Writer, none: &LabelSets, picture: &Snapshot) {
+    let mut one = |name: &str, value: Option<Value>, at: Micros| {
+        if let Some(value) = value {
+            writer.family(name, none).sample(RowId::ONLY, &[], value, Some(at));
+        }
+    };
+    let (reading, detail, now) = (picture.node.reading, picture.node.detail.as_deref(), picture.at);
+    one("node_cpu_usage_seconds_total", reading.map(|r| r.cpu_busy.into()), now.wall);
+    one("node_memory_working_set_bytes", reading.map(|r| r.memory_working_set.into()), now.wall);
+    let swap: Option<Bytes> = detail.and_then(|d| d.swap).map(|(used, _)| used);
+    one("node_swap_usage_bytes", swap.map(Value::from), detail.map_or(now.wall, |d| moment(d.at, now)));
+}
