@@ -222,6 +222,8 @@ pub struct SlowParts {
     pub node: NodeSources,
     /// Where pods' files are.
     pub volumes: Volumes,
+    /// The kernel tells when a socket begins and ceases to listen; else namespaces are visited more often.
+    pub listen_events: bool,
 }
 
 impl Slow {
@@ -232,7 +234,8 @@ impl Slow {
     pub fn spawn(parts: SlowParts) -> std::io::Result<(Self, Vec<JoinHandle<()>>)> {
         let slow = Self::default();
         let unified = parts.node.layout.unified().to_owned();
-        let network = supervise(&slow, "beelet-network", move |slow| network::run(slow, &unified))?;
+        let network =
+            supervise(&slow, "beelet-network", move |slow| network::run(slow, &unified, parts.listen_events))?;
         let storage = supervise(&slow, "beelet-storage", move |slow| {
             storage::run(slow, &parts.volumes, NodeDetailReader::new(parts.node.clone()))
         })?;
