@@ -238,6 +238,36 @@ fn runtime_process(socket: &Path) -> Option<i32> {
     Some(rustix::process::Pid::as_raw(Some(pid))).filter(|pid| *pid > 0)
 }
 
+/// Why the space that a folder uses cannot be asked of the file system's project quotas, in words for a capability. Always a reason:
+/// where quotas are on, folders are walked all the same.
+#[must_use]
+pub fn project_quota(folder: &Path) -> String {
+    let path = folder.display();
+    match fs::read("/proc/self/mountinfo") {
+        Ok(text) => no_project_quota(&text, folder),
+        Err(error) => {
+            format!("the mounts cannot be read ({error}); the space that {path} uses is found out by walking")
+        }
+    }
+}
+
+fn no_project_quota(mountinfo: &[u8], folder: &Path) -> String {
+    let path = folder.display();
+    let mounts = procfs::process::MountInfos::from_read(mountinfo).map(|all| all.0).unwrap_or_default();
+    let above = mounts.iter().filter(|mount| folder.starts_with(&mount.mount_point));
+    // The last of those with the longest path lies on top.
+    let Some(mount) = above.max_by_key(|mount| mount.mount_point.as_os_str().len()) else {
+        return format!("the file system of {path} is not known; space is found out by walking");
+    };
+    let (kind, at) = (&mount.fs_type, mount.mount_point.display());
+    let on = ["prjquota", "pquota"].iter().any(|option| mount.super_options.contains_key(*option));
+    if on {
+        format!("{kind} on {at} has project quotas, which are not read yet; space is found out by walking")
+    } else {
+        format!("{kind} on {at} has no project quota; space is found out by walking")
+    }
+}
+
 /// Mounted file systems on block devices or in memory, each once.
 fn filesystems(now: Micros) -> Vec<(String, FsUse)> {
     let Ok(text) = fs::read("/proc/self/mountinfo") else { return Vec::new() };
@@ -338,6 +368,19 @@ mod tests {
         assert_eq!(runtime_process(&socket), None);
         let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
         assert_eq!(runtime_process(&socket), i32::try_from(std::process::id()).ok());
+    }
+
+    #[test]
+    fn a_file_system_without_project_quota_is_named() {
+        let mounts = b"21 1 8:1 / / rw - ext4 /dev/root rw\n22 21 8:2 / /var rw - xfs /dev/vdb rw,attr2,prjquota\n";
+        let of = |path: &str| no_project_quota(mounts, Path::new(path));
+        assert_eq!(of("/srv/x"), "ext4 on / has no project quota; space is found out by walking");
+        assert!(
+            of("/var/lib").starts_with("xfs on /var has project quotas, which are not read yet"),
+            "{}",
+            of("/var/lib")
+        );
+        assert!(project_quota(Path::new("/")).ends_with("by walking"));
     }
 
     #[test]
