@@ -258,6 +258,17 @@ fn start_pods(agent: &Agent<'_>) {
     pod("web").workload(&["serve", "--port", "8080"]).spec("hostNetwork", json!(true)).write(dir);
     let url = format!("http://{}:8080/bytes/1048576", agent.bed.node_ip);
     pod("client").workload(&["fetch", "--url", &url]).request("memory", "16Mi").limit("memory", "64Mi").write(dir);
+    // What the kernel alone sees: names that are asked for, packets that are dropped, a disk, reclaim, preemptions.
+    let scratch = |pod: e2e::Pod| {
+        let volume = json!([{ "name": "scratch", "emptyDir": {} }]);
+        pod.field("volumeMounts", json!([{ "name": "scratch", "mountPath": "/scratch" }])).spec("volumes", volume)
+    };
+    pod("names").workload(&["name-server"]).write(dir);
+    pod("unread").workload(&["unread"]).write(dir);
+    scratch(pod("disk").workload(&["disk", "--dir", "/scratch", "--pause", "5ms"])).write(dir);
+    let files = ["files", "--dir", "/scratch", "--size", "100Gi"];
+    scratch(pod("reclaim").workload(&files).limit("memory", "24Mi").limit("cpu", "300m")).write(dir);
+    pod("mixed").workload(&["mixed"]).write(dir);
     pod("throttled").workload(&["spin", "--cores", "1.0"]).limit("cpu", "200m").write(dir);
     pod("crash").workload(&["crash", "--after", "1s", "--code", "3"]).write(dir);
     let leak = ["leak", "--rate", "100Mi", "--delay", "2s"];
@@ -278,6 +289,9 @@ fn every_query_that_is_shipped_finds_data() {
     let agent = Agent::start(&bed, &AgentOptions::default());
     let prometheus = Prometheus::start(&program, &bed);
     start_pods(&agent);
+    let names = agent.wait_running("names", secs(60));
+    let server = format!("{}:53", names["status"]["podIP"].as_str().expect("an address"));
+    pod("resolver").workload(&["resolve", "--server", &server]).write(&agent.manifests);
     agent.wait("the eviction", secs(90), |agent| {
         agent.pod("evicted").filter(|pod| pod["status"]["reason"] == "Evicted")
     });
