@@ -15,6 +15,7 @@ use crate::spec::{PodSpec, PodUid, Resources};
 use crate::units::{Bytes, Micros, MilliCpu};
 
 /// Something that happened.
+#[expect(clippy::large_enum_variant, reason = "moved once for each step")]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Event {
     /// All that the pod source wants now; what is missing is to go.

@@ -218,23 +218,26 @@ impl Phase {
     }
 }
 
+/// Namespace, pod and container.
+pub type ContainerKey = (String, String, String);
+
 /// Counters that only grow and outlive their pods. Lists are sorted by key.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Totals {
     /// Evictions by signal: `memory.available`, `allocatableMemory.available`, ...
     pub evictions: Vec<(String, u64)>,
     /// OOM kills by namespace, pod, container.
-    pub oom_kills: Vec<((String, String, String), u64)>,
+    pub oom_kills: Vec<(ContainerKey, u64)>,
     /// OOM kills by namespace, pod, container and name of the process, at most 16 names and `other` for each container.
     #[serde(default)]
-    pub oom_kills_by_process: Vec<((String, String, String), String, u64)>,
+    pub oom_kills_by_process: Vec<(ContainerKey, String, u64)>,
     /// Ends of containers by namespace, pod, container and how: `code` or `signal` with the number.
-    pub exits: Vec<((String, String, String), ExitKind, u64)>,
+    pub exits: Vec<(ContainerKey, ExitKind, u64)>,
     /// Ends of all processes by namespace, pod, container and how, at most 16 kinds for each container and `None` for the rest.
     #[serde(default)]
-    pub process_exits: Vec<((String, String, String), Option<ExitKind>, u64)>,
+    pub process_exits: Vec<(ContainerKey, Option<ExitKind>, u64)>,
     /// Restarts by namespace, pod, container.
-    pub restarts: Vec<((String, String, String), u64)>,
+    pub restarts: Vec<(ContainerKey, u64)>,
     /// Actions by name and whether they succeeded.
     pub actions: Vec<((String, bool), u64)>,
     /// Steps of the state machine that were not allowed, and changed nothing.

@@ -11,7 +11,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::snapshot::{ExitKind, Totals};
+use crate::snapshot::{ContainerKey as Key, ExitKind, Totals};
 use crate::spec::PodSpec;
 use crate::units::Micros;
 
@@ -29,9 +29,6 @@ pub(crate) const COMMS: usize = 16;
 const OTHER: &str = "other";
 /// What is to go is looked for this often.
 const LOOK_EVERY: Micros = Micros::secs(10);
-
-/// Namespace, pod, container.
-pub(crate) type Key = (String, String, String);
 
 /// Counters that outlive their pods.
 #[derive(Debug, Default)]

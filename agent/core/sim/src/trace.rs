@@ -12,6 +12,7 @@ use beelet_core::units::Now;
 use serde::{Deserialize, Serialize};
 
 /// A line of a trace.
+#[expect(clippy::large_enum_variant, reason = "nearly all of them are steps")]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Line {
     /// An agent starts that knows nothing.

@@ -217,7 +217,9 @@ fn known_situations_have_their_cause() {
     let crowded = Does { wait: 300, cpu_some: 300, ..web() };
     let by = |preempted: &[(&'static str, u64)]| Does { preempted: preempted.to_vec(), ..crowded.clone() };
     let slow_disk = Does { io_some: 900, disk: (20, 45), ..web() };
-    let table: Vec<(&str, u64, Vec<(&'static str, Does)>, &[&str])> = vec![
+    // What it is, what the node's services use, the pods, the causes for `web`.
+    type Row = (&'static str, u64, Vec<(&'static str, Does)>, &'static [&'static str]);
+    let table: Vec<Row> = vec![
         ("own quota", 0, vec![("web", throttled.clone()), quiet()], &["OwnCpuLimit"]),
         (
             "own quota of four threads",
