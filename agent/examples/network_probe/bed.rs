@@ -46,6 +46,8 @@ pub struct Bed {
     pub pods: PathBuf,
     pub server: Peer,
     pub client: Peer,
+    /// Beside the server, but in no cgroup of ours.
+    outside: Peer,
     /// Whether the namespaces have IPv6.
     pub ipv6: bool,
 }
@@ -77,7 +79,14 @@ impl Bed {
             let cgroup = fs::metadata(&directory)?.ino();
             Ok(Peer { role, directory, cgroup, namespace: format!("{name}-{role}"), process: None })
         };
-        let mut bed = Self { server: peer("server")?, client: peer("client")?, pods, ipv6: false };
+        let outside = Peer {
+            role: "outside",
+            directory: "/dev/null".into(),
+            cgroup: 0,
+            namespace: format!("{name}-server"),
+            process: None,
+        };
+        let mut bed = Self { server: peer("server")?, client: peer("client")?, outside, pods, ipv6: false };
         bed.connect()?;
         Ok(bed)
     }
@@ -111,6 +120,7 @@ impl Bed {
     /// Starts the processes.
     pub fn start(&mut self) -> Result<()> {
         self.server.start()?;
+        self.outside.start()?;
         self.client.start()
     }
 
@@ -145,7 +155,7 @@ impl Peer {
         let mut child = Command::new(env::current_exe()?)
             .arg("child")
             .arg(self.role)
-            .arg(self.directory.join("cgroup.procs"))
+            .arg(if self.cgroup == 0 { self.directory.clone() } else { self.directory.join("cgroup.procs") })
             .arg(format!("/run/netns/{}", self.namespace))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -186,13 +196,15 @@ impl Peer {
 
 impl Drop for Bed {
     fn drop(&mut self) {
-        for peer in [&mut self.client, &mut self.server] {
+        for peer in [&mut self.client, &mut self.outside, &mut self.server] {
             if let Some((mut child, stdin, _)) = peer.process.take() {
                 drop(stdin);
                 if child.kill().and_then(|()| child.wait()).is_err() {
                     eprintln!("the {} is left over", peer.role);
                 }
             }
+        }
+        for peer in [&self.client, &self.server] {
             if let Err(error) = ip(&format!("netns delete {}", peer.namespace)) {
                 eprintln!("{error:#}");
             }

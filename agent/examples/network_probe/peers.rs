@@ -46,8 +46,10 @@ pub fn run(arguments: &[String]) -> Result<()> {
     fs::write(cgroup, "0").with_context(|| format!("cannot join {cgroup}"))?;
     let namespace = fs::File::open(namespace)?;
     move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
-    if role == "server" {
-        serve()?;
+    match role.as_str() {
+        "server" => serve()?,
+        "outside" => echo()?,
+        _ => {}
     }
     println!("ready");
     for line in std::io::stdin().lines() {
@@ -221,14 +223,6 @@ fn serve() -> Result<()> {
     })?;
     service(SINK, |mut stream| std::io::copy(&mut stream, &mut std::io::sink()).map(drop))?;
     service(RESET, |stream| Ok(sockopt::set_socket_linger(&stream, Some(Duration::ZERO))?))?;
-    service(ECHO, |mut stream| {
-        stream.set_nodelay(true)?;
-        let mut byte = [0];
-        while stream.read(&mut byte)? > 0 {
-            stream.write_all(&byte)?;
-        }
-        Ok(())
-    })?;
     service(HTTP, answer)?;
 
     let taken = UdpSocket::bind(("0.0.0.0", DATAGRAMS))?;
@@ -256,6 +250,18 @@ fn serve() -> Result<()> {
         }
     });
     Ok(())
+}
+
+/// Begins the service of the one outside.
+fn echo() -> Result<()> {
+    service(ECHO, |mut stream| {
+        stream.set_nodelay(true)?;
+        let mut byte = [0];
+        while stream.read(&mut byte)? > 0 {
+            stream.write_all(&byte)?;
+        }
+        Ok(())
+    })
 }
 
 /// A thread for each connection to this port.
