@@ -30,17 +30,19 @@ use beelet_core::units::Micros;
 use beelet_ebpf_common::program;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::act::{CriRuntime, Executor, Journal, JournalError, MemoryError, Parts, TerminalStore};
 use crate::cgroup::{Hierarchies, Tree};
 use crate::clock::Clock;
 use crate::config::{Config, ConfigError};
-use crate::kernel::cgroup::{CgroupError, CgroupLayout};
+use crate::kernel::btf::Btf;
+use crate::kernel::cgroup::{self, CgroupError, CgroupLayout};
+use crate::kernel::drop_reasons::DropReasons;
 use crate::kernel::loader::{LoadOptions, Programs};
 use crate::kernel::preflight;
 use crate::kernel::programs::entries;
-use crate::measure::{Command, Sampler, SamplerParts, SamplerThread, slot};
+use crate::measure::{Command, NodeSources, Sampler, SamplerParts, SamplerThread, Slow, SlowParts, slot};
 use crate::report::metrics::MetricsError;
 use crate::report::{AgentReport, Capability, Manifests, Published, SelfReport};
 use crate::runtime::{NodeEnv, Runtime, RuntimeError};
@@ -167,6 +169,10 @@ pub async fn run(
     let clock = Clock;
     options.config.check_programs(&program::ALL)?;
     let layout = CgroupLayout::detect()?;
+    match cgroup::raise_open_files() {
+        Ok(files) => debug!(files, "so many files may be open"),
+        Err(error) => warn!(%error, "the limit of open files cannot be raised; files of cgroups beyond it are opened for each reading"),
+    }
     let machine = machine::find_out(&layout)?;
     if !options.beside
         && let Some(degraded) = options.config.check_cgroup_layout(&machine)?
@@ -191,13 +197,28 @@ pub async fn run(
     tell_programs(&programs);
     let (samples_to, samples) = slot();
     let (events_to, events) = mpsc::unbounded_channel();
+    let (slow, slow_threads) = Slow::spawn(SlowParts {
+        node: NodeSources {
+            layout: layout.clone(),
+            kubepods: pods_root.clone(),
+            root: options.root.clone(),
+            runtime_socket: kubelet.runtime_socket.clone(),
+        },
+        volumes: Volumes::new(&options.root, &kubelet.pod_logs_dir),
+        listen_events: programs.report().programs.iter().any(|it| it.name == program::SOCKET_STATE && it.loaded),
+    })
+    .map_err(AgentError::Thread)?;
+    let (born_to, born) = mpsc::unbounded_channel();
     let (sampler, SamplerThread { thread, ended }) = Sampler::spawn(SamplerParts {
         layout: layout.clone(),
         kubepods: pods_root.clone(),
         counters: programs.take_counters(),
         clock,
+        slow: slow.clone(),
         samples: samples_to,
         events: events_to.clone(),
+        drop_reasons: Btf::of_kernel().map(|btf| DropReasons::of(&btf)).unwrap_or_default(),
+        born: Some(born_to),
     })
     .map_err(AgentError::Thread)?;
 
@@ -294,8 +315,9 @@ pub async fn run(
         let _ = ended.await;
     });
     tasks.spawn("pressure", watchers::pressure(layout.clone(), pods_root.clone(), sampler.clone(), report.clone()));
-    let memory_events = watchers::memory_events(layout.clone(), pods_root, sampler.clone(), report.clone());
+    let memory_events = watchers::memory_events(layout.clone(), pods_root, born, sampler.clone(), report.clone());
     tasks.spawn("memory events", memory_events);
+    tasks.spawn("disk stats", slow.clone().follow_runtime(Arc::clone(&runtime)));
     match programs.take_events() {
         Ok(Some(stream)) => {
             tasks.spawn("kernel events", watchers::kernel_events(stream, sampler.clone()));
@@ -345,11 +367,17 @@ pub async fn run(
     };
     tasks.shutdown().await;
     sampler.tell(Command::Stop);
+    slow.stop();
     if let Some(executor) = executor {
         executor.stop().await;
     }
     if thread.join().is_err() {
         warn!("the sampler ended in a panic");
+    }
+    for thread in slow_threads {
+        if thread.join().is_err() {
+            warn!("the slow reader ended in a panic");
+        }
     }
     if let Err(error) = serving.await {
         warn!(%error, "the server did not end in order");

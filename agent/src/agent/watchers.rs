@@ -124,8 +124,15 @@ pub(super) async fn pressure(layout: CgroupLayout, kubepods: PathBuf, sampler: S
     }
 }
 
-/// Looks whenever `memory.events` of `kubepods` change (v2).
-pub(super) async fn memory_events(layout: CgroupLayout, kubepods: PathBuf, sampler: Sampler, report: AgentReport) {
+/// Looks at a pod whenever the `memory.events` of one of its containers change, and at the node whenever those of `kubepods` do,
+/// which count all below (v2). On hybrid layouts pressure ([`pressure`]) and the eBPF program at the OOM killer take its place.
+pub(super) async fn memory_events(
+    layout: CgroupLayout,
+    kubepods: PathBuf,
+    mut born: mpsc::UnboundedReceiver<(u64, PathBuf)>,
+    sampler: Sampler,
+    report: AgentReport,
+) {
     let watched = MemoryEvents::new(&layout).and_then(|mut events| {
         if let Ok(Some(cgroup)) = Cgroup::open(&layout, &kubepods) {
             events.watch(cgroup.id(), &layout.unified().join(&kubepods))?;
@@ -135,18 +142,31 @@ pub(super) async fn memory_events(layout: CgroupLayout, kubepods: PathBuf, sampl
     let mut events = match watched {
         Ok(events) => events,
         Err(error) => {
-            info!(%error, "memory.events cannot wake the agent; sampling goes on");
+            info!(%error, "memory.events cannot wake the agent; pressure, OOM kills by eBPF and sampling have to do");
             add_capability(&report, "memory_events", false, &error.to_string());
             return;
         }
     };
     add_capability(&report, "memory_events", true, "");
+    let mut told = false;
     loop {
-        match events.next().await {
-            Ok(_) => sampler.tell(Command::Now),
-            Err(error) => {
-                warn!(%error, "memory.events do not wake any more; sampling goes on");
-                return;
+        tokio::select! {
+            event = events.next() => match event {
+                Ok(cgroup) => sampler.tell(Command::MemoryEvent(cgroup)),
+                Err(error) => {
+                    warn!(%error, "memory.events do not wake any more; sampling goes on");
+                    return;
+                }
+            },
+            Some((id, path)) = born.recv() => {
+                // One that is gone again already is no news.
+                let directory = layout.unified().join(path);
+                if let Err(error) = events.watch(id, &directory)
+                    && directory.is_dir()
+                    && !std::mem::replace(&mut told, true)
+                {
+                    warn!(%error, "the memory events of a container do not wake; those of all pods do");
+                }
             }
         }
     }

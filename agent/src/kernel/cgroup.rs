@@ -77,16 +77,23 @@ pub enum CgroupError {
 pub struct Buffer {
     data: Vec<u8>,
     length: usize,
+    reads: u64,
 }
 
 impl Default for Buffer {
     fn default() -> Self {
         const FIRST: usize = 4096;
-        Self { data: vec![0; FIRST], length: 0 }
+        Self { data: vec![0; FIRST], length: 0, reads: 0 }
     }
 }
 
 impl Buffer {
+    /// Files read into it so far.
+    #[must_use]
+    pub const fn reads(&self) -> u64 {
+        self.reads
+    }
+
     fn text(&self) -> &[u8] {
         &self.data[..self.length]
     }

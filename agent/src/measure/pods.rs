@@ -1,83 +1,116 @@
-//! The pods' cgroups, and whose they are.
+//! All pods' readings.
+//!
+//! **Approach.** For each pod its [`Tree`] of cgroups. A look takes three things together: files, as far as something ran; what
+//! eBPF counted, of tables that were read as a whole before; and what the slow reader found out. Details are made anew every
+//! [`DETAIL_EVERY`], of each pod at another moment, so that no look is long; of a pod that began, at once; of a pod that sleeps,
+//! every [`QUIET_DETAIL_EVERY`].
+//!
+//! **Property.** The details' moment is that of the oldest part of them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::PathBuf;
+use std::sync::Arc;
 
-use beelet_core::sample::{CgroupReading, ContainerReading, NetworkReading, PodReading};
+use beelet_core::sample::{CgroupReading, ContainerReading, PodReading};
 use beelet_core::spec::PodUid;
+use beelet_core::telemetry::{CgroupDetail, MOST_PORTS, PodDetail, PortReading, StorageReading};
 use beelet_core::units::Micros;
-use beelet_ebpf_common::NetRecord;
 use tracing::{debug, warn};
 
 use super::Target;
-use crate::kernel::cgroup::{Buffer, Cgroup, CgroupLayout, Depth};
-use crate::kernel::listeners::listening_ports;
+use super::owners::Owners;
+use super::slow::{NetworkPart, Parts};
+use super::tally::{Fast, Tally};
+use super::tree::{Tree, forget};
+use super::watched::{Looked, Mode};
+use crate::clock::Clock;
+use crate::kernel::cgroup::{Buffer, Cgroup, CgroupLayout, Depth, Devices};
+use crate::kernel::drop_reasons::DropReasons;
 use crate::kernel::maps::Counters;
 
-/// A cgroup below a pod's: a container or a sandbox.
-#[derive(Debug)]
-struct Child {
-    /// The directory's name without what the cgroup driver puts around the runtime's id.
-    id: String,
-    cgroup: Cgroup,
-    run: Micros,
-    network: NetworkReading,
-    seen: bool,
+/// Details are made anew this often.
+pub(super) const DETAIL_EVERY: Micros = Micros::secs(10);
+/// And of a pod in which nothing runs.
+const QUIET_DETAIL_EVERY: Micros = Micros::secs(30);
+/// So many changes of listening sockets are remembered between two visits of the slow reader.
+const CHANGES_MOST: usize = 64;
+
+/// What a look works with.
+pub(super) struct Look<'a> {
+    pub(super) clock: Clock,
+    pub(super) counters: &'a mut Counters,
+    /// When the tables of details were read; zero: never.
+    pub(super) tables_at: Micros,
+    pub(super) buffer: &'a mut Buffer,
+    pub(super) devices: &'a mut Devices,
+    pub(super) network: &'a Parts<NetworkPart>,
+    pub(super) storage: &'a Parts<StorageReading>,
+    /// Why packets are dropped, by the kernel's number.
+    pub(super) drop_reasons: &'a DropReasons,
+    pub(super) mode: Mode,
+    /// Make the details that are due.
+    pub(super) details: bool,
+    /// Read these pods only; of others the last reading is told.
+    pub(super) only: Option<&'a BTreeSet<PodUid>>,
+    /// Factor on the distance of details, in parts per thousand.
+    pub(super) stretch: u32,
+    pub(super) cost: Cost,
+}
+
+/// What a look read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Cost {
+    /// Pods that were told of.
+    pub(super) pods: u64,
+    /// Readings of cgroups that were made.
+    pub(super) read: u64,
+    /// Readings that were held.
+    pub(super) held: u64,
+    /// Pods whose details were made.
+    pub(super) details: u64,
 }
 
 #[derive(Debug)]
-struct PodTree {
+struct Pod {
     target: Target,
-    /// `None` until it is made.
-    cgroup: Option<Cgroup>,
-    children: BTreeMap<PathBuf, Child>,
-    retired: Retired,
-    listening: Option<BTreeSet<u16>>,
-}
-
-/// Totals of a pod's cgroups that are gone.
-#[derive(Debug, Default)]
-struct Retired {
-    run: Micros,
-    network: NetworkReading,
+    tree: Tree,
+    /// When the details are to be made anew.
+    detail_due: Micros,
+    detail_at: Micros,
+    cgroup_detail: Option<Arc<CgroupDetail>>,
+    detail: Option<Arc<PodDetail>>,
+    /// What the details' slow parts were made of.
+    network: Option<Arc<NetworkPart>>,
+    storage: Option<Arc<StorageReading>>,
+    /// Changes of listening sockets, as the kernel told them.
+    changes: Vec<(Micros, u16, bool)>,
 }
 
 /// All pods' cgroups.
 pub(super) struct Pods {
-    layout: CgroupLayout,
-    trees: BTreeMap<PodUid, PodTree>,
-    /// Whose a cgroup id is, or was: pod and runtime's id of the container.
-    owners: BTreeMap<u64, (PodUid, String)>,
-    /// Runtime's id to container name, kept for late events.
-    names: BTreeMap<String, String>,
-    /// Ids that are gone, oldest first, forgotten after a while.
-    gone: std::collections::VecDeque<u64>,
+    layout: Arc<CgroupLayout>,
+    pods: BTreeMap<PodUid, Pod>,
+    owners: Owners,
     /// Ids with counters that were no pod's at the last sweep.
     unclaimed: BTreeSet<u64>,
+    unclaimed_disk: BTreeSet<u64>,
 }
-
-/// So many cgroups that are gone can still be named.
-const REMEMBERED: usize = 4_096;
 
 impl Pods {
     pub(super) fn new(layout: CgroupLayout) -> Self {
         Self {
-            layout,
-            trees: BTreeMap::new(),
-            owners: BTreeMap::new(),
-            names: BTreeMap::new(),
-            gone: std::collections::VecDeque::new(),
+            layout: Arc::new(layout),
+            pods: BTreeMap::new(),
+            owners: Owners::default(),
             unclaimed: BTreeSet::new(),
+            unclaimed_disk: BTreeSet::new(),
         }
     }
 
     /// Whose a cgroup is: the pod and the container's name (`None` for a sandbox, or while the name is not known).
     pub(super) fn owner(&self, id: u64) -> Option<(PodUid, Option<String>, bool)> {
-        let (uid, runtime_id) = self.owners.get(&id)?;
-        let name = self.names.get(runtime_id).cloned();
-        let known = name.is_some() || runtime_id.is_empty();
-        Some((uid.clone(), name, known))
+        self.owners.owner(id)
     }
 
     /// The pods that are to be measured from now on.
@@ -85,79 +118,72 @@ impl Pods {
         let wanted: BTreeSet<PodUid> = targets.iter().map(|t| t.uid.clone()).collect();
         for target in targets {
             for (id, name) in &target.containers {
-                self.names.insert(id.clone(), name.clone());
+                self.owners.name(id, name);
             }
-            match self.trees.get_mut(&target.uid) {
-                Some(tree) => tree.target = target,
+            match self.pods.get_mut(&target.uid) {
+                Some(pod) => {
+                    if pod.target.cgroup != target.cgroup {
+                        pod.tree.bury_all(Micros::ZERO, &mut self.owners);
+                    }
+                    if pod.target != target {
+                        pod.tree.list_soon();
+                        pod.detail_due = Micros::ZERO;
+                        pod.target = target;
+                    }
+                }
                 None => {
-                    let tree = PodTree {
+                    let pod = Pod {
                         target: target.clone(),
-                        cgroup: None,
-                        children: BTreeMap::new(),
-                        retired: Retired::default(),
-                        listening: None,
+                        tree: Tree::default(),
+                        detail_due: Micros::ZERO,
+                        detail_at: Micros::ZERO,
+                        cgroup_detail: None,
+                        detail: None,
+                        network: None,
+                        storage: None,
+                        changes: Vec::new(),
                     };
-                    self.trees.insert(target.uid, tree);
+                    self.pods.insert(target.uid, pod);
                 }
             }
         }
-        let old: Vec<PodUid> = self.trees.keys().filter(|uid| !wanted.contains(*uid)).cloned().collect();
+        let old: Vec<PodUid> = self.pods.keys().filter(|uid| !wanted.contains(*uid)).cloned().collect();
         for uid in old {
-            if let Some(tree) = self.trees.remove(&uid) {
-                if let Some(cgroup) = &tree.cgroup {
-                    drop_counters(counters, cgroup.id());
-                    self.gone.push_back(cgroup.id());
-                }
-                for child in tree.children.into_values() {
-                    drop_counters(counters, child.cgroup.id());
-                    self.gone.push_back(child.cgroup.id());
-                }
-            }
-        }
-        while self.gone.len() > REMEMBERED {
-            if let Some((_, name)) = self.gone.pop_front().and_then(|id| self.owners.remove(&id)) {
-                self.names.remove(&name);
+            let Some(mut pod) = self.pods.remove(&uid) else { continue };
+            for inner in pod.tree.all() {
+                forget(counters, &inner);
+                self.owners.is_gone(inner.id);
             }
         }
     }
 
-    /// Finds new cgroups, and retires those that are gone.
-    pub(super) fn scan(&mut self, counters: &mut Counters) {
-        for (uid, tree) in &mut self.trees {
-            let relative = Path::new(&tree.target.cgroup);
-            if tree.cgroup.as_ref().is_none_or(|c| !c.exists()) {
-                if let Some(before) = tree.cgroup.take() {
-                    self.gone.push_back(before.id());
-                }
-                tree.cgroup = open(&self.layout, relative);
-                if let Some(cgroup) = &tree.cgroup {
-                    self.owners.insert(cgroup.id(), (uid.clone(), String::new()));
-                }
-            }
-            for child in tree.children.values_mut() {
-                child.seen = false;
-            }
-            for name in subdirectories(&self.layout.unified().join(relative)) {
-                let path = relative.join(&name);
-                if let Some(child) = tree.children.get_mut(&path)
-                    && child.cgroup.exists()
-                {
-                    child.seen = true;
-                    continue;
-                }
-                let Some(cgroup) = open(&self.layout, &path) else { continue };
-                let id = runtime_id(&name);
-                self.owners.insert(cgroup.id(), (uid.clone(), id.clone()));
-                let child = Child { id, cgroup, run: Micros::ZERO, network: NetworkReading::default(), seen: true };
-                if let Some(before) = tree.children.insert(path, child) {
-                    self.gone.push_back(tree.retired.take(before, counters));
-                }
-            }
-            let gone: Vec<PathBuf> = tree.children.iter().filter(|(_, c)| !c.seen).map(|(p, _)| p.clone()).collect();
-            for path in gone {
-                if let Some(child) = tree.children.remove(&path) {
-                    self.gone.push_back(tree.retired.take(child, counters));
-                }
+    /// Finds new cgroups, and buries those that are gone.
+    pub(super) fn scan(&mut self, now: Micros) {
+        for (uid, pod) in &mut self.pods {
+            pod.tree.scan(&self.layout, &pod.target.cgroup, uid, now, &mut self.owners);
+        }
+    }
+
+    /// Whether details of some pod are to be made; and whether one has none yet.
+    pub(super) fn details_due(&self, now: Micros) -> (bool, bool) {
+        let there = || self.pods.values().filter(|pod| pod.tree.own.is_some());
+        (there().any(|pod| now >= pod.detail_due), there().any(|pod| pod.cgroup_detail.is_none()))
+    }
+
+    /// The containers that were found since the last call: id and path from the roots of the hierarchies.
+    pub(super) fn take_born(&mut self) -> Vec<(u64, PathBuf)> {
+        self.owners.take_born()
+    }
+
+    /// Takes over what is final of cgroups that are gone. `read_at`: when all counters were read.
+    pub(super) fn settle(&mut self, counters: &mut Counters, read_at: Micros) {
+        let Self { pods, owners, .. } = self;
+        for (uid, pod) in pods {
+            // Of a container that is gone nobody asks any more which of its pod's it was.
+            pod.tree.remains.settle(counters, read_at, &|by| owners.preemptor(by, uid, ""));
+            for child in pod.tree.children.values_mut() {
+                let id = &child.id;
+                child.remains.settle(counters, read_at, &|by| owners.preemptor(by, uid, id));
             }
         }
     }
@@ -165,193 +191,255 @@ impl Pods {
     /// Removes the counters of cgroups that are no pod's, or no pod's any more. Those that were not there at the last sweep stay
     /// until the next: they may be of a pod that nobody told of yet.
     pub(super) fn sweep(&mut self, counters: &mut Counters) {
-        let before = std::mem::take(&mut self.unclaimed);
-        let (owners, unclaimed) = (&self.owners, &mut self.unclaimed);
-        let swept = counters.retain(|id| {
-            if owners.contains_key(&id) {
-                return true;
-            }
-            let first_time = !before.contains(&id);
-            if first_time {
-                unclaimed.insert(id);
-            }
-            first_time
-        });
-        match swept {
+        let owners = &self.owners;
+        let keep = |known: bool, before: &BTreeSet<u64>, now: &mut BTreeSet<u64>, id| {
+            known || (!before.contains(&id) && now.insert(id))
+        };
+        let (before, mut now) = (std::mem::take(&mut self.unclaimed), BTreeSet::new());
+        let swept = counters.retain(|id| keep(owners.knows(id), &before, &mut now, id));
+        self.unclaimed = now;
+        let ours: BTreeSet<u64> = self.pods.values_mut().flat_map(|pod| pod.tree.io_ids()).collect();
+        let (before, mut now) = (std::mem::take(&mut self.unclaimed_disk), BTreeSet::new());
+        let disk = counters.retain_disk(|id| keep(ours.contains(&id), &before, &mut now, id));
+        self.unclaimed_disk = now;
+        match swept.and_then(|count| disk.map(|disk| count + disk)) {
             Ok(0) => {}
-            Ok(count) => debug!(count, "counters of cgroups that are no pod's are removed"),
+            Ok(count) => debug!(count, known = self.owners.len(), "counters of cgroups that are no pod's are removed"),
             Err(error) => warn!(%error, "counters of cgroups that are no pod's cannot be removed"),
         }
     }
 
-    /// Reads every pod. `listeners`: also look for listening ports, which costs a file per pod.
-    pub(super) fn read(&mut self, counters: &Counters, buffer: &mut Buffer, listeners: bool) -> Vec<PodReading> {
-        let mut readings = Vec::with_capacity(self.trees.len());
-        for (uid, tree) in &mut self.trees {
-            let Some(cgroup) = &mut tree.cgroup else { continue };
-            let Some(mut reading) = read_cgroup(cgroup, buffer) else { continue };
-            let (mut run, mut network, mut measured) = (tree.retired.run, tree.retired.network, false);
-            let mut containers = Vec::with_capacity(tree.children.len());
-            for child in tree.children.values_mut() {
-                let has_run = take_counters(counters, child);
-                measured |= has_run.1;
-                run += child.run;
-                network = plus(network, child.network);
-                let Some(name) = tree.target.containers.iter().find(|(id, _)| *id == child.id).map(|(_, n)| n) else {
-                    continue;
-                };
-                let Some(mut own) = read_cgroup(&mut child.cgroup, buffer) else { continue };
-                if let (Some(cpu), true) = (&mut own.cpu, has_run.0) {
-                    cpu.run = Some(child.run);
-                }
-                containers.push(ContainerReading {
-                    name: name.clone(),
-                    id: child.id.clone(),
-                    cgroup: own,
-                    detail: None,
-                });
+    /// The kernel told of a listening socket.
+    pub(super) fn listen(&mut self, uid: &PodUid, at: Micros, port: u16, open: bool) {
+        if let Some(pod) = self.pods.get_mut(uid) {
+            if pod.changes.len() >= CHANGES_MOST {
+                pod.changes.remove(0);
             }
-            if let Some(cpu) = &mut reading.cpu
-                && run > Micros::ZERO
-            {
-                cpu.run = Some(run);
-            }
-            if listeners {
-                tree.listening =
-                    if tree.target.host_network { None } else { ports(tree.children.values_mut(), buffer) };
-            }
-            readings.push(PodReading {
-                containers,
-                network: (measured || network != NetworkReading::default()).then_some(network),
-                listening: tree.listening.clone(),
-                ..PodReading::of(uid.clone(), reading)
-            });
+            pod.changes.push((at, port, open));
         }
+    }
+
+    /// Reads every pod.
+    pub(super) fn read(&mut self, look: &mut Look<'_>) -> Vec<PodReading> {
+        let mut readings = Vec::with_capacity(self.pods.len());
+        let Self { pods, owners, .. } = self;
+        for (uid, pod) in pods {
+            if let Some(reading) = pod.read(uid, owners, look) {
+                readings.push(reading);
+            }
+        }
+        look.cost.pods = readings.len() as u64;
         readings
     }
 }
 
-fn open(layout: &CgroupLayout, path: &Path) -> Option<Cgroup> {
-    Cgroup::open(layout, path).unwrap_or_else(|error| {
-        warn!(cgroup = %path.display(), %error, "a cgroup cannot be opened");
-        None
-    })
-}
-
-fn subdirectories(path: &Path) -> Vec<String> {
-    let Ok(entries) = fs::read_dir(path) else { return Vec::new() };
-    let dirs = entries.filter_map(Result::ok).filter(|e| e.file_type().is_ok_and(|t| t.is_dir()));
-    let mut names: Vec<String> = dirs.filter_map(|e| e.file_name().into_string().ok()).collect();
-    names.sort_unstable();
-    names
-}
-
-/// `<id>`, or with the systemd driver `cri-containerd-<id>.scope`.
-fn runtime_id(directory: &str) -> String {
-    let name = directory.strip_suffix(".scope").unwrap_or(directory);
-    name.rsplit('-').next().unwrap_or(name).to_owned()
-}
-
-/// Refreshes a child's counters from the maps; whether run time and traffic are measured.
-fn take_counters(counters: &Counters, child: &mut Child) -> (bool, bool) {
-    let Ok(count) = counters.read(child.cgroup.id()) else { return (false, false) };
-    if let Some(cpu) = count.cpu {
-        child.run = Micros(cpu.run_ns / 1_000);
+impl Pod {
+    fn read(&mut self, uid: &PodUid, owners: &mut Owners, look: &mut Look<'_>) -> Option<PodReading> {
+        let now = look.clock.now().mono;
+        let chosen = look.only.is_none_or(|only| only.contains(uid));
+        let quiet = self.tree.own.as_ref()?.is_quiet() && self.cgroup_detail.is_some();
+        let due = if quiet { self.detail_due.max(self.detail_at + QUIET_DETAIL_EVERY) } else { self.detail_due };
+        let details = chosen && look.details && now >= due;
+        let mode = if details { Mode::All } else { look.mode };
+        let looked = if chosen { self.tree.own.as_mut()?.look(look.clock, mode, look.buffer) } else { Looked::Held };
+        match looked {
+            Looked::Gone => {
+                self.tree.bury_all(now, owners);
+                return None;
+            }
+            Looked::Held => look.cost.held += 1 + self.tree.children.len() as u64,
+            Looked::Read => {
+                look.cost.read += 1;
+                self.look_at_children(now, mode, details, owners, look);
+            }
+        }
+        if details {
+            self.make_details(uid, now, owners, look);
+        } else if self.cgroup_detail.is_some() {
+            self.merge_slow(uid, look, None);
+        }
+        let mut sum = Fast::default();
+        self.tree.remains.fast(look.counters, &mut sum);
+        let mut containers = Vec::with_capacity(self.target.containers.len());
+        for child in self.tree.children.values_mut() {
+            let fast = child.fast(look.counters);
+            sum.plus(&fast);
+            let Some((_, name)) = self.target.containers.iter().find(|(id, _)| *id == child.id) else { continue };
+            if child.watched.last().at == Micros::ZERO {
+                continue;
+            }
+            containers.push(ContainerReading {
+                name: name.clone(),
+                id: child.id.clone(),
+                cgroup: child.watched.with(|it| fast.fill(&mut it.cpu)),
+                detail: child.detail.clone(),
+            });
+        }
+        let own = self.tree.own.as_mut()?;
+        sum.add(look.counters, own.id());
+        let cgroup = own.with(|it| sum.fill(&mut it.cpu));
+        if cgroup.at == Micros::ZERO {
+            return None;
+        }
+        Some(PodReading {
+            containers,
+            sandbox: self.sandbox(look.counters),
+            cgroup_detail: self.cgroup_detail.clone(),
+            detail: self.detail.clone(),
+            network: sum.network(),
+            listening: self.listening(look.network.get(uid)),
+            ..PodReading::of(uid.clone(), cgroup)
+        })
     }
-    if let Some(net) = count.network.map(NetRecord::total) {
-        child.network = NetworkReading {
-            rx_bytes: net.rx_bytes,
-            rx_packets: net.rx_packets,
-            tx_bytes: net.tx_bytes,
-            tx_packets: net.tx_packets,
+
+    fn look_at_children(&mut self, now: Micros, mode: Mode, details: bool, owners: &mut Owners, look: &mut Look<'_>) {
+        let sandbox = self.tree.sandbox(&self.target.containers).map(str::to_owned);
+        let mut gone = Vec::new();
+        for (name, child) in &mut self.tree.children {
+            // The sandbox does nothing but wait.
+            let waits = sandbox.as_ref() == Some(name);
+            if waits && !details {
+                look.cost.held += 1;
+                continue;
+            }
+            match child.watched.look(look.clock, mode, look.buffer) {
+                Looked::Read => look.cost.read += 1,
+                Looked::Held => look.cost.held += 1,
+                Looked::Gone => gone.push(name.clone()),
+            }
+            if waits {
+                child.watched.close();
+            }
+        }
+        for name in gone {
+            self.tree.bury(&name, now, owners);
+            self.tree.list_soon();
+        }
+    }
+
+    fn sandbox(&mut self, counters: &Counters) -> Option<CgroupReading> {
+        let name = self.tree.sandbox(&self.target.containers)?.to_owned();
+        let child = self.tree.children.get_mut(&name)?;
+        let fast = child.fast(counters);
+        (child.watched.last().at > Micros::ZERO).then(|| child.watched.with(|it| fast.fill(&mut it.cpu)))
+    }
+
+    fn make_details(&mut self, uid: &PodUid, now: Micros, owners: &Owners, look: &mut Look<'_>) {
+        look.cost.details += 1;
+        let at = if look.tables_at == Micros::ZERO { now } else { look.tables_at.min(now) };
+        let mut sum = Tally::default();
+        for child in self.tree.children.values_mut() {
+            let id = child.id.clone();
+            let tally = child.tally(look.counters, &|by| owners.preemptor(by, uid, &id));
+            sum.join(&tally);
+            let (io, limits) = child.watched.details(look.buffer, look.devices);
+            let detail = CgroupDetail { at, io, limits, ..tally.cgroup_detail(look.devices) };
+            child.detail = Some(Arc::new(detail));
+        }
+        let who = |by| owners.preemptor(by, uid, "");
+        self.tree.remains.tally(look.counters, &mut sum, &who);
+        if let Some(own) = &mut self.tree.own {
+            let io_id = own.io_id();
+            sum.add(look.counters, own.id(), io_id, &who);
+            sum.seen_by(uid);
+            let (io, limits) = own.details(look.buffer, look.devices);
+            let detail = CgroupDetail { at, io, limits, ..sum.cgroup_detail(look.devices) };
+            self.cgroup_detail = Some(Arc::new(detail));
+        }
+        self.merge_slow(uid, look, Some((at, &sum)));
+        self.detail_at = now;
+        self.detail_due = next_due(uid, now, look.stretch);
+    }
+
+    /// Makes the details that containers share, where there is anything new for them.
+    fn merge_slow(&mut self, uid: &PodUid, look: &Look<'_>, counted: Option<(Micros, &Tally)>) {
+        let (network, storage) = (look.network.get(uid), look.storage.get(uid));
+        let same = same(self.network.as_ref(), network) && same(self.storage.as_ref(), storage);
+        let mut detail = match (counted, &self.detail) {
+            (None, _) if same => return,
+            (None, Some(before)) => PodDetail::clone(before),
+            (None, None) => return,
+            (Some((at, sum)), _) => {
+                let reason =
+                    |code| look.drop_reasons.name(code).map_or_else(|| format!("reason {code}"), str::to_owned);
+                PodDetail { at, ..sum.pod_detail(&reason) }
+            }
         };
+        merge_ports(&mut detail.ports, network.map(Arc::as_ref));
+        if let Some(network) = network {
+            detail.interfaces.clone_from(&network.interfaces);
+            detail.stack = network.stack;
+        }
+        detail.storage = storage.map(|it| StorageReading::clone(it));
+        (self.network, self.storage) = (network.cloned(), storage.cloned());
+        self.detail = Some(Arc::new(detail));
     }
-    (count.cpu.is_some(), count.network.is_some())
-}
 
-impl Retired {
-    /// Takes over the last word of a cgroup that is gone: the maps outlive it.
-    fn take(&mut self, mut child: Child, counters: &mut Counters) -> u64 {
-        take_counters(counters, &mut child);
-        self.run += child.run;
-        self.network = plus(self.network, child.network);
-        let id = child.cgroup.id();
-        drop_counters(counters, id);
-        id
-    }
-}
-
-fn drop_counters(counters: &mut Counters, id: u64) {
-    if let Err(error) = counters.remove(id) {
-        warn!(cgroup = id, %error, "counters of a cgroup that is gone cannot be removed");
-    }
-}
-
-fn plus(a: NetworkReading, b: NetworkReading) -> NetworkReading {
-    NetworkReading {
-        rx_bytes: a.rx_bytes + b.rx_bytes,
-        rx_packets: a.rx_packets + b.rx_packets,
-        tx_bytes: a.tx_bytes + b.tx_bytes,
-        tx_packets: a.tx_packets + b.tx_packets,
+    /// The ports that are listened on: as the slow reader saw them, and what the kernel told since.
+    fn listening(&mut self, part: Option<&Arc<NetworkPart>>) -> Option<BTreeSet<u16>> {
+        if self.target.host_network {
+            return None;
+        }
+        let part = part?;
+        self.changes.retain(|(at, ..)| *at > part.at);
+        let mut ports = part.listening();
+        for (_, port, open) in &self.changes {
+            if *open {
+                ports.insert(*port);
+            } else {
+                ports.remove(port);
+            }
+        }
+        Some(ports)
     }
 }
 
-/// The ports in the network namespace of the first process that is still there.
-fn ports<'a>(children: impl Iterator<Item = &'a mut Child>, buffer: &mut Buffer) -> Option<BTreeSet<u16>> {
-    for child in children {
-        for pid in child.cgroup.processes(buffer).ok().flatten().unwrap_or_default() {
-            if let Ok(Some(ports)) = listening_ports(pid) {
-                return Some(ports);
+/// All that a cgroup's files tell; `None` if it is gone.
+pub(super) fn read_cgroup(cgroup: &mut Cgroup, buffer: &mut Buffer) -> Option<CgroupReading> {
+    let mut it = CgroupReading { id: cgroup.id(), at: Clock.now().mono, ..CgroupReading::default() };
+    cgroup.read(Depth::All, buffer, &mut it).is_ok_and(|there| there).then_some(it)
+}
+
+fn same<T>(a: Option<&Arc<T>>, b: Option<&Arc<T>>) -> bool {
+    match (a, b) {
+        (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+        (a, b) => a.is_none() && b.is_none(),
+    }
+}
+
+/// Adds who listens to what was requested; at most [`MOST_PORTS`] stay.
+fn merge_ports(ports: &mut Vec<PortReading>, network: Option<&NetworkPart>) {
+    if let Some(network) = network {
+        for port in ports.iter_mut() {
+            (port.listening, port.backlog, port.backlog_max) = (false, None, None);
+        }
+        for listener in network.ports() {
+            match ports.iter_mut().find(|known| known.port == listener.port) {
+                Some(known) => {
+                    (known.listening, known.backlog, known.backlog_max) =
+                        (true, listener.backlog, listener.backlog_max);
+                }
+                None => ports.push(listener),
             }
         }
     }
-    None
-}
-
-/// `None` if the cgroup is gone.
-pub(super) fn read_cgroup(cgroup: &mut Cgroup, buffer: &mut Buffer) -> Option<CgroupReading> {
-    let mut it = CgroupReading::default();
-    match cgroup.read(Depth::All, buffer, &mut it) {
-        Ok(there) => there.then_some(it),
-        Err(error) => {
-            debug!(%error, "a reading is not whole");
-            Some(it)
-        }
+    ports.retain(|port| port.listening || port.requests > 0 || port.unanswered > 0);
+    if ports.len() > MOST_PORTS {
+        ports.sort_by_key(|port| (std::cmp::Reverse(port.requests), !port.listening, port.port));
+        ports.truncate(MOST_PORTS);
     }
+    ports.sort_by_key(|port| port.port);
 }
 
-/// Only memory: what a quick look needs.
-pub(super) fn read_quick(cgroup: &mut Cgroup, buffer: &mut Buffer) -> Option<CgroupReading> {
-    let mut it = CgroupReading::default();
-    cgroup.read(Depth::Memory, buffer, &mut it).ok()?;
-    it.memory.map(|_| it)
+/// The next moment of a pod: spread over the time between two details by its UID.
+fn next_due(uid: &PodUid, now: Micros, stretch: u32) -> Micros {
+    let every = DETAIL_EVERY.scale(u64::from(stretch.max(1_000)), 1_000).get();
+    let mut hasher = DefaultHasher::new();
+    uid.hash(&mut hasher);
+    let phase = hasher.finish() % every;
+    let passed = (now.get() + every - phase) % every;
+    Micros(now.get() + every - passed)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_ids_of_pods_that_are_gone_are_forgotten_at_last() {
-        let root = tempfile::tempdir().unwrap();
-        let mut pods = Pods::new(CgroupLayout::V2 { root: root.path().to_owned() });
-        let mut counters = Counters::default();
-        for batch in 0..42 {
-            let target = |n: usize| Target {
-                uid: format!("pod-{batch}-{n}").as_str().into(),
-                cgroup: format!("kubepods/pod-{batch}-{n}"),
-                containers: Vec::new(),
-                host_network: false,
-                logs: String::new(),
-            };
-            let targets: Vec<Target> = (0..100).map(target).collect();
-            for target in &targets {
-                fs::create_dir_all(root.path().join(&target.cgroup)).unwrap();
-            }
-            pods.aim(targets, &mut counters);
-            pods.scan(&mut counters);
-        }
-        pods.aim(Vec::new(), &mut counters);
-        assert_eq!(pods.owners.len(), REMEMBERED);
-    }
-}
+mod tests;

@@ -344,6 +344,7 @@ fn present(result: rustix::io::Result<()>) -> rustix::io::Result<bool> {
 impl Buffer {
     /// Reads a file that the kernel shows in one piece.
     fn pread(&mut self, file: impl AsFd) -> rustix::io::Result<()> {
+        self.reads += 1;
         loop {
             match rustix::io::pread(&file, &mut self.data[..], 0) {
                 Ok(length) if length == self.data.len() => self.data.resize(2 * length, 0),
@@ -360,6 +361,7 @@ impl Buffer {
     /// Reads a list, which the kernel shows page by page.
     fn read_list(&mut self, file: impl AsFd) -> rustix::io::Result<()> {
         self.length = 0;
+        self.reads += 1;
         loop {
             if self.length == self.data.len() {
                 self.data.resize(2 * self.length, 0);

@@ -18,6 +18,8 @@ pub enum Depth {
     Decide {
         /// Whether to read `memory.stat`, the dearest of them, even if the usage is what it was.
         stat: bool,
+        /// Whether to look for throttling where the last reading said that there is no quota (v1, where it is a file of its own).
+        quota: bool,
     },
     /// Everything.
     All,
@@ -29,79 +31,64 @@ impl Cgroup {
     /// # Errors
     /// The first file that is there and cannot be read or understood; what it would have told is `None`, the others are read.
     pub fn read(&mut self, depth: Depth, buffer: &mut Buffer, it: &mut CgroupReading) -> Result<bool, CgroupError> {
-        let mut errors = None;
-        if it.id != self.id() {
-            *it = CgroupReading { id: self.id(), ..CgroupReading::default() };
+        if depth == Depth::Memory {
+            self.begin(it);
+            it.memory = self.memory_since(it.memory, depth, buffer).inspect_err(|_| it.memory = None)?;
+            return Ok(it.memory.is_some());
         }
-        if depth != Depth::Memory {
-            match self.cpu(buffer) {
-                Ok(cpu) => {
-                    if cpu.usage.is_none() && !self.exists() {
-                        return Ok(false);
-                    }
-                    self.read_cpu(cpu, it);
-                }
-                Err(error) => (it.cpu, errors) = (None, Some(error)),
-            }
+        let cpu = self.run_time(buffer);
+        if matches!(&cpu, Ok(cpu) if cpu.usage.is_none()) && !self.exists() {
+            return Ok(false);
         }
-        self.read_rest(depth, buffer, it, errors)
+        self.read_after(cpu, depth, buffer, it).map(|()| true)
     }
 
-    /// The same, but what `cpu.stat` says is known already (from [`cpu`](Self::cpu)).
+    /// The same when [`run_time`](Self::run_time) was read already.
     ///
     /// # Errors
     /// See [`read`](Self::read).
     pub fn read_after(
         &mut self,
-        cpu: CpuReading,
+        run_time: Result<CpuReading, CgroupError>,
         depth: Depth,
         buffer: &mut Buffer,
         it: &mut CgroupReading,
-    ) -> Result<bool, CgroupError> {
-        self.read_cpu(cpu, it);
-        self.read_rest(depth, buffer, it, None)
-    }
-
-    fn read_cpu(&self, cpu: CpuReading, it: &mut CgroupReading) {
+    ) -> Result<(), CgroupError> {
+        self.begin(it);
         let before = it.cpu.unwrap_or_default();
-        // Those by eBPF are not ours.
-        let (run, wait, switches, involuntary) = (before.run, before.wait, before.switches, before.involuntary);
-        it.cpu = Some(CpuReading { run, wait, switches, involuntary, ..cpu });
-        debug_assert_eq!(it.id, self.id());
-    }
-
-    fn read_rest(
-        &mut self,
-        depth: Depth,
-        buffer: &mut Buffer,
-        it: &mut CgroupReading,
-        mut error: Option<CgroupError>,
-    ) -> Result<bool, CgroupError> {
-        let mut failed = |new| {
-            error.get_or_insert(new);
-        };
-        it.memory = self.memory_since(it.memory, depth, buffer).unwrap_or_else(|error| {
-            failed(error);
-            None
+        let unlimited = before.periods == Some(0) && matches!(depth, Depth::Decide { quota: false, .. });
+        let cpu = run_time.and_then(|mut cpu| {
+            if self.is_hybrid() && unlimited {
+                let (throttled_periods, throttled) = (before.throttled_periods, before.throttled);
+                let (bursts, burst) = (before.bursts, before.burst);
+                cpu = CpuReading { periods: before.periods, throttled_periods, throttled, bursts, burst, ..cpu };
+            } else if self.is_hybrid() {
+                self.throttling_v1(buffer, &mut cpu)?;
+            }
+            // Those by eBPF are not ours.
+            let (run, wait, switches, involuntary) = (before.run, before.wait, before.switches, before.involuntary);
+            Ok(CpuReading { run, wait, switches, involuntary, ..cpu })
         });
-        if depth != Depth::Memory {
-            it.pressure = self.pressure(buffer).unwrap_or_else(|error| {
-                failed(error);
-                None
-            });
-            it.pids = self.tasks(buffer).unwrap_or_else(|error| {
-                failed(error);
-                None
-            });
-        }
-        error.map_or(Ok(true), Err)
+        let mut first = Ok(());
+        it.cpu = keep(cpu.map(Some), &mut first);
+        it.memory = keep(self.memory_since(it.memory, depth, buffer), &mut first);
+        it.pressure = keep(self.pressure(buffer), &mut first);
+        it.pids = keep(self.tasks(buffer), &mut first);
+        first
     }
 
-    /// CPU time and throttling by files.
+    fn begin(&self, it: &mut CgroupReading) {
+        if it.id != self.id() {
+            *it = CgroupReading { id: self.id(), ..CgroupReading::default() };
+        }
+    }
+
+    /// What `cpu.stat` of the unified hierarchy says: the cheapest sign that something ran here or below. It counts a task that has
+    /// not been switched away from, too, up to its last tick.
     ///
     /// # Errors
     /// If a file that is there cannot be read or understood.
-    pub fn cpu(&mut self, buffer: &mut Buffer) -> Result<CpuReading, CgroupError> {
+    pub fn run_time(&mut self, buffer: &mut Buffer) -> Result<CpuReading, CgroupError> {
         let mut it = CpuReading::default();
         self.keyed(buffer, files::CPU_STAT, |key, value| match key {
             b"usage_usec" => it.usage = Some(Micros(value)),
@@ -114,18 +101,31 @@ impl Cgroup {
             b"burst_usec" => it.burst = Some(Micros(value)),
             _ => {}
         })?;
+        if it.usage.is_none() && self.is_hybrid() {
+            it.usage = self.seldom(buffer, files::V1_CPUACCT_USAGE, parse::number)?.map(|ns| Micros(ns / 1_000));
+        }
+        Ok(it)
+    }
+
+    fn throttling_v1(&mut self, buffer: &mut Buffer, it: &mut CpuReading) -> Result<(), CgroupError> {
+        self.keyed(buffer, files::V1_CPU_STAT, |key, value| match key {
+            b"nr_periods" => it.periods = Some(value),
+            b"nr_throttled" => it.throttled_periods = Some(value),
+            b"throttled_time" => it.throttled = Some(Micros(value / 1_000)),
+            b"nr_bursts" => it.bursts = Some(value),
+            b"burst_time" => it.burst = Some(Micros(value / 1_000)),
+            _ => {}
+        })
+    }
+
+    /// CPU time and throttling by files.
+    ///
+    /// # Errors
+    /// If a file that is there cannot be read or understood.
+    pub fn cpu(&mut self, buffer: &mut Buffer) -> Result<CpuReading, CgroupError> {
+        let mut it = self.run_time(buffer)?;
         if self.is_hybrid() {
-            self.keyed(buffer, files::V1_CPU_STAT, |key, value| match key {
-                b"nr_periods" => it.periods = Some(value),
-                b"nr_throttled" => it.throttled_periods = Some(value),
-                b"throttled_time" => it.throttled = Some(Micros(value / 1_000)),
-                b"nr_bursts" => it.bursts = Some(value),
-                b"burst_time" => it.burst = Some(Micros(value / 1_000)),
-                _ => {}
-            })?;
-            if it.usage.is_none() {
-                it.usage = self.seldom(buffer, files::V1_CPUACCT_USAGE, parse::number)?.map(|ns| Micros(ns / 1_000));
-            }
+            self.throttling_v1(buffer, &mut it)?;
         }
         Ok(it)
     }
@@ -153,7 +153,7 @@ impl Cgroup {
         it.usage = Bytes(usage);
         let limit = of(files::V1_MEMORY_LIMIT, files::MEMORY_MAX);
         it.limit = self.file(buffer, limit, parse::limit)?.flatten().map(Bytes);
-        if changed || depth != (Depth::Decide { stat: false }) {
+        if changed || !matches!(depth, Depth::Decide { stat: false, .. }) {
             let known = if hybrid { self.memory_stat_v1(buffer, &mut it)? } else { self.memory_stat(buffer, &mut it)? };
             if !known {
                 return Ok(None);
@@ -390,6 +390,16 @@ impl Cgroup {
     fn keyed(&mut self, buffer: &mut Buffer, file: Kept, take: impl FnMut(&[u8], u64)) -> Result<(), CgroupError> {
         self.file(buffer, file, |text| parse::flat_keyed(text, take)).map(|_| ())
     }
+}
+
+/// The value, or `None` and the error if it is the first.
+fn keep<T>(result: Result<Option<T>, CgroupError>, first: &mut Result<(), CgroupError>) -> Option<T> {
+    result.unwrap_or_else(|error| {
+        if first.is_ok() {
+            *first = Err(error);
+        }
+        None
+    })
 }
 
 /// Whether `memory.stat` had what a reading is nothing without.

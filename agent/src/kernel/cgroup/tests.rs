@@ -313,7 +313,7 @@ fn what_is_missing_is_none_and_is_found_when_it_comes() {
     let mut cgroup = Cgroup::open(&layout, Path::new("a")).unwrap().unwrap();
     let (mut buffer, mut it) = (Buffer::default(), CgroupReading::default());
     let mut read = |cgroup: &mut Cgroup| {
-        assert!(cgroup.read(Depth::Decide { stat: true }, &mut buffer, &mut it).unwrap());
+        assert!(cgroup.read(Depth::Decide { stat: true, quota: true }, &mut buffer, &mut it).unwrap());
         it
     };
     let nothing = read(&mut cgroup);
@@ -335,7 +335,7 @@ fn a_shallow_reading_leaves_the_rest_as_it_was() {
     put(root.path(), "pods/a/memory.peak", "1200000\n");
     put(root.path(), "pods/a/memory.stat", &STAT.replace("anon 500000", "anon 500001"));
     let mut decide = |stat, cgroup: &mut Cgroup| {
-        cgroup.read(Depth::Decide { stat }, &mut buffer, &mut it).unwrap();
+        cgroup.read(Depth::Decide { stat, quota: false }, &mut buffer, &mut it).unwrap();
         it.memory.unwrap()
     };
     let memory = decide(false, &mut cgroup);
@@ -344,6 +344,23 @@ fn a_shallow_reading_leaves_the_rest_as_it_was() {
     put(root.path(), "pods/a/memory.stat", &STAT.replace("anon 500000", "anon 500002"));
     put(root.path(), "pods/a/memory.current", "1000001\n");
     assert_eq!(decide(false, &mut cgroup).anon, Bytes(500_002), "another usage is another composition");
+}
+
+#[test]
+fn who_has_no_quota_is_asked_for_throttling_only_when_told() {
+    let root = tempfile::tempdir().unwrap();
+    let (_, mut cgroup) = hybrid(root.path());
+    let (mut buffer, mut it) = (Buffer::default(), CgroupReading::default());
+    let mut periods = |quota, text: &str| {
+        put(root.path(), "cpu/a/cpu.stat", text);
+        cgroup.read(Depth::Decide { stat: false, quota }, &mut buffer, &mut it).unwrap();
+        it.cpu.unwrap().periods
+    };
+    let none = "nr_periods 0\nnr_throttled 0\nthrottled_time 0\n";
+    assert_eq!(periods(false, none), Some(0), "the first time");
+    assert_eq!(periods(false, &none.replace("periods 0", "periods 1")), Some(0));
+    assert_eq!(periods(true, &none.replace("periods 0", "periods 2")), Some(2));
+    assert_eq!(periods(false, &none.replace("periods 0", "periods 3")), Some(3));
 }
 
 #[test]
