@@ -43,8 +43,18 @@ pub mod program {
     pub const PROCESS_EXEC: &str = "process_exec";
     /// `tp_btf/block_rq_complete`: requests that a disk has done.
     pub const DISK_REQUEST: &str = "disk_request";
+    /// `tp_btf/mm_vmscan_direct_reclaim_begin`: a task begins to free memory, for the node is short of it.
+    pub const RECLAIM_BEGIN: &str = "reclaim_begin";
+    /// `tp_btf/mm_vmscan_direct_reclaim_end`: it is done.
+    pub const RECLAIM_END: &str = "reclaim_end";
+    /// `tp_btf/mm_vmscan_memcg_reclaim_begin`: a task begins to free memory, for a limit is reached.
+    pub const LIMIT_BEGIN: &str = "limit_begin";
+    /// `tp_btf/mm_vmscan_memcg_reclaim_end`: it is done.
+    pub const LIMIT_END: &str = "limit_end";
+    /// `iter/task`: tasks by state.
+    pub const TASK_WALK: &str = "task_walk";
     /// All of them, in the order in which they are loaded.
-    pub const ALL: [&str; 13] = [
+    pub const ALL: [&str; 18] = [
         SCHED_SWITCH,
         SKB_INGRESS,
         SKB_EGRESS,
@@ -58,6 +68,11 @@ pub mod program {
         PROCESS_FORK,
         PROCESS_EXEC,
         DISK_REQUEST,
+        RECLAIM_BEGIN,
+        RECLAIM_END,
+        LIMIT_BEGIN,
+        LIMIT_END,
+        TASK_WALK,
     ];
 }
 

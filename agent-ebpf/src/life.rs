@@ -22,7 +22,7 @@ use beelet_ebpf::{Event, ExitKey, LifeRecord, Lost, flag, kind};
 
 use crate::{
     kernel::{self, Object},
-    record,
+    record, sched,
 };
 
 /// `SIGNAL_GROUP_EXIT` of the kernel: the whole process was ended, with `group_exit_code`.
@@ -56,6 +56,7 @@ pub fn process_fork(ctx: BtfTracePointContext) -> i32 {
                 None => return 0,
             },
         };
+        sched::expect(child);
         let pid: Option<u32> = kernel::get(child, &kernel::TASK_PID);
         if pid == kernel::get(child, &kernel::TASK_TGID) {
             record::add(&raw mut (*record).forks, 1);

@@ -24,10 +24,12 @@ mod kernel;
 mod life;
 mod memory;
 mod network;
+mod reclaim;
 mod record;
 mod request;
 mod sched;
 mod storage;
+mod tasks;
 mod tcp;
 
 /// The kernel lends its tracing helpers only to programs that say they may be used under the GPL; MIT is compatible.

@@ -16,6 +16,8 @@
 //! switches away from a task is the wait before the stint between them, and no hook where tasks wake is needed. The value
 //! of the switch before is kept with the task; a task's first stint began with 0. Without either (a task that is older than
 //! the program) the value of when this CPU switched to it stands in, which misses waiting on another CPU before.
+//! Before 6.4 memory for the value must not be taken here, under the scheduler's lock: it could wake kswapd, which wants that
+//! lock. There the fork takes it, and for tasks that were not born in the pods the walk over tasks.
 //!
 //! A task that leaves though it would run on was preempted, or yielded: as `nonvoluntary_ctxt_switches` counts. If another task
 //! comes, and it is not that the quota of the group is used up, that task's cgroup has taken the CPU.
@@ -149,6 +151,18 @@ unsafe fn waited(prev: Object, state: u32, last: Option<Stint>) -> Option<u64> {
             return Some(now);
         }
         last.map(|last| now.saturating_sub(last.waited_ns))
+    }
+}
+
+/// Makes room for what a task has waited, where a switch must not do it: for a task that begins, and for one that a walk finds.
+///
+/// # Safety
+/// `task` is a `task_struct` of the context, in the pods.
+#[inline(always)]
+pub unsafe fn expect(task: Object) {
+    if kernel::STORAGE_IN_SWITCH.load() == 0 {
+        // SAFETY: the caller's word. Where there is no memory the task goes without.
+        let _ = unsafe { WAITED.get(task, 1) };
     }
 }
 

@@ -161,6 +161,46 @@ pub const TABLE: &[Row] = &[
         arguments: 3,
         writes: &[map::DISK],
     },
+    Row {
+        name: program::RECLAIM_BEGIN,
+        hook: Hook::TracePoint(&["mm_vmscan_direct_reclaim_begin"]),
+        needs: &[],
+        arguments: 1,
+        writes: &[map::RECLAIM],
+    },
+    Row {
+        name: program::RECLAIM_END,
+        hook: Hook::TracePoint(&["mm_vmscan_direct_reclaim_end"]),
+        needs: &[],
+        arguments: 1,
+        writes: &[map::RECLAIM],
+    },
+    Row {
+        name: program::LIMIT_BEGIN,
+        hook: Hook::TracePoint(&["mm_vmscan_memcg_reclaim_begin"]),
+        needs: &[],
+        arguments: 1,
+        writes: &[map::RECLAIM],
+    },
+    Row {
+        name: program::LIMIT_END,
+        hook: Hook::TracePoint(&["mm_vmscan_memcg_reclaim_end"]),
+        needs: &[],
+        arguments: 1,
+        writes: &[map::RECLAIM],
+    },
+    Row {
+        name: program::TASK_WALK,
+        hook: Hook::Iterator("task"),
+        needs: &[
+            Need::Field(global::TASK_CGROUPS),
+            Need::Field(global::CSS_SET_DFL_CGRP),
+            Need::Field(global::TASK_STATE),
+            Need::Field(global::TASK_EXIT_STATE),
+        ],
+        arguments: 0,
+        writes: &[map::TASKS],
+    },
 ];
 
 /// Maps that grow with the node: name, and entries per cgroup for which there is room.
