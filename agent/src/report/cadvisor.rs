@@ -534,4 +534,4 @@ fn each_interface(row: &Row<'_>, put: Put<'_>, value: impl Fn(&InterfaceReading)
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -159,7 +159,7 @@ pub const CADVISOR_MISSING: &[Difference] = &[
 #[rustfmt::skip]
 pub const CADVISOR_OTHER: &[Difference] = &[
     diff(&["timestamps"], "Each cgroup has the time of its last reading, which is at most 10 s old; the stock kubelet's is up to 30 s old."),
-    diff(&["container_file_descriptors", "container_processes", "container_sockets"], "Of the cgroup and all below, where the stock kubelet counts the processes directly in it: pods have their sum instead of 0. Sandboxes have none."),
+    diff(&["container_file_descriptors", "container_processes", "container_sockets"], "Of the cgroup and all below, where the stock kubelet counts the processes directly in it: pods have their sum instead of 0."),
     diff(&["container_memory_failcnt", "container_memory_kernel_usage"], "On cgroup v2 the stock kubelet says 0; beelet has the kernel's numbers (`max` of memory.events, `kernel` of memory.stat)."),
     diff(&["container_memory_failures_total"], "With cgroup v1 controllers the stock kubelet's numbers of pods lack their containers; beelet's have them."),
     diff(&["container_oom_events_total"], "Counted in the kernel per container, over its restarts; the row stays while the container is down, when the stock kubelet's is gone with the cgroup. Pods and slices have no row, so that a sum counts nothing twice."),
@@ -172,6 +172,48 @@ pub const CADVISOR_OTHER: &[Difference] = &[
     diff(&["container_ulimits_soft"], "The lowest limit among the container's processes, not that of its first."),
     diff(&["container_last_seen"], "In OpenMetrics, too, which the stock kubelet does not serve."),
     diff(&["cgroups outside of kubepods"], "Rows are `/`, the pods' cgroup and the QoS classes', pods, sandboxes, containers and the node's services that beelet knows; a container that is found but not yet read has no row."),
+];
+
+/// Rows that the stock kubelet has in some families of `/metrics/cadvisor` and beelet has not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RowsLeftOut {
+    /// Families whose names begin so.
+    pub families: &'static str,
+    /// Which rows: `R` the node (`id="/"`), `S` slices, `P` pods, `B` sandboxes, `C` containers.
+    pub rows: &'static str,
+    /// Why.
+    pub why: &'static str,
+}
+
+const fn no_rows(families: &'static str, rows: &'static str, why: &'static str) -> RowsLeftOut {
+    RowsLeftOut { families, rows, why }
+}
+
+const NO_DETAILS: &str = "Open files, processes, devices and knobs are read of containers, pods and slices; a sandbox has one process \
+that does nothing, and of the whole node node_exporter tells.";
+
+/// These rows.
+#[rustfmt::skip]
+pub const CADVISOR_ROWS: &[RowsLeftOut] = &[
+    no_rows("container_blkio_device_usage_total", "RB", NO_DETAILS),
+    no_rows("container_file_descriptors", "RB", NO_DETAILS),
+    no_rows("container_fs_reads_", "RB", NO_DETAILS),
+    no_rows("container_fs_writes_", "RB", NO_DETAILS),
+    no_rows("container_memory_cache", "R", "The root cgroup's memory is told by /proc/meminfo alone: its use, working set, anonymous memory, swap and faults."),
+    no_rows("container_memory_failcnt", "R", "The node has no limit."),
+    no_rows("container_memory_kernel_usage", "R", "As container_memory_cache."),
+    no_rows("container_memory_mapped_file", "R", "As container_memory_cache."),
+    no_rows("container_memory_max_usage_bytes", "R", "As container_memory_cache."),
+    no_rows("container_memory_total_", "R", "As container_memory_cache."),
+    no_rows("container_oom_events_total", "RSPB", "An OOM kill counts in its container's row, once."),
+    no_rows("container_processes", "RB", NO_DETAILS),
+    no_rows("container_sockets", "RB", NO_DETAILS),
+    no_rows("container_spec_cpu_", "RB", NO_DETAILS),
+    no_rows("container_spec_memory_reservation_limit_bytes", "RB", NO_DETAILS),
+    no_rows("container_spec_memory_swap_limit_bytes", "R", "The node has no limit; `machine_swap_bytes` has its swap."),
+    no_rows("container_threads", "R", "The root cgroup does not count them; the stock kubelet says 0 with cgroup v1 controllers."),
+    no_rows("container_threads_max", "RB", NO_DETAILS),
+    no_rows("container_ulimits_soft", "RB", NO_DETAILS),
 ];
 
 /// Differences of `/metrics/resource`.
@@ -259,6 +301,14 @@ pub fn markdown() -> String {
             let what: Vec<String> = difference.what.iter().map(|name| format!("`{name}`")).collect();
             let _ = writeln!(out, "| {} | {} |", what.join(" "), difference.why);
         }
+    }
+    out.push_str(
+        "\n## /metrics/cadvisor: rows left out\n\n\
+         Rows: R the node (`id=\"/\"`), S slices, P pods, B sandboxes, C containers.\n\n\
+         | families | rows | why |\n|---|---|---|\n",
+    );
+    for rows in CADVISOR_ROWS {
+        let _ = writeln!(out, "| `{}` | {} | {} |", rows.families, rows.rows, rows.why);
     }
     out
 }

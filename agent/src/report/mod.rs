@@ -32,6 +32,8 @@ pub(crate) mod samples;
 #[cfg(test)]
 pub(crate) mod samples_detail;
 #[cfg(test)]
+pub(crate) mod samples_dropin;
+#[cfg(test)]
 pub(crate) mod strict;
 pub mod scrapes;
 pub mod summary;

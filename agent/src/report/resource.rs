@@ -114,3 +114,85 @@ fn node(writer: &mut Writer, none: &LabelSets, picture: &Snapshot) {
     let swap: Option<Bytes> = detail.and_then(|d| d.swap).map(|(used, _)| used);
     one("node_swap_usage_bytes", swap.map(Value::from), detail.map_or(now.wall, |d| moment(d.at, now)));
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::sync::Arc;
+
+    use beelet_core::snapshot::PodView;
+    use beelet_core::units::Bytes;
+
+    use super::*;
+    use crate::report::cadvisor::tests::recorded;
+    use crate::report::strict::{self, Families, Sample};
+    use crate::report::{samples, samples_dropin};
+
+    fn ours(picture: &Snapshot) -> Families {
+        let (out, written) = render(picture, Caps::default(), Format::Text);
+        assert_eq!((written.dropped, written.misfits), (0, 0));
+        strict::parse(&String::from_utf8(out).unwrap(), Format::Text).unwrap()
+    }
+
+    #[test]
+    fn it_is_the_stock_kubelets() {
+        let ours = ours(&samples_dropin::recorded_node());
+        assert_eq!(
+            ours.keys().map(String::as_str).collect::<Vec<_>>(),
+            RESOURCE.iter().map(|m| m.name).collect::<Vec<_>>()
+        );
+        let shape = |family: &strict::Family| {
+            let samples = &family.samples;
+            let labels: BTreeSet<Vec<String>> =
+                samples.iter().map(|s| s.label_names().iter().map(|&n| n.to_owned()).collect()).collect();
+            (family.kind.clone(), labels, samples.iter().map(|s| s.at.is_some()).collect::<BTreeSet<_>>())
+        };
+        let mut seen = BTreeSet::new();
+        for (path, text) in recorded("metrics-resource.txt") {
+            for (name, theirs) in strict::parse(&text, Format::Text).unwrap() {
+                let family = ours.get(&name).unwrap_or_else(|| panic!("no {name}"));
+                assert_eq!(shape(family), shape(&theirs), "{name} in {}", path.display());
+                seen.insert(name);
+            }
+        }
+        assert_eq!(seen.len(), ours.len(), "all were recorded");
+    }
+
+    #[test]
+    fn values_have_the_time_of_their_reading_and_zero_is_shown() {
+        let mut picture = samples_dropin::recorded_node();
+        let web = Arc::make_mut(&mut picture.pods[2]);
+        let reading = web.containers[0].reading.as_mut().unwrap();
+        (reading.at, reading.cpu.as_mut().unwrap().usage) = (Micros::secs(991), Some(Micros::ZERO));
+        let families = ours(&picture);
+        let of = |name: &str| {
+            let samples = &families[name].samples;
+            let is_web = |s: &&Sample| (s.label("pod"), s.label("container")) == ("web-node", "main");
+            let sample = samples.iter().find(is_web).unwrap();
+            (sample.value, sample.at)
+        };
+        let read = Some((samples::WALL - Micros::secs(9)).get() / 1_000);
+        assert_eq!(of("container_cpu_usage_seconds_total"), (0.0, read));
+        assert_eq!(of("container_memory_working_set_bytes"), (Bytes::mib(60 + 501 - 10).get() as f64, read));
+        assert_eq!(of("container_start_time_seconds").1, None);
+    }
+
+    #[test]
+    fn only_what_runs_is_shown() {
+        let families = ours(&samples::busy_node());
+        let pods: Vec<&str> = families["pod_cpu_usage_seconds_total"].samples.iter().map(|s| s.label("pod")).collect();
+        assert_eq!(pods, ["web-node"], "the other one waits");
+        let containers = &families["container_cpu_usage_seconds_total"].samples;
+        assert_eq!(containers.len(), 1);
+        assert_eq!(families["resource_scrape_error"].samples[0].value, 1.0, "the node was never read");
+    }
+
+    #[test]
+    fn a_pod_and_its_successor_of_the_same_name_are_one() {
+        let mut picture = samples_dropin::recorded_node();
+        let mut again = PodView::clone(&picture.pods[2]);
+        Arc::make_mut(&mut again.spec).uid = "another".into();
+        picture.pods.push(Arc::new(again));
+        assert_eq!(ours(&picture)["pod_cpu_usage_seconds_total"].samples.len(), 3);
+    }
+}

@@ -13,7 +13,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::{Path, State};
@@ -32,10 +32,15 @@ use crate::clock::Clock;
 use crate::report::explain::explain;
 use crate::report::metrics::{self, Metrics, MetricsError};
 use crate::report::podlist::pod_list;
+use crate::report::scrapes::{Endpoint, Scrapes};
 use crate::report::{AgentReport, Manifests, Published, words};
 
 /// The agent is stuck when its last step, look or listing is longer ago.
 pub const STUCK_AFTER: Micros = Micros::secs(30);
+
+mod dropin;
+
+use dropin::DropIn;
 
 /// What the routes answer from.
 #[derive(Clone)]
@@ -44,6 +49,7 @@ pub struct ServerState {
     agent: AgentReport,
     manifests: Manifests,
     metrics: Metrics,
+    dropin: DropIn,
     now: Arc<dyn Fn() -> Now + Send + Sync>,
 }
 
@@ -53,8 +59,16 @@ impl ServerState {
     /// # Errors
     /// If the metrics cannot be registered, which a test of the table rules out.
     pub fn new(published: Published, agent: AgentReport, manifests: Manifests) -> Result<Self, MetricsError> {
-        let metrics = Metrics::new(published.clone(), agent.clone())?;
-        Ok(Self { published, agent, manifests, metrics, now: Arc::new(|| Clock.now()) })
+        let scrapes = Scrapes::default();
+        let metrics = Metrics::new(published.clone(), agent.clone(), scrapes.clone())?;
+        let dropin = DropIn::new(scrapes);
+        Ok(Self { published, agent, manifests, metrics, dropin, now: Arc::new(|| Clock.now()) })
+    }
+
+    /// What answering cost so far.
+    #[must_use]
+    pub fn scrapes(&self) -> &Scrapes {
+        &self.dropin.scrapes
     }
 
     /// The same with another clock.
@@ -132,6 +146,10 @@ pub fn router(state: ServerState) -> Router {
         .route("/", get(index))
         .route("/healthz", get(healthz))
         .route("/metrics", get(metrics_text))
+        .route("/metrics/cadvisor", get(dropin::cadvisor))
+        .route("/metrics/resource", get(dropin::resource))
+        .route("/metrics/probes", get(dropin::probes))
+        .route("/stats/summary", get(dropin::summary).post(dropin::summary))
         .route("/pods", get(pods))
         .route("/debug/snapshot", get(snapshot))
         .route("/debug/agent", get(agent))
@@ -208,6 +226,10 @@ beelet
 
 /healthz                           ok, or why not
 /metrics                           Prometheus text format
+/metrics/cadvisor                  containers by cAdvisor's names, as the stock kubelet's
+/metrics/resource                  CPU and memory for metrics-server, as the stock kubelet's
+/metrics/probes                    nothing yet
+/stats/summary                     use of resources as JSON, as the stock kubelet's
 /pods                              v1 PodList
 /debug/explain/{namespace}/{pod}   why a pod is as it is
 /debug/snapshot                    the picture after the last step, for `beelet top`
@@ -244,8 +266,12 @@ async fn healthz(State(state): State<ServerState>) -> Response {
 }
 
 async fn metrics_text(State(state): State<ServerState>) -> Response {
+    let begun = Instant::now();
     match state.metrics.text() {
-        Ok(text) => ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
+        Ok(text) => {
+            state.dropin.scrapes.note(Endpoint::Metrics, begun.elapsed(), text.len(), 0, 0);
+            ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response()
+        }
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     }
 }

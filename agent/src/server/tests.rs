@@ -4,13 +4,15 @@ use beelet_core::snapshot::Snapshot;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
-use crate::report::{Latest, SelfReport, samples};
+use crate::report::exposition::Format;
+use crate::report::{Latest, SelfReport, samples, strict};
 use crate::top::client::{Server, get_text};
 
 struct Running {
     address: SocketAddr,
     published: Published,
     agent: AgentReport,
+    scrapes: Scrapes,
     stop: CancellationToken,
     task: tokio::task::JoinHandle<()>,
 }
@@ -19,10 +21,11 @@ async fn start(limits: Limits, now: Now) -> Running {
     let published = Published::new(samples::busy_node());
     let agent = AgentReport::new(samples::agent());
     let state = ServerState::new(published.clone(), agent.clone(), Latest::default()).unwrap().with_clock(move || now);
+    let scrapes = state.scrapes().clone();
     let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
     let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
     let task = tokio::spawn(serve_within(listener, state, stop.clone(), limits));
-    Running { address, published, agent, stop, task }
+    Running { address, published, agent, scrapes, stop, task }
 }
 
 fn soon() -> Now {
@@ -51,6 +54,55 @@ async fn every_path_answers() {
     assert!(status == 404 && body.contains(r#""nearby":["default/web-node""#), "{body}");
     let (status, body) = server.get("/nothing").await;
     assert!(status == 404 && body.contains("/metrics"), "{body}");
+}
+
+/// Status, content type, content encoding and body.
+async fn raw(server: &Running, method: &str, path: &str, headers: &str) -> (String, Vec<u8>) {
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    let request = format!("{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.unwrap();
+    let end = answer.windows(4).position(|w| w == b"\r\n\r\n").unwrap() + 4;
+    let body = answer.split_off(end);
+    (String::from_utf8(answer).unwrap().to_lowercase(), body)
+}
+
+#[tokio::test]
+async fn what_stands_in_for_the_kubelet_answers_as_it_does() {
+    let server = start(Limits::default(), soon()).await;
+    let text = "content-type: text/plain; version=0.0.4; charset=utf-8; escaping=underscores\r\n";
+    for path in ["/metrics/cadvisor", "/metrics/resource", "/metrics/probes"] {
+        let (head, body) = raw(&server, "GET", path, "").await;
+        assert!(head.starts_with("http/1.1 200") && head.contains(text), "{path}: {head}");
+        let plain = String::from_utf8(body).unwrap();
+        strict::parse(&plain, Format::Text).unwrap();
+        assert_eq!(plain.is_empty(), path == "/metrics/probes", "{path}");
+
+        let asked = "Accept: application/openmetrics-text;version=1.0.0\r\nAccept-Encoding: gzip\r\n";
+        let (head, body) = raw(&server, "GET", path, asked).await;
+        assert!(head.contains("content-type: application/openmetrics-text; version=1.0.0"), "{path}: {head}");
+        assert!(head.contains("content-encoding: gzip"), "{path}: {head}");
+        let mut open = String::new();
+        io::Read::read_to_string(&mut flate2::read::GzDecoder::new(&body[..]), &mut open).unwrap();
+        strict::parse(&open, Format::OpenMetrics).unwrap();
+    }
+    for method in ["GET", "POST"] {
+        let (head, body) = raw(&server, method, "/stats/summary", "").await;
+        assert!(head.contains("content-type: application/json\r\n"), "{head}");
+        let whole: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(whole["node"]["nodeName"], "node");
+        let (_, body) = raw(&server, method, "/stats/summary?only_cpu_and_memory=true", "").await;
+        let less: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        let has_io = |v: &serde_json::Value| v["pods"][0].get("io").is_some();
+        assert!(has_io(&whole) && !has_io(&less), "{less}");
+    }
+    // The wrong value is no wish.
+    let (_, body) = raw(&server, "GET", "/stats/summary?only_cpu_and_memory=1", "").await;
+    assert!(String::from_utf8(body).unwrap().contains("\"io\""));
+    let noted = server.scrapes.of(Endpoint::Cadvisor);
+    assert!(noted.answers == 2 && noted.series > 50 && noted.bytes > 5_000 && !noted.spent.is_zero(), "{noted:?}");
+    assert_eq!(server.scrapes.of(Endpoint::Summary).answers, 5);
 }
 
 #[tokio::test]
