@@ -210,6 +210,17 @@ fn pod_sentences(out: &mut String, pod: &PodView, forecast: Option<&Forecast>, n
     for evidence in &verdict.evidence {
         let _ = writeln!(out, "  seen: {}", plain(evidence));
     }
+    for slow in &pod.slow {
+        let (lost, since) = (slow.lost.get() / 10_000, words::duration(now - slow.since));
+        let _ = writeln!(
+            out,
+            "It is slow for {since}: {}, which costs it {lost} % of its time.",
+            plain(&slow.cause.to_string())
+        );
+        for (name, value) in &slow.evidence {
+            let _ = writeln!(out, "  measured: {} = {}", plain(name), plain(value));
+        }
+    }
     if let Some(forecast) = forecast {
         forecast_sentence(out, forecast);
     }
@@ -242,7 +253,7 @@ fn forecast_sentence(out: &mut String, forecast: &Forecast) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::samples;
+    use super::super::{samples, samples_detail};
     use super::*;
 
     #[test]
@@ -264,6 +275,13 @@ mod tests {
              because exit code = 137\n"
                 .replace("10:00:00Z", "09:59:55Z")
         );
+    }
+
+    #[test]
+    fn a_slow_pod_is_told_the_cause_with_its_numbers() {
+        let text = sentences(&explain(&samples_detail::detailed_node(), "default", "web").unwrap());
+        assert!(text.contains("It is slow for 0s: it waits for CPUs that pod default/leak-node takes"), "{text}");
+        assert!(text.contains(", which costs it 25 % of its time.\n  measured: waited = 25 % of the time\n"), "{text}");
     }
 
     #[test]
