@@ -97,7 +97,7 @@ impl Bed {
         ip(&format!("netns add {server}"))?;
         ip(&format!("netns add {client}"))?;
         ip(&format!(
-            "link add {DEVICE} address {SERVER_MAC} netns {server} type veth peer name {DEVICE} address {CLIENT_MAC} netns {client}"
+            "-n {server} link add {DEVICE} address {SERVER_MAC} type veth peer name {DEVICE} address {CLIENT_MAC} netns {client}"
         ))?;
         let mut ipv6 = true;
         for (namespace, own, own_ipv6, other, other_ipv6, mac) in [
