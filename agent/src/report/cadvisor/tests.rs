@@ -281,28 +281,6 @@ fn openmetrics_has_the_same_series() {
     assert_eq!(open.len(), text.len());
 }
 
-/// `promtool check metrics` takes it; its lint, which wants other names than upstream's, is left out.
-#[test]
-fn promtool_accepts_it() {
-    use std::io::Write as _;
-    use std::process::{Command, Stdio};
-    let Some(promtool) = std::env::var_os("BEELET_PROMTOOL") else {
-        eprintln!("skipped: promtool_accepts_it: BEELET_PROMTOOL is not set; `cargo xtask test` sets it");
-        return;
-    };
-    let text = render(&samples_dropin::recorded_node(), Format::Text).0;
-    let mut child = Command::new(promtool)
-        .args(["check", "metrics", "--lint=none"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
-    let output = child.wait_with_output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-}
-
 /// Prints what an answer costs: `cargo test --release -p beelet --lib -- --ignored --nocapture cost_of_an_answer`.
 #[test]
 #[ignore = "a measurement, for an optimised build"]

@@ -17,7 +17,7 @@ fn ours(only: bool) -> Value {
     let mut detail = NodeDetail::clone(picture.node.detail.as_ref().unwrap());
     json(&summaries, &picture, only);
     for (_, _, reading) in &mut detail.services {
-        reading.at = reading.at + Micros::secs(10);
+        reading.at += Micros::secs(10);
         let usage = &mut reading.cpu.as_mut().unwrap().usage;
         *usage = usage.map(|used| used + Micros::secs(1));
     }
