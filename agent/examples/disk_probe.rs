@@ -195,21 +195,33 @@ impl Loop {
     fn make() -> Result<Self> {
         let image = env::temp_dir().join(format!("beelet-disk-{}.img", std::process::id()));
         fs::File::create(&image)?.set_len(64 << 20)?;
-        let output = Command::new("losetup").args(["--find", "--show"]).arg(&image).output();
-        let device = match output.context("cannot start losetup") {
-            Ok(output) if output.status.success() => String::from_utf8(output.stdout)?.trim().to_owned(),
-            other => {
-                fs::remove_file(&image)?;
-                bail!("no loop device: {other:?}");
+        // In two steps, and with short names, so that BusyBox's can do it, too.
+        let made = (|| -> Result<String> {
+            if !Path::new("/dev/loop-control").exists() {
+                said(Command::new("modprobe").arg("loop"))?;
             }
-        };
+            let device = said(Command::new("losetup").arg("-f"))?;
+            said(Command::new("losetup").arg(&device).arg(&image))?;
+            Ok(device)
+        })();
+        if made.is_err() {
+            fs::remove_file(&image)?;
+        }
+        let device = made?;
         Ok(Self { device, image })
     }
 }
 
+/// What a command said.
+fn said(command: &mut Command) -> Result<String> {
+    let output = command.output().with_context(|| format!("cannot start {command:?}"))?;
+    ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+}
+
 impl Drop for Loop {
     fn drop(&mut self) {
-        let detached = Command::new("losetup").args(["--detach", &self.device]).status();
+        let detached = Command::new("losetup").args(["-d", &self.device]).status();
         if !detached.is_ok_and(|status| status.success()) || fs::remove_file(&self.image).is_err() {
             eprintln!("{} on {} is left over", self.device, self.image.display());
         }
@@ -296,7 +308,7 @@ fn disks(bed: &Bed, counters: &mut Counters) -> Result<Outcome> {
     }
     let image = match Loop::make() {
         Ok(image) => image,
-        Err(error) => return Ok(Outcome::NotRun(format!("{error:#}"))),
+        Err(error) => return Ok(Outcome::NotRun(format!("no loop device: {error:#}"))),
     };
     let number = fs::metadata(&image.device)?.rdev();
     let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));

@@ -80,11 +80,14 @@ async fn run(object: &Path) -> Result<ExitCode> {
     for (name, result) in [
         ("cpu time against cpu.stat", cpu(&bed, &counters)),
         ("two threads that hand over for 2 s", switches(&bed, &counters)),
-        ("waits against schedstat", tasks::wait(&bed, &counters)),
+        ("waits against schedstat", tasks::wait(&bed, &mut counters)),
+        ("another cgroup takes the CPU", tasks::preemption(&bed, &mut counters)),
+        ("tasks by state", tasks::states(&bed, &mut counters)),
+        ("reclaim in a limit of 16 MiB", tasks::reclaim(&bed, &mut counters)),
         ("8 MiB sent and received", network(&bed, &counters)),
-        ("exit with code 7", exits(&bed, &mut receiver, "exit7", Some(7), None).await),
-        ("exit by SIGSEGV", exits(&bed, &mut receiver, "segv", None, Some(11)).await),
-        ("process of two threads ends once", exits(&bed, &mut receiver, "threads", Some(3), None).await),
+        ("exit with code 7", exits(&bed, &mut receiver, ("exit7", Who::First), Some(7), None).await),
+        ("exit by SIGSEGV", exits(&bed, &mut receiver, ("segv", Who::Any), None, Some(11)).await),
+        ("process of two threads ends once", exits(&bed, &mut receiver, ("threads", Who::First), Some(3), None).await),
         ("listener appears and goes", listener(&bed, &mut receiver).await),
         ("pressure trigger wakes", pressure(&bed).await),
         ("OOM kill in a limit of 32 MiB", oom(&bed, &mut receiver).await),
@@ -162,12 +165,25 @@ impl Bed {
     }
 
     fn spawn(&self, role: &str, more: &[&str]) -> Result<Child> {
-        let join: Vec<String> = [self.layout.unified().join(&self.inner)]
+        self.spawn_in(&self.inner, role, more)
+    }
+
+    fn spawn_in(&self, cgroup: &Path, role: &str, more: &[&str]) -> Result<Child> {
+        self.spawn_by(&[], cgroup, role, more)
+    }
+
+    /// The same, started by another program.
+    fn spawn_by(&self, before: &[&str], cgroup: &Path, role: &str, more: &[&str]) -> Result<Child> {
+        let join: Vec<String> = [self.layout.unified().join(cgroup)]
             .into_iter()
-            .chain(v1_memory(&self.layout, &self.inner))
+            .chain(v1_memory(&self.layout, cgroup).filter(|directory| directory.exists()))
             .map(|directory| directory.join("cgroup.procs").display().to_string())
             .collect();
-        Command::new(env::current_exe()?)
+        let this = env::current_exe()?.display().to_string();
+        let words: Vec<&str> = before.iter().copied().chain([this.as_str()]).collect();
+        let [program, arguments @ ..] = words.as_slice() else { bail!("nothing to start") };
+        Command::new(program)
+            .args(arguments)
             .args(["child", role, &join.join(":")])
             .args(more)
             .stdin(Stdio::piped())
@@ -274,13 +290,33 @@ fn network(bed: &Bed, counters: &Counters) -> Result<Outcome> {
     Ok(Outcome::Passed(text))
 }
 
-async fn exits(bed: &Bed, events: &mut Events, role: &str, code: Option<u8>, signal: Option<u8>) -> Result<Outcome> {
-    let mut child = bed.spawn(role, &[])?;
+/// How a process is told apart from others.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Who {
+    /// By its id.
+    Any,
+    /// As the first one of a pid namespace: only of those, and of deaths by signal, is the end told.
+    First,
+}
+
+async fn exits(
+    bed: &Bed,
+    events: &mut Events,
+    (role, who): (&str, Who),
+    code: Option<u8>,
+    signal: Option<u8>,
+) -> Result<Outcome> {
+    let before: &[&str] = if who == Who::First { &["unshare", "--pid", "--fork"] } else { &[] };
+    let mut child = bed.spawn_by(before, &bed.inner, role, &[])?;
     child.wait()?;
     let mut seen = Vec::new();
     while let Ok(Some(event)) = timeout(Duration::from_millis(500), events.recv()).await {
         if let KernelEvent::Exit(exit) = event
-            && exit.pid == child.id()
+            && if who == Who::First {
+                exit.cgroup == bed.cgroup.id() && exit.ns_pid == Some(1)
+            } else {
+                exit.pid == child.id()
+            }
         {
             seen.push(exit);
         }
@@ -425,7 +461,7 @@ fn forget(bed: &Bed, counters: &mut Counters) -> Result<Outcome> {
 
 fn child(arguments: &[String]) -> Result<u8> {
     let [role, join, more @ ..] = arguments else { bail!("too few arguments") };
-    for file in join.split(':') {
+    for file in join.split(':').filter(|it| !it.is_empty()) {
         fs::write(file, "0")?;
     }
     match role.as_str() {

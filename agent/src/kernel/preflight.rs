@@ -36,6 +36,23 @@ const CAP_SYS_ADMIN: u32 = 21;
 /// `CAP_BPF`.
 const CAP_BPF: u32 = 39;
 
+/// The tracepoints that programs are attached to, and what is not seen without them.
+const TRACEPOINTS: &[(&str, &str)] = &[
+    ("tracepoint_sched_switch", "run time is that of files, waits for the CPU and preemptions are not seen"),
+    ("tracepoint_mark_victim", "OOM kills are told by counters of cgroups, without the process"),
+    ("tracepoint_sched_process_exit", "ends of processes are told by the runtime, for containers only"),
+    ("tracepoint_sched_process_fork", "processes and threads that begin are not counted"),
+    ("tracepoint_sched_process_exec", "programs that begin are not counted"),
+    ("tracepoint_block_rq_complete", "disk requests are those of io.stat, without how long they took"),
+    ("tracepoint_mm_vmscan_direct_reclaim_begin", "reclaim for the node is seen as pressure only"),
+    ("tracepoint_mm_vmscan_memcg_reclaim_begin", "reclaim for a limit is seen as pressure only"),
+    ("tracepoint_inet_sock_set_state", "listening ports are looked up from time to time, connections are not counted"),
+    ("tracepoint_tcp_retransmit_skb", "segments sent again are not counted by cgroup"),
+    ("tracepoint_tcp_send_reset", "resets sent are not counted"),
+    ("tracepoint_tcp_receive_reset", "resets received are not counted"),
+    ("tracepoint_kfree_skb", "dropped packets are those of the network devices"),
+];
+
 /// Probes everything.
 ///
 /// `pods_root` is the relative path of the pods' root; files that the root cgroup does not have are looked for there, so it
@@ -58,31 +75,35 @@ fn bpf(found: &mut Vec<Capability>) {
     match Btf::of_kernel() {
         Ok(btf) => {
             found.push(yes("btf", format!("{} types in {VMLINUX}", btf.len())));
-            for (name, tracepoint) in [
-                ("tracepoint_sched_switch", "sched_switch"),
-                ("tracepoint_mark_victim", "mark_victim"),
-                ("tracepoint_sched_process_exit", "sched_process_exit"),
-                ("tracepoint_inet_sock_set_state", "inet_sock_set_state"),
-            ] {
-                found.push(match btf.tracepoint(tracepoint) {
+            for (name, follows) in TRACEPOINTS {
+                found.push(match btf.tracepoint(name.strip_prefix("tracepoint_").unwrap_or(name)) {
                     Ok(arguments) => yes(name, format!("passes {} arguments", arguments.len())),
-                    Err(error) => no(name, error.to_string()),
+                    Err(error) => no(name, format!("{error}; {follows}")),
                 });
             }
+            found.push(match btf.member_offset("bpf_iter__task", "task") {
+                Ok(_) => yes("bpf_iter_task", "the kernel has it"),
+                Err(error) => no("bpf_iter_task", format!("{error}; tasks are counted by state from /proc, which takes longer")),
+            });
         }
         Err(error) => found.push(no("btf", format!("{error}; no program that looks into the kernel is loaded"))),
     }
-    for (name, kind) in [
-        ("bpf_hash_per_cpu", MapType::PerCpuHash),
-        ("bpf_ring_buffer", MapType::RingBuf),
-        ("bpf_task_storage", MapType::TaskStorage),
-        ("bpf_cgroup_storage", MapType::CgrpStorage),
+    // The programs are one object: without one of its kinds of maps none is loaded.
+    let nothing = "no eBPF program is loaded, and files have to tell";
+    for (name, kind, follows) in [
+        ("bpf_hash_per_cpu", MapType::PerCpuHash, nothing),
+        ("bpf_ring_buffer", MapType::RingBuf, nothing),
+        ("bpf_task_storage", MapType::TaskStorage, nothing),
+        ("bpf_socket_storage", MapType::SkStorage, nothing),
+        ("bpf_cgroup_storage", MapType::CgrpStorage, "counters are in hashes instead, as everywhere"),
     ] {
-        found.push(supported(name, is_map_supported(kind).map_err(|error| error.to_string())));
+        found.push(supported(name, is_map_supported(kind).map_err(|error| error.to_string()), follows));
     }
-    for (name, kind) in [("bpf_cgroup_skb", ProgramType::CgroupSkb), ("bpf_raw_tracepoint", ProgramType::RawTracePoint)]
-    {
-        found.push(supported(name, is_program_supported(kind).map_err(|error| error.to_string())));
+    for (name, kind, follows) in [
+        ("bpf_cgroup_skb", ProgramType::CgroupSkb, "packets, requests and DNS are not seen by cgroup"),
+        ("bpf_raw_tracepoint", ProgramType::RawTracePoint, "no program that looks into the kernel is loaded"),
+    ] {
+        found.push(supported(name, is_program_supported(kind).map_err(|error| error.to_string()), follows));
     }
 }
 
@@ -140,11 +161,11 @@ fn cgroups(layout: &CgroupLayout, pods_root: &Path, found: &mut Vec<Capability>)
     });
 }
 
-fn supported(name: &'static str, result: Result<bool, String>) -> Capability {
+fn supported(name: &'static str, result: Result<bool, String>, follows: &str) -> Capability {
     match result {
         Ok(true) => yes(name, "the kernel takes it"),
-        Ok(false) => no(name, "the kernel does not know it"),
-        Err(error) => no(name, format!("the kernel refuses to tell: {error}")),
+        Ok(false) => no(name, format!("the kernel does not know it; {follows}")),
+        Err(error) => no(name, format!("the kernel refuses to tell: {error}; without it {follows}")),
     }
 }
 
@@ -167,7 +188,24 @@ fn no(name: &'static str, reason: impl Into<String>) -> Capability {
 mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
+    use super::super::programs::{Hook, TABLE};
     use super::*;
+
+    #[test]
+    fn every_tracepoint_of_a_program_is_probed() {
+        for row in TABLE {
+            if let Hook::TracePoint(names) = row.hook {
+                let is_probed = |name: &&str| {
+                    let end_too = name.strip_suffix("_end").map(|name| format!("{name}_begin"));
+                    TRACEPOINTS.iter().any(|(it, _)| {
+                        let it = it.strip_prefix("tracepoint_");
+                        it == Some(name) || (it.is_some() && it == end_too.as_deref())
+                    })
+                };
+                assert!(names.iter().any(is_probed), "{names:?}");
+            }
+        }
+    }
 
     #[test]
     fn every_fact_has_a_reason_and_a_name_of_its_own() {

@@ -132,7 +132,7 @@ impl<K: Key, R: Pod + Default> Table<K, R> {
         } else {
             self.read_keys(scratch)?;
         }
-        self.index.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        self.index.sort_unstable_by_key(|(key, _)| *key);
         // Going from key to key may meet one twice.
         self.index.dedup_by(|(a, _), (b, _)| a == b);
         self.known = true;
@@ -397,7 +397,7 @@ mod tests {
         assert!(told.contains("16"), "{told}");
     }
 
-    /// `cargo test --release -p beelet --lib kernel::table -- --ignored --nocapture`
+    /// `cargo test -p beelet --lib kernel::table -- --ignored --nocapture`
     #[test]
     #[ignore = "a measurement: how long it takes to read 1500 entries"]
     fn time_of_a_reading() {

@@ -27,7 +27,7 @@ use serde_json::json;
 
 use crate::ctx::{self, Ctx};
 pub(crate) use machine::{Forward, Options, Vm};
-pub(crate) use node::run_in_vm;
+pub(crate) use node::{PROBES, run_in_vm};
 
 /// What can be done with the VM.
 #[derive(Debug, clap::Subcommand)]
