@@ -56,7 +56,7 @@ pub fn process_fork(ctx: BtfTracePointContext) -> i32 {
                 None => return 0,
             },
         };
-        sched::expect(child);
+        sched::expect(child, false);
         let pid: Option<u32> = kernel::get(child, &kernel::TASK_PID);
         if pid == kernel::get(child, &kernel::TASK_TGID) {
             record::add(&raw mut (*record).forks, 1);

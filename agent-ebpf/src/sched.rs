@@ -155,14 +155,25 @@ unsafe fn waited(prev: Object, state: u32, last: Option<Stint>) -> Option<u64> {
 }
 
 /// Makes room for what a task has waited, where a switch must not do it: for a task that begins, and for one that a walk finds.
+/// Of a task that sleeps it is known: it has waited for nothing since it left its CPU.
 ///
 /// # Safety
 /// `task` is a `task_struct` of the context, in the pods.
 #[inline(always)]
-pub unsafe fn expect(task: Object) {
-    if kernel::STORAGE_IN_SWITCH.load() == 0 {
-        // SAFETY: the caller's word. Where there is no memory the task goes without.
-        let _ = unsafe { WAITED.get(task, 1) };
+pub unsafe fn expect(task: Object, sleeps: bool) {
+    if kernel::STORAGE_IN_SWITCH.load() == 1 {
+        return;
+    }
+    // SAFETY: the caller's word; the value is of a map. Where there is no memory the task goes without. A task that wakes, runs
+    // and leaves just now may be set back, once.
+    unsafe {
+        if let Some(kept) = WAITED.get(task, 1)
+            && *kept == 0
+            && sleeps
+            && let Some(now) = kernel::get::<u64>(task, &kernel::TASK_RUN_DELAY)
+        {
+            *kept = now + 1;
+        }
     }
 }
 

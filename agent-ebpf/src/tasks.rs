@@ -73,8 +73,8 @@ pub fn task_walk(step: *const Step) -> i32 {
             (*record).zombie += 1;
             return 0;
         }
-        sched::expect(task);
         let Some(state) = kernel::get::<u32>(task, &kernel::TASK_STATE) else { return 0 };
+        sched::expect(task, state & (SLEEPING | UNINTERRUPTIBLE) != 0);
         if state & STOPPED != 0 {
             (*record).stopped += 1;
         } else if state & UNINTERRUPTIBLE != 0 {

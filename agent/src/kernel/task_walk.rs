@@ -169,7 +169,8 @@ mod tests {
         proc.process(40, "/pods-not", &[(40, 'R')]);
         proc.process(50, "/pods/gone (deleted)", &[(50, 'D')]);
         let found = walk(&proc.0, "/pods", 100).unwrap();
-        let a = TaskRecord { sleeping: 1, running: 1, uninterruptible: 1, zombie: 1, processes: 2, ..Default::default() };
+        let a =
+            TaskRecord { sleeping: 1, running: 1, uninterruptible: 1, zombie: 1, processes: 2, ..Default::default() };
         let b = TaskRecord { stopped: 2, processes: 1, ..Default::default() };
         let gone = TaskRecord { uninterruptible: 1, processes: 1, ..Default::default() };
         let expected = [("/pods/a", a), ("/pods/a/b", b), ("/pods/gone", gone)];
