@@ -12,52 +12,52 @@ use anyhow::{Context, Result, bail, ensure};
 use beelet::kernel::cgroup::CgroupLayout;
 
 /// Addresses of the two devices.
-pub const SERVER_MAC: &str = "02:00:00:00:77:01";
+pub(crate) const SERVER_MAC: &str = "02:00:00:00:77:01";
 const CLIENT_MAC: &str = "02:00:00:00:77:02";
-pub const SERVER: &str = "10.77.0.1";
-pub const SERVER_IPV6: &str = "fd77::1";
+pub(crate) const SERVER: &str = "10.77.0.1";
+pub(crate) const SERVER_IPV6: &str = "fd77::1";
 const CLIENT: &str = "10.77.0.2";
 const CLIENT_IPV6: &str = "fd77::2";
 const DEVICE: &str = "eth0";
 
 /// How a check ended that did not fail.
-pub enum Outcome {
+pub(crate) enum Outcome {
     Passed(String),
     NotRun(String),
 }
 
 #[derive(Clone, Copy)]
-pub enum Side {
+pub(crate) enum Side {
     Server,
     Client,
 }
 
 /// What a device has carried.
-pub struct Device {
-    pub rx_bytes: u64,
-    pub rx_packets: u64,
-    pub tx_bytes: u64,
-    pub tx_packets: u64,
+pub(crate) struct Device {
+    pub(crate) rx_bytes: u64,
+    pub(crate) rx_packets: u64,
+    pub(crate) tx_bytes: u64,
+    pub(crate) tx_packets: u64,
 }
 
 /// Everything that is made; gone at its end.
-pub struct Bed {
+pub(crate) struct Bed {
     /// Directory of the pods' root in the unified hierarchy.
-    pub pods: PathBuf,
-    pub server: Peer,
-    pub client: Peer,
+    pub(crate) pods: PathBuf,
+    pub(crate) server: Peer,
+    pub(crate) client: Peer,
     /// Beside the server, but in no cgroup of ours.
     outside: Peer,
     /// Whether the namespaces have IPv6.
-    pub ipv6: bool,
+    pub(crate) ipv6: bool,
 }
 
 /// One of the two processes, its cgroup and its namespace.
-pub struct Peer {
+pub(crate) struct Peer {
     role: &'static str,
     directory: PathBuf,
     /// Id of its cgroup.
-    pub cgroup: u64,
+    pub(crate) cgroup: u64,
     namespace: String,
     process: Option<(Child, ChildStdin, BufReader<ChildStdout>)>,
 }
@@ -70,7 +70,7 @@ fn ip(line: &str) -> Result<String> {
 }
 
 impl Bed {
-    pub fn make(layout: &CgroupLayout) -> Result<Self> {
+    pub(crate) fn make(layout: &CgroupLayout) -> Result<Self> {
         let name = format!("beelet-ntest-{}", std::process::id());
         let pods = layout.unified().join(&name);
         let peer = |role: &'static str| -> Result<Peer> {
@@ -118,20 +118,20 @@ impl Bed {
     }
 
     /// Starts the processes.
-    pub fn start(&mut self) -> Result<()> {
+    pub(crate) fn start(&mut self) -> Result<()> {
         self.server.start()?;
         self.outside.start()?;
         self.client.start()
     }
 
     /// Where the client takes the server to be.
-    pub fn neighbour(&self, mac: &str) -> Result<()> {
+    pub(crate) fn neighbour(&self, mac: &str) -> Result<()> {
         ip(&format!("-n {} neigh replace {SERVER} lladdr {mac} dev {DEVICE} nud permanent", self.client.namespace))
             .map(drop)
     }
 
     /// What the device of one side has carried.
-    pub fn device(&self, side: Side) -> Result<Device> {
+    pub(crate) fn device(&self, side: Side) -> Result<Device> {
         let peer = match side {
             Side::Server => &self.server,
             Side::Client => &self.client,
@@ -169,13 +169,13 @@ impl Peer {
     }
 
     /// Tells the process to do something.
-    pub fn send(&mut self, command: &str) -> Result<()> {
+    pub(crate) fn send(&mut self, command: &str) -> Result<()> {
         let (_, stdin, _) = self.process.as_mut().context("not started")?;
         writeln!(stdin, "{command}").with_context(|| format!("the {} is gone", self.role))
     }
 
     /// Waits for what it answers.
-    pub fn answer(&mut self) -> Result<String> {
+    pub(crate) fn answer(&mut self) -> Result<String> {
         let (_, _, stdout) = self.process.as_mut().context("not started")?;
         let mut line = String::new();
         if stdout.read_line(&mut line)? == 0 {
@@ -188,7 +188,7 @@ impl Peer {
     }
 
     /// Both.
-    pub fn tell(&mut self, command: &str) -> Result<String> {
+    pub(crate) fn tell(&mut self, command: &str) -> Result<String> {
         self.send(command)?;
         self.answer().with_context(|| command.to_owned())
     }

@@ -93,11 +93,7 @@ fn run(object: &Path) -> Result<ExitCode> {
         );
     }
     println!("  (some 60 ns of each event are the measuring itself)");
-    println!(
-        "  lost: {:?}, fields that this kernel lacks: {:?}",
-        seen.counters.lost(),
-        report.missing_fields
-    );
+    println!("  lost: {:?}, fields that this kernel lacks: {:?}", seen.counters.lost(), report.missing_fields);
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

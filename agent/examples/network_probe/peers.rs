@@ -41,7 +41,7 @@ const TRANSFER_BYTES: usize = 4 << 20;
 const DATAGRAM_BYTES: usize = 1_000;
 
 /// What the process does whose arguments these are: role, file of the cgroup to join, file of the namespace to enter.
-pub fn run(arguments: &[String]) -> Result<()> {
+pub(crate) fn run(arguments: &[String]) -> Result<()> {
     let [role, cgroup, namespace] = arguments else { bail!("too few arguments") };
     fs::write(cgroup, "0").with_context(|| format!("cannot join {cgroup}"))?;
     let namespace = fs::File::open(namespace)?;
@@ -83,6 +83,8 @@ fn obey(words: &[&str]) -> Result<String> {
         ["reset-by-server", count] => {
             for _ in 0..count.parse::<u32>()? {
                 let mut stream = TcpStream::connect((SERVER, RESET))?;
+                // Only now, for a reset may come before the connection has been told of.
+                stream.write_all(&[7])?;
                 ensure!(stream.read(&mut [0]).is_err(), "no reset came");
             }
         }
@@ -222,7 +224,10 @@ fn serve() -> Result<()> {
         stream.read_to_end(&mut Vec::new()).map(drop)
     })?;
     service(SINK, |mut stream| std::io::copy(&mut stream, &mut std::io::sink()).map(drop))?;
-    service(RESET, |stream| Ok(sockopt::set_socket_linger(&stream, Some(Duration::ZERO))?))?;
+    service(RESET, |mut stream| {
+        stream.read_exact(&mut [0])?;
+        Ok(sockopt::set_socket_linger(&stream, Some(Duration::ZERO))?)
+    })?;
     service(HTTP, answer)?;
 
     let taken = UdpSocket::bind(("0.0.0.0", DATAGRAMS))?;
@@ -280,6 +285,7 @@ fn service(port: u16, each: fn(TcpStream) -> std::io::Result<()>) -> Result<()> 
 /// Answers each request with the status that its path asks for; without one, hangs up.
 fn answer(stream: TcpStream) -> std::io::Result<()> {
     let mut lines = BufReader::new(stream.try_clone()?);
+    let mut out = stream;
     loop {
         let mut first = String::new();
         if lines.read_line(&mut first)? == 0 {
@@ -290,7 +296,7 @@ fn answer(stream: TcpStream) -> std::io::Result<()> {
         let Some(status) = first.split(['/', ' ']).nth(2).filter(|it| it.parse::<u16>().is_ok()) else { return Ok(()) };
         thread::sleep(THINKING);
         // Two writes: only the first is the answer's begin.
-        (&stream).write_all(format!("HTTP/1.1 {status} Whatever\r\n").as_bytes())?;
-        (&stream).write_all(b"Content-Length: 0\r\n\r\n")?;
+        out.write_all(format!("HTTP/1.1 {status} Whatever\r\n").as_bytes())?;
+        out.write_all(b"Content-Length: 0\r\n\r\n")?;
     }
 }

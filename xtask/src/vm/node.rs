@@ -33,7 +33,7 @@ const LOG: &str = "/var/log/beelet.log";
 /// The guest's address in QEMU's user network.
 const ADDRESS: &str = "10.0.2.15";
 /// Probes that compare what eBPF programs tell with the kernel's own files; examples of the agent.
-pub(crate) const PROBES: [&str; 2] = ["kernel_probe", "disk_probe"];
+pub(crate) const PROBES: [&str; 3] = ["kernel_probe", "network_probe", "disk_probe"];
 const PROBE_DIR: &str = "/usr/local/bin";
 /// The probe that compares what a running agent tells; one more example.
 pub(super) const SANDWICH: &str = "/usr/local/bin/sandwich_probe";
