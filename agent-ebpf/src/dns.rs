@@ -18,18 +18,14 @@ use beelet_ebpf::{DnsRecord, Lost};
 
 use crate::{network, record};
 
-const UDP: u32 = 17;
 const DNS_PORT: u16 = 53;
 /// `NXDOMAIN`.
 const NO_SUCH_NAME: u8 = 3;
 /// Nobody waits longer for an answer (glibc gives up after 5 s, or 30 s by configuration); an id used again is a new question.
 const PATIENCE_NS: u64 = 30_000_000_000;
 
-/// `BPF_F_NO_PREALLOC` of the kernel.
-const NO_PREALLOC: u32 = 1;
-
 #[map]
-static DNS: HashMap<u64, DnsRecord> = HashMap::with_max_entries(8192, NO_PREALLOC);
+static DNS: HashMap<u64, DnsRecord> = HashMap::with_max_entries(8192, record::NO_PREALLOC);
 
 #[repr(C)]
 struct Question {
@@ -45,7 +41,7 @@ static ASKED: LruHashMap<Question, u64> = LruHashMap::with_max_entries(4096, 0);
 /// A packet of a UDP socket.
 #[inline(always)]
 pub fn packet<const OUT: bool>(ctx: &SkBuffContext, cgroup: u64) {
-    let Some(udp) = network::ip_header(ctx, UDP) else { return };
+    let Some(udp) = network::ip_header(ctx, network::UDP) else { return };
     let Ok(ports) = ctx.load::<[u16; 2]>(udp) else { return };
     // The other side's.
     if ports[usize::from(OUT)] != DNS_PORT.to_be() {

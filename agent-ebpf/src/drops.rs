@@ -23,11 +23,8 @@ use crate::{
 const IPV4: u16 = 2;
 const IPV6: u16 = 10;
 
-/// `BPF_F_NO_PREALLOC` of the kernel.
-const NO_PREALLOC: u32 = 1;
-
 #[map]
-static DROPS: HashMap<DropKey, u64> = HashMap::with_max_entries(8192, NO_PREALLOC);
+static DROPS: HashMap<DropKey, u64> = HashMap::with_max_entries(8192, record::NO_PREALLOC);
 
 #[btf_tracepoint(function = "kfree_skb")]
 pub fn packet_drop(ctx: BtfTracePointContext) -> i32 {

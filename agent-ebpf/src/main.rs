@@ -10,8 +10,8 @@
 //! rustc emits no CO-RE relocations. The offsets of kernel fields are globals (module [`kernel`]) that the agent sets
 //! from this kernel's BTF before loading; to the verifier they are constants.
 //!
-//! **Properties.** No program changes what the kernel does: the cgroup programs always let the packet pass. No loop, no
-//! helper that reads arbitrary memory. What is off or unknown is dead code to the verifier.
+//! **Properties.** No program changes what the kernel does: the cgroup programs always let the packet pass. No loop
+//! but the ten steps up a cgroup's path, no helper that reads arbitrary memory. What is off or unknown is dead code to the verifier.
 #![no_std]
 #![no_main]
 // For the one instruction that core does not have for this target (module `record`); aya-ebpf needs it as well.

@@ -23,7 +23,7 @@ use crate::{dns, record, request, tcp};
 const PASS: i32 = 1;
 /// Numbers of protocols (`IPPROTO_TCP`, `IPPROTO_UDP`).
 pub const TCP: u32 = 6;
-const UDP: u32 = 17;
+pub const UDP: u32 = 17;
 
 #[map]
 static NET: PerCpuHashMap<u64, NetRecord> = PerCpuHashMap::with_max_entries(8192, 0);

@@ -40,6 +40,10 @@ pub fn lost(what: Lost) {
     }
 }
 
+/// `BPF_F_NO_PREALLOC` of the kernel: an entry takes memory when it is made. For maps of large records that are made seldom, by
+/// programs that may allocate.
+pub const NO_PREALLOC: u32 = 1;
+
 /// `BPF_NOEXIST` of the kernel: insert, but never replace what another CPU was quicker to make.
 pub const NO_REPLACE: u64 = 1;
 

@@ -26,11 +26,8 @@ use beelet_ebpf::{Lost, PortKey, PortRecord};
 
 use crate::{kernel::Object, network, record};
 
-/// `BPF_F_NO_PREALLOC` of the kernel.
-const NO_PREALLOC: u32 = 1;
-
 #[map]
-static PORTS: HashMap<PortKey, PortRecord> = HashMap::with_max_entries(4096, NO_PREALLOC);
+static PORTS: HashMap<PortKey, PortRecord> = HashMap::with_max_entries(4096, record::NO_PREALLOC);
 
 /// What is kept in a served connection's socket.
 #[repr(C)]

@@ -35,11 +35,8 @@ const SYN_RECV: u32 = 3;
 const CLOSE: u32 = 7;
 const LISTEN: u32 = 10;
 
-/// `BPF_F_NO_PREALLOC` of the kernel.
-const NO_PREALLOC: u32 = 1;
-
 #[map]
-static TCP: HashMap<u64, TcpRecord> = HashMap::with_max_entries(8192, NO_PREALLOC);
+static TCP: HashMap<u64, TcpRecord> = HashMap::with_max_entries(8192, record::NO_PREALLOC);
 
 /// When each socket that connects began to; ktime by the socket's address.
 #[map]
