@@ -2,7 +2,8 @@
 //!
 //! Problem: a test of a few numbers on a quiet node misses what is wrong under load, by a unit, or in one of a hundred fields.
 //! Approach: for each pod and container all files are read, then the agent's picture is awaited until all of its readings are
-//! younger than that, then the files are read again. A counter must lie between the two; so must a gauge that did not move.
+//! younger than that, then the files are read again. A counter must lie between the two. A gauge may go up and come back in
+//! between, so gauges are compared in one more round in which all pods are frozen: then nothing of theirs moves.
 //! The parser here is written apart from the agent's, naively.
 //!
 //!     cargo run -p beelet --example sandwich_probe -- ADDRESS [ROUNDS]
@@ -48,6 +49,36 @@ fn main() -> ExitCode {
     }
 }
 
+/// Pods that stand still as long as this lives.
+struct Freeze(Vec<PathBuf>);
+
+impl Freeze {
+    fn all(pods: &[std::sync::Arc<PodView>], layout: &CgroupLayout) -> Result<Self> {
+        let running = pods.iter().filter(|p| p.reading.is_some());
+        let freeze = Self(running.map(|p| layout.unified().join(&p.cgroup)).collect());
+        for directory in &freeze.0 {
+            fs::write(directory.join("cgroup.freeze"), "1").with_context(|| directory.display().to_string())?;
+        }
+        let deadline = Instant::now() + PATIENCE;
+        for directory in &freeze.0 {
+            while !text(&directory.join("cgroup.events")).contains("frozen 1") {
+                ensure!(Instant::now() < deadline, "{} does not freeze", directory.display());
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+        Ok(freeze)
+    }
+}
+
+impl Drop for Freeze {
+    fn drop(&mut self) {
+        for directory in &self.0 {
+            // A pod that has gone meanwhile needs no thaw.
+            let _ = fs::write(directory.join("cgroup.freeze"), "0");
+        }
+    }
+}
+
 /// How often a field was compared, and how.
 #[derive(Default)]
 struct Tally {
@@ -63,8 +94,10 @@ fn run(address: &str, rounds: u32) -> Result<bool> {
     let layout = CgroupLayout::detect()?;
     let mut tallies: BTreeMap<String, Tally> = BTreeMap::new();
     let mut subjects = 0;
-    for _ in 0..rounds {
+    for round in 0..=rounds {
         let pods = picture(address)?.pods;
+        // The last round; dropping it lets the pods go on.
+        let frozen = if round == rounds { Some(Freeze::all(&pods, &layout)?) } else { None };
         let before: Vec<(Subject, Values)> = subjects_of(&pods, &layout).collect();
         let began = now();
         let (pods, details) = fresh(address, began)?;
@@ -73,13 +106,15 @@ fn run(address: &str, rounds: u32) -> Result<bool> {
             let Some(said) = subject.said(&pods, &details) else { continue };
             subjects += 1;
             for (field, value) in said {
-                compare(&mut tallies, &subject.name, &field, value, &before, &after);
+                if frozen.is_some() || !field.starts_with("gauge ") {
+                    compare(&mut tallies, &subject.name, &field, value, &before, &after);
+                }
             }
         }
     }
     ensure!(subjects > 0, "nothing to compare: no pod has a reading");
     let mut good = true;
-    println!("{subjects} comparisons of pods and containers in {rounds} rounds, {}", kind(&layout));
+    println!("{subjects} comparisons of pods and containers in {rounds} rounds and one frozen, {}", kind(&layout));
     println!("{:<44} {:>8} {:>8} {:>8} {:>8}", "field", "between", "above 0", "moved", "outside");
     for (field, tally) in &tallies {
         println!("{field:<44} {:>8} {:>8} {:>8} {:>8}", tally.between, tally.telling, tally.moved, tally.outside.len());

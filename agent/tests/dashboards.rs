@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-use beelet::report::table::{METRICS, find};
+use beelet::report::dropin_table::{CADVISOR, RESOURCE};
+use beelet::report::table::{METRICS, MetricDef};
 use serde_json::Value;
 
 fn text(path: &str) -> String {
@@ -41,11 +42,22 @@ fn all(path: &str, key: &str) -> Vec<String> {
     out
 }
 
+/// All metrics of all endpoints.
+fn served() -> impl Iterator<Item = &'static MetricDef> {
+    METRICS.iter().chain(CADVISOR).chain(RESOURCE)
+}
+
+/// A metric by a name of one of its series.
+fn find(name: &str) -> Option<&'static MetricDef> {
+    let of = |name: &str| served().find(|m| m.name == name);
+    of(name).or_else(|| ["_bucket", "_sum", "_count"].iter().find_map(|end| of(name.strip_suffix(end)?)))
+}
+
 /// Names of metrics in an expression: words outside of quotes that begin as ours do and are not labels. A recording rule's
 /// name has colons and so is another word.
 fn metric_names(expr: &str) -> BTreeSet<String> {
     let unquoted = expr.split('"').step_by(2).collect::<Vec<_>>().join(" ");
-    let labels: BTreeSet<&str> = METRICS.iter().flat_map(|m| m.labels).copied().collect();
+    let labels: BTreeSet<&str> = served().flat_map(|m| m.labels).copied().collect();
     unquoted
         .split(|c: char| !c.is_ascii_alphanumeric() && c != '_' && c != ':')
         .filter(|w| ["beelet_", "container_", "kubelet_", "process_", "machine_"].iter().any(|p| w.starts_with(p)))

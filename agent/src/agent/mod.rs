@@ -336,6 +336,7 @@ pub async fn run(
         programs,
         runtime,
         sampler: sampler.clone(),
+        slow: slow.clone(),
         listed,
         report,
         clock,

@@ -16,9 +16,9 @@ use tracing::debug;
 use super::bpf_meter::BpfMeter;
 use crate::clock::Clock;
 use crate::kernel::loader::Programs;
-use crate::measure::Sampler;
+use crate::measure::{Sampler, Slow};
 use crate::report::process::Wakeups;
-use crate::report::{AgentReport, MapUse, Program, SelfReport};
+use crate::report::{AgentReport, LookReport, MapUse, Program, SelfReport};
 use crate::runtime::Runtime;
 
 /// Wake-ups are counted this often: each thread has a file of its own.
@@ -29,6 +29,7 @@ pub(super) struct SelfReporter {
     pub(super) programs: Programs,
     pub(super) runtime: Arc<Runtime>,
     pub(super) sampler: Sampler,
+    pub(super) slow: Slow,
     /// When the runtime last answered.
     pub(super) listed: Arc<AtomicU64>,
     pub(super) report: AgentReport,
@@ -85,8 +86,31 @@ impl SelfReporter {
             ],
             unimplemented_rpcs: self.runtime.unimplemented().into_iter().map(str::to_owned).collect(),
             wakeups: wakeups.total(),
+            looks: self.looks(),
+            readings: vec![("made".to_owned(), count(&health.readings)), ("held".to_owned(), count(&health.held))],
             ..SelfReport::clone(&self.report.current())
         }
+    }
+
+    fn looks(&self) -> Vec<LookReport> {
+        let (health, slow) = (self.sampler.health(), self.slow.health());
+        let count = |n: &AtomicU64| n.load(Ordering::Relaxed);
+        let own =
+            [("quick", &health.quick), ("full", &health.full), ("detail", &health.detail), ("asked", &health.asked)];
+        let own = own.map(|(kind, cost)| LookReport {
+            kind: kind.to_owned(),
+            count: count(&cost.looks),
+            total: Micros(count(&cost.total_us)),
+            last: (count(&cost.looks) > 0).then(|| Micros(count(&cost.last_us))),
+        });
+        let others = [("network", &slow.visits, &slow.network_us), ("storage", &slow.walks, &slow.storage_us)];
+        let others = others.map(|(kind, looks, time)| LookReport {
+            kind: kind.to_owned(),
+            count: count(looks),
+            total: Micros(count(time)),
+            last: None,
+        });
+        own.into_iter().chain(others).collect()
     }
 
     fn programs(&self, meter: &BpfMeter) -> Vec<Program> {

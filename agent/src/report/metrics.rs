@@ -12,7 +12,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use beelet_core::health::Health;
-use beelet_core::sample::{CgroupReading, CpuReading, MemoryReading, NetworkReading, PressureReading};
 use beelet_core::snapshot::{ContainerState, ExitKind, Phase, PodView, Snapshot, Totals};
 use beelet_core::spec::QosClass;
 use beelet_core::telemetry::Histogram;
@@ -224,7 +223,7 @@ fn flag(on: bool) -> f64 {
 
 fn render(picture: &Snapshot, agent: &SelfReport, scrapes: &Scrapes, own: Option<ProcessUse>) -> Rows {
     let mut rows = Rows::default();
-    node(&mut rows, picture, agent);
+    node(&mut rows, picture);
     telemetry::node(&mut rows, &picture.node);
     for pod in one_per_name(picture) {
         pod_rows(&mut rows, pod, picture.at.mono);
@@ -276,10 +275,8 @@ fn qos(class: QosClass) -> &'static str {
     }
 }
 
-fn node(rows: &mut Rows, picture: &Snapshot, agent: &SelfReport) {
+fn node(rows: &mut Rows, picture: &Snapshot) {
     let node = &picture.node;
-    rows.put("machine_cpu_cores", &[], cores(node.capacity.cpu));
-    rows.put("machine_memory_bytes", &[], bytes(node.capacity.memory));
     rows.put("kubelet_node_name", &[&node.name], 1.0);
     rows.put("beelet_node_time_to_oom_seconds", &[], node.time_to_oom.map_or(f64::INFINITY, seconds));
     if let Some(available) = node.memory_available {
@@ -304,103 +301,6 @@ fn node(rows: &mut Rows, picture: &Snapshot, agent: &SelfReport) {
     for (origin, count) in rejected {
         rows.put("beelet_manifest_rejected", &[origin], f64::from(count));
     }
-    if let Some(reading) = &node.kubepods {
-        let place = if agent.kubepods.is_empty() { "kubepods" } else { &agent.kubepods };
-        let id = format!("/{place}");
-        cgroup(rows, &Place { id: &id, ..Place::default() }, reading);
-    }
-}
-
-/// cAdvisor's labels.
-#[derive(Clone, Copy, Default)]
-struct Place<'a> {
-    container: &'a str,
-    id: &'a str,
-    image: &'a str,
-    name: &'a str,
-    namespace: &'a str,
-    pod: &'a str,
-}
-
-impl<'a> Place<'a> {
-    fn labels(&self) -> [&'a str; 6] {
-        [self.container, self.id, self.image, self.name, self.namespace, self.pod]
-    }
-}
-
-fn cgroup(rows: &mut Rows, place: &Place<'_>, reading: &CgroupReading) {
-    if let Some(cpu) = &reading.cpu {
-        cpu_rows(rows, place, cpu);
-    }
-    if let Some(memory) = &reading.memory {
-        memory_rows(rows, place, memory);
-    }
-    if let Some(pressure) = &reading.pressure {
-        pressure_rows(rows, place, pressure);
-    }
-    if let Some(pids) = reading.pids {
-        rows.put("container_threads", &place.labels(), pids as f64);
-    }
-}
-
-fn cpu_rows(rows: &mut Rows, place: &Place<'_>, cpu: &CpuReading) {
-    if let Some(usage) = cpu.best() {
-        let Place { container, id, image, name, namespace, pod } = *place;
-        let labels = [container, "total", id, image, name, namespace, pod];
-        rows.put("container_cpu_usage_seconds_total", &labels, seconds(usage));
-    }
-    let labels = place.labels();
-    if let Some(periods) = cpu.periods {
-        rows.put("container_cpu_cfs_periods_total", &labels, periods as f64);
-    }
-    if let Some(periods) = cpu.throttled_periods {
-        rows.put("container_cpu_cfs_throttled_periods_total", &labels, periods as f64);
-    }
-    if let Some(time) = cpu.throttled {
-        rows.put("container_cpu_cfs_throttled_seconds_total", &labels, seconds(time));
-    }
-    if !place.pod.is_empty() {
-        telemetry::cpu(rows, [place.namespace, place.pod, place.container], cpu);
-    }
-}
-
-fn memory_rows(rows: &mut Rows, place: &Place<'_>, memory: &MemoryReading) {
-    let labels = place.labels();
-    rows.put("container_memory_usage_bytes", &labels, bytes(memory.usage));
-    rows.put("container_memory_working_set_bytes", &labels, bytes(memory.working_set()));
-    rows.put("container_memory_rss", &labels, bytes(memory.anon));
-    rows.put("container_memory_cache", &labels, bytes(memory.inactive_file + memory.active_file + memory.shmem));
-    rows.put("container_spec_memory_limit_bytes", &labels, memory.limit.map_or(0.0, bytes));
-    if !place.pod.is_empty() {
-        let labels = [place.namespace, place.pod, place.container];
-        rows.put("beelet_memory_unreclaimable_bytes", &labels, bytes(memory.unreclaimable()));
-        telemetry::memory(rows, labels, memory);
-    }
-}
-
-fn pressure_rows(rows: &mut Rows, place: &Place<'_>, pressure: &PressureReading) {
-    for (name, time) in [
-        ("container_pressure_cpu_waiting_seconds_total", pressure.cpu.some.total),
-        ("container_pressure_memory_waiting_seconds_total", pressure.memory.some.total),
-        ("container_pressure_memory_stalled_seconds_total", pressure.memory.full.total),
-        ("container_pressure_io_waiting_seconds_total", pressure.io.some.total),
-    ] {
-        rows.put(name, &place.labels(), seconds(time));
-    }
-}
-
-fn network_rows(rows: &mut Rows, place: &Place<'_>, network: &NetworkReading) {
-    let Place { container, id, image, name, namespace, pod } = *place;
-    // The programs count sockets, not interfaces.
-    let labels = [container, id, image, "all", name, namespace, pod];
-    for (metric, value) in [
-        ("container_network_receive_bytes_total", network.rx_bytes),
-        ("container_network_receive_packets_total", network.rx_packets),
-        ("container_network_transmit_bytes_total", network.tx_bytes),
-        ("container_network_transmit_packets_total", network.tx_packets),
-    ] {
-        rows.put(metric, &labels, value as f64);
-    }
 }
 
 fn pod_rows(rows: &mut Rows, view: &PodView, now: Micros) {
@@ -422,28 +322,14 @@ fn pod_rows(rows: &mut Rows, view: &PodView, now: Micros) {
     rows.put("beelet_pod_resize_pending", &key, flag(!view.resize.is_empty()));
     telemetry::pod(rows, view, now);
 
-    let id = format!("/{}", view.cgroup.trim_start_matches('/'));
-    let place = Place { id: &id, namespace, pod, ..Place::default() };
     if let Some(reading) = &view.reading {
-        cgroup(rows, &place, reading);
+        telemetry::reading(rows, [namespace, pod, ""], reading);
     }
-    if let Some(network) = &view.network {
-        network_rows(rows, &place, network);
-    }
-    rows.put("container_oom_events_total", &place.labels(), view.oom_kills as f64);
     for container in &view.containers {
-        let inner = format!("{id}/{}", container.id);
-        // cAdvisor's users filter on a non-empty image.
-        let image = if container.image.is_empty() { "unknown" } else { &container.image };
-        let place = Place { container: &container.name, id: &inner, image, name: &container.id, namespace, pod };
-        if let Some(reading) = &container.reading {
-            cgroup(rows, &place, reading);
-        }
-        rows.put("container_oom_events_total", &place.labels(), container.oom_kills as f64);
-        if let ContainerState::Running { started } = container.state {
-            rows.put("container_start_time_seconds", &place.labels(), seconds(started));
-        }
         let key = [namespace, pod, container.name.as_str()];
+        if let Some(reading) = &container.reading {
+            telemetry::reading(rows, key, reading);
+        }
         rows.put("beelet_container_cpu_burst_seconds", &key, seconds(container.burst));
         rows.put("beelet_container_restarts", &key, f64::from(container.restarts));
     }
@@ -546,6 +432,16 @@ fn itself(rows: &mut Rows, picture: &Snapshot, agent: &SelfReport) {
             rows.put("beelet_bpf_program_event_seconds", &[&program.name], ns as f64 / 1e9);
         }
     }
+    for look in &agent.looks {
+        rows.put("beelet_looks_total", &[&look.kind], look.count as f64);
+        rows.put("beelet_look_seconds_total", &[&look.kind], seconds(look.total));
+        if let Some(last) = look.last {
+            rows.put("beelet_look_duration_seconds", &[&look.kind], seconds(last));
+        }
+    }
+    for (how, count) in &agent.readings {
+        rows.put("beelet_cgroup_readings_total", &[how], *count as f64);
+    }
     for map in &agent.maps {
         rows.put("beelet_bpf_map_entries", &[&map.name], map.entries as f64);
         rows.put("beelet_bpf_map_max_entries", &[&map.name], map.max_entries as f64);
@@ -592,9 +488,8 @@ mod tests {
                 .unwrap();
         let text = metrics.text().unwrap();
         for line in [
-            r#"container_cpu_usage_seconds_total{container="web",cpu="total",id="/kubepods/burstable/pod1111/c1",image="docker.io/library/web:1",name="c1",namespace="default",pod="web-node"} 12.5"#,
-            r#"container_cpu_usage_seconds_total{container="",cpu="total",id="/kubepods/burstable/pod1111",image="",name="",namespace="default",pod="web-node"} 13"#,
-            r#"container_network_receive_bytes_total{container="",id="/kubepods/burstable/pod1111",image="",interface="all",name="",namespace="default",pod="web-node"} 1000"#,
+            r#"beelet_cpu_ebpf_seconds_total{namespace="default",pod="web-node",container="web"} 12.5"#,
+            r#"beelet_cpu_ebpf_seconds_total{namespace="default",pod="web-node",container=""} 13"#,
             r#"beelet_oom_kills_total{namespace="default",pod="gone",container="leak"} 2"#,
             r#"beelet_process_exits_total{namespace="default",pod="leak-node",container="leak",reason="signal",value="9"} 3"#,
             r#"kubelet_evictions{eviction_signal="memory.available"} 1"#,
@@ -604,7 +499,7 @@ mod tests {
         ] {
             assert!(text.lines().any(|l| l == line), "missing: {line}\nin:\n{text}");
         }
-        assert_eq!(text.matches("container_network_receive_bytes_total{").count(), 1, "once per pod");
+        assert!(!text.contains("\ncontainer_"), "these are at /metrics/cadvisor");
     }
 
     #[test]

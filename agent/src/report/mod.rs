@@ -111,6 +111,12 @@ pub struct SelfReport {
     pub events_lost: Vec<(String, u64)>,
     /// Runtime calls that the runtime does not have.
     pub unimplemented_rpcs: Vec<String>,
+    /// What its looks cost, by kind.
+    #[serde(default)]
+    pub looks: Vec<LookReport>,
+    /// Cgroups in looks, by whether their files were read: `made`, `held`.
+    #[serde(default)]
+    pub readings: Vec<(String, u64)>,
     /// How often its threads went to sleep and were woken, since its start.
     #[serde(default)]
     pub wakeups: u64,
@@ -159,6 +165,19 @@ pub struct Program {
     /// Nanoseconds for one event, when it was last measured; `None` before it first ran.
     #[serde(default)]
     pub ns_per_event: Option<u64>,
+}
+
+/// What looks of one kind cost since the agent's start.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LookReport {
+    /// `quick`, `full`, `detail`, `asked`, `network`, `storage`.
+    pub kind: String,
+    /// So many.
+    pub count: u64,
+    /// The time of all of them.
+    pub total: Micros,
+    /// The time of the last; `None` where it is not kept, or before the first.
+    pub last: Option<Micros>,
 }
 
 /// How full an eBPF map is.

@@ -257,6 +257,13 @@ pub(crate) fn agent() -> SelfReport {
     };
     SelfReport {
         wakeups: 4_321,
+        looks: vec![super::LookReport {
+            kind: "full".into(),
+            count: 10,
+            total: Micros::millis(20),
+            last: Some(Micros::millis(2)),
+        }],
+        readings: vec![("made".into(), 5), ("held".into(), 50)],
         version: "0.1.0".into(),
         revision: "abc".into(),
         mode: "standalone".into(),

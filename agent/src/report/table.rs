@@ -8,8 +8,8 @@
 //! `beelet_`.
 //!
 //! Properties: counters end in `_total` (but for `kubelet_evictions`, which upstream named otherwise); units are base units and
-//! stand in the name; container rows have a non-empty `container`; rows of a whole pod have `container=""` and `image=""`, so
-//! that a sum over `container!=""` counts nothing twice.
+//! stand in the name; container rows have a non-empty `container`, rows of a whole pod have `container=""`, so that a sum over
+//! `container!=""` counts nothing twice.
 
 use std::fmt::Write as _;
 
@@ -91,41 +91,15 @@ const fn def(
     MetricDef { group, name, kind, unit, labels, help }
 }
 
-const CADVISOR: &[&str] = &["container", "id", "image", "name", "namespace", "pod"];
-const CADVISOR_CPU: &[&str] = &["container", "cpu", "id", "image", "name", "namespace", "pod"];
-const CADVISOR_NET: &[&str] = &["container", "id", "image", "interface", "name", "namespace", "pod"];
 const CONTAINER: &[&str] = &["namespace", "pod", "container"];
 const POD: &[&str] = &["namespace", "pod"];
 
-use Group::{Agent, Container, Cpu, Disk, Kubelet, Memory, Network, Node, Pod, Process, Processes};
+use Group::{Agent, Cpu, Disk, Kubelet, Memory, Network, Node, Pod, Process, Processes};
 use Kind::{Counter, Gauge, Histogram};
 
 /// The table.
 #[rustfmt::skip]
 pub static METRICS: &[MetricDef] = &[
-    def(Container, Counter, "container_cpu_usage_seconds_total", "seconds", CADVISOR_CPU, "CPU time by cpu.stat; where it cannot be read, by eBPF at sched_switch."),
-    def(Container, Counter, "container_cpu_cfs_periods_total", "", CADVISOR, "Scheduling periods in which something ran."),
-    def(Container, Counter, "container_cpu_cfs_throttled_periods_total", "", CADVISOR, "Scheduling periods in which it was throttled."),
-    def(Container, Counter, "container_cpu_cfs_throttled_seconds_total", "seconds", CADVISOR, "Time throttled, summed over CPUs."),
-    def(Container, Gauge, "container_memory_usage_bytes", "bytes", CADVISOR, "Memory in use, file cache included."),
-    def(Container, Gauge, "container_memory_working_set_bytes", "bytes", CADVISOR, "Memory in use less inactive file cache: what the kubelet compares with thresholds."),
-    def(Container, Gauge, "container_memory_rss", "bytes", CADVISOR, "Anonymous memory."),
-    def(Container, Gauge, "container_memory_cache", "bytes", CADVISOR, "File cache, with shared memory and tmpfs."),
-    def(Container, Gauge, "container_spec_memory_limit_bytes", "bytes", CADVISOR, "Memory limit of the cgroup, 0 for none."),
-    def(Container, Gauge, "container_threads", "", CADVISOR, "Processes and threads."),
-    def(Container, Gauge, "container_start_time_seconds", "seconds", CADVISOR, "Start of the running container, since 1970-01-01 UTC."),
-    def(Container, Counter, "container_oom_events_total", "", CADVISOR, "OOM kills; goes on over restarts of the container."),
-    def(Container, Counter, "container_pressure_cpu_waiting_seconds_total", "seconds", CADVISOR, "Time in which some task waited for CPU."),
-    def(Container, Counter, "container_pressure_memory_waiting_seconds_total", "seconds", CADVISOR, "Time in which some task waited for memory."),
-    def(Container, Counter, "container_pressure_memory_stalled_seconds_total", "seconds", CADVISOR, "Time in which all tasks waited for memory."),
-    def(Container, Counter, "container_pressure_io_waiting_seconds_total", "seconds", CADVISOR, "Time in which some task waited for IO."),
-    def(Container, Counter, "container_network_receive_bytes_total", "bytes", CADVISOR_NET, "Bytes received by the pod's sockets, IP headers and up; once per pod, interface=\"all\"."),
-    def(Container, Counter, "container_network_receive_packets_total", "", CADVISOR_NET, "Packets received by the pod's sockets."),
-    def(Container, Counter, "container_network_transmit_bytes_total", "bytes", CADVISOR_NET, "Bytes sent by the pod's sockets, IP headers and up; once per pod, interface=\"all\"."),
-    def(Container, Counter, "container_network_transmit_packets_total", "", CADVISOR_NET, "Packets sent by the pod's sockets."),
-    def(Container, Gauge, "machine_cpu_cores", "", &[], "CPUs of the node."),
-    def(Container, Gauge, "machine_memory_bytes", "bytes", &[], "Memory of the node."),
-
     def(Kubelet, Gauge, "kubelet_node_name", "", &["node"], "The node's name; always 1."),
     def(Kubelet, Gauge, "kubelet_running_pods", "", &[], "Pods with at least one running container."),
     def(Kubelet, Gauge, "kubelet_running_containers", "", &["container_state"], "Containers by state: created, exited, running."),
@@ -235,6 +209,10 @@ pub static METRICS: &[MetricDef] = &[
     def(Agent, Gauge, "beelet_own_budget_cores", "cores", &[], "CPU that they may use: 1 % of a core for each 100 pods, at least 1 %."),
     def(Agent, Gauge, "beelet_sampling_stretch_ratio", "ratio", &[], "Factor on the distance of looks by which the agent saves its own cost; 1 for none."),
     def(Agent, Counter, "beelet_wakeups_total", "", &[], "Times that a thread of the agent was woken."),
+    def(Agent, Counter, "beelet_looks_total", "", &["kind"], "Looks: kind=\"quick\" (the node's memory), \"full\" (all pods), \"detail\" (histograms and the like), \"asked\" (the kernel told something), \"network\" (a visit to a pod's network namespace), \"storage\" (a walk over its files)."),
+    def(Agent, Counter, "beelet_look_seconds_total", "seconds", &["kind"], "Time spent on them; of network and storage CPU time only."),
+    def(Agent, Gauge, "beelet_look_duration_seconds", "seconds", &["kind"], "Time of the last look of this kind."),
+    def(Agent, Counter, "beelet_cgroup_readings_total", "", &["how"], "Cgroups in a look: how=\"made\" (files were read), \"held\" (nothing ran in it, so the last reading still holds)."),
     def(Agent, Gauge, "beelet_state_entries", "", &["what"], "Entries that the agent remembers, by what they are of; bounded, so what grows for days is a mistake."),
     def(Agent, Counter, "beelet_scrapes_total", "", &["path"], "Answers given, by path."),
     def(Agent, Gauge, "beelet_scrape_duration_seconds", "seconds", &["path"], "Time that the last answer took: rendering and compressing."),
@@ -268,11 +246,11 @@ pub fn markdown() -> String {
          BEELET_WRITE_DOCS=1 cargo test -p beelet --lib report::table -->\n\n\
          `GET /metrics` serves the Prometheus text format 0.0.4. Each scrape is made from the picture after the agent's newest\n\
          step, so a series ends when its pod is gone; counters that say so outlive it.\n\n\
-         Rows of containers have a non-empty `container` and `image`; rows of whole pods have `container=\"\"` and `image=\"\"`, and\n\
-         the row of all pods together has also `pod=\"\"`. Filter with `container!=\"\"` or sum one kind only.\n",
+         Rows of containers have a non-empty `container`, rows of whole pods `container=\"\"`: filter with `container!=\"\"`, or sum one\n\
+         kind only. A histogram in which nothing was counted yet, and a kind that the kernel does not tell, give no series.\n\
+         The `container_*` series are at `/metrics/cadvisor`, as with the stock kubelet; see below.\n",
     );
     for (group, heading) in [
-        (Container, "Containers and pods, by cAdvisor's names"),
         (Kubelet, "The kubelet's names"),
         (Pod, "Pods: what only beelet knows"),
         (Cpu, "CPU, in the kernel"),
@@ -291,6 +269,7 @@ pub fn markdown() -> String {
             let _ = writeln!(out, "| `{}` | {kind} | {} | {} | {} |", m.name, m.unit, labels.join(" "), m.help);
         }
     }
+    out.push_str(&super::dropin_table::markdown_section());
     out
 }
 
@@ -314,11 +293,9 @@ mod tests {
             let stem = m.name.strip_suffix("_total").unwrap_or(m.name);
             match m.unit {
                 "" => assert!(!stem.ends_with("_seconds") && !stem.ends_with("_bytes"), "{} needs a unit", m.name),
-                // cAdvisor named these without their unit.
-                "bytes" if ["container_memory_rss", "container_memory_cache"].contains(&m.name) => {}
                 unit => assert!(stem.ends_with(&unit.replace(' ', "_")), "{} does not end in its unit {unit}", m.name),
             }
-            if ![Container, Kubelet, Process].contains(&m.group) {
+            if ![Kubelet, Process].contains(&m.group) {
                 assert!(m.name.starts_with("beelet_"), "{} is not a kubelet name", m.name);
             }
         }

@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 
-use beelet_core::sample::{CpuReading, MemoryReading, NetworkReading};
+use beelet_core::sample::{CgroupReading, CpuReading, MemoryReading, NetworkReading};
 use beelet_core::snapshot::{NodeView, PodView};
 use beelet_core::telemetry::{CgroupDetail, Device, DiskOp, PodDetail, Preemptor};
 use beelet_core::units::Micros;
@@ -47,8 +47,19 @@ pub(super) fn pod(rows: &mut Rows, view: &PodView, now: Micros) {
     }
 }
 
+/// The reading of a pod or a container.
+pub(super) fn reading(rows: &mut Rows, place: Place<'_>, reading: &CgroupReading) {
+    if let Some(of) = &reading.cpu {
+        cpu(rows, place, of);
+    }
+    if let Some(of) = &reading.memory {
+        rows.put("beelet_memory_unreclaimable_bytes", &place, bytes(of.unreclaimable()));
+        memory(rows, place, of);
+    }
+}
+
 /// CPU of a pod or a container.
-pub(super) fn cpu(rows: &mut Rows, place: Place<'_>, cpu: &CpuReading) {
+fn cpu(rows: &mut Rows, place: Place<'_>, cpu: &CpuReading) {
     if let Some(run) = cpu.run {
         rows.put("beelet_cpu_ebpf_seconds_total", &place, seconds(run));
     }
@@ -63,7 +74,7 @@ pub(super) fn cpu(rows: &mut Rows, place: Place<'_>, cpu: &CpuReading) {
 }
 
 /// Memory of a pod or a container.
-pub(super) fn memory(rows: &mut Rows, place: Place<'_>, memory: &MemoryReading) {
+fn memory(rows: &mut Rows, place: Place<'_>, memory: &MemoryReading) {
     let more = &memory.more;
     for (kind, size) in [
         ("anon", Some(memory.anon)),
