@@ -100,7 +100,8 @@ impl Offsets {
         let switch_has_state = btf.tracepoint("sched_switch").is_ok_and(|arguments| arguments.len() >= 4);
         offsets.values.push((global::SWITCH_HAS_STATE, switch_has_state.into()));
         // Before 6.4 task storage comes from kmalloc, which may wake kswapd, which takes the lock that the scheduler holds. Since
-        // then it comes from an allocator of its own (`selem_ma`), and lately from one that takes no locks.
+        // then it comes from an allocator of its own (`selem_ma`), later from one that takes no locks. A kernel that shows
+        // neither (7.2) is taken for one that must not: there it is made by the fork and the walk.
         let in_switch = ["selem_ma", "use_kmalloc_nolock"]
             .iter()
             .any(|member| btf.member_offset("bpf_local_storage_map", member).is_ok());

@@ -145,6 +145,7 @@ mod tests {
 
         fn process(&self, pid: u32, cgroup: &str, threads: &[(u32, char)]) {
             let process = self.0.join(pid.to_string());
+            fs::create_dir_all(&process).unwrap();
             for (tid, state) in threads {
                 let thread = process.join("task").join(tid.to_string());
                 fs::create_dir_all(&thread).unwrap();
