@@ -66,12 +66,11 @@ fn cpu_stat(dir: &std::path::Path) -> Option<f64> {
 }
 
 fn cpu_metrics(agent: &Agent<'_>, pod: &str) -> Option<(f64, f64)> {
-    let metrics = Metrics::parse(&agent.get("/metrics").ok()?);
-    let labels = [("pod", pod), ("container", "main")];
-    Some((
-        metrics.value("beelet_cpu_ebpf_seconds_total", &labels)?,
-        metrics.value("container_cpu_usage_seconds_total", &labels)?,
-    ))
+    // The two metrics are of two endpoints; both show what the picture has, and a picture is of one moment.
+    let picture: Value = serde_json::from_str(&agent.get("/debug/snapshot").ok()?).ok()?;
+    let of_pod = |p: &&Value| p["spec"]["name"] == pod;
+    let cpu = &picture["pods"].as_array()?.iter().find(of_pod)?["containers"][0]["reading"]["cpu"];
+    Some((cpu["run"].as_f64()? / 1e6, cpu["usage"].as_f64()? / 1e6))
 }
 
 /// The moment at which the metric changes is that of a sample (and 100 ms, the same ones at both ends of a window); the file
@@ -134,12 +133,15 @@ struct Traffic {
 
 fn traffic(metrics: &Metrics, name: &str) -> Option<Traffic> {
     let pod = full(name);
-    let get = |what: &str| metrics.value(&format!("container_network_{what}_total"), &[("pod", &pod)]);
+    let get = |what: &str, direction: &str| {
+        let labels = [("pod", &*pod), ("protocol", "tcp"), ("direction", direction)];
+        metrics.value(&format!("beelet_network_{what}_total"), &labels)
+    };
     Some(Traffic {
-        rx_bytes: get("receive_bytes")?,
-        rx_packets: get("receive_packets")?,
-        tx_bytes: get("transmit_bytes")?,
-        tx_packets: get("transmit_packets")?,
+        rx_bytes: get("bytes", "receive")?,
+        rx_packets: get("packets", "receive")?,
+        tx_bytes: get("bytes", "transmit")?,
+        tx_packets: get("packets", "transmit")?,
     })
 }
 
@@ -179,15 +181,16 @@ fn bytes_of_a_transfer_are_counted_at_both_ends() {
     // It stays after the transfer, so that its counters do.
     pod("client").workload(&["fetch", "--url", &url, "--count", "1", "--interval", "300s"]).write(&agent.manifests);
     let mut last = None;
-    // All there, and no more coming for more than the second between samples.
-    let (client, server) = agent.wait("the transfer to be counted", secs(60), |agent| {
+    // All there, and no more coming for more than the 10 s between details.
+    let (client, server) = agent.wait("the transfer to be counted", secs(90), |agent| {
         let metrics = agent.metrics();
         let now = (traffic(&metrics, "client")?, traffic(&metrics, "server")?);
         let (since, seen) = *last.get_or_insert((Instant::now(), now));
         if seen != now {
             last = Some((Instant::now(), now));
         }
-        (now.0.rx_bytes >= PAYLOAD && seen == now && since.elapsed() >= secs(3)).then_some(now)
+        let all = now.0.rx_bytes >= PAYLOAD && now.1.tx_bytes >= PAYLOAD;
+        (all && seen == now && since.elapsed() >= secs(12)).then_some(now)
     });
     let (at_client, at_server) = (device(&agent, "client"), device(&agent, "server"));
     let off = |bytes: f64, truth: f64| (bytes / truth - 1.0) * 100.0;
