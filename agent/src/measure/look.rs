@@ -102,7 +102,7 @@ impl Looker {
     pub(super) fn aim(&mut self, targets: Vec<super::Target>) {
         self.parts.slow.aim(&targets);
         self.pods.aim(targets, &mut self.parts.counters);
-        self.scan(self.now());
+        self.scan(self.now(), false);
         self.retry_events();
     }
 
@@ -183,7 +183,7 @@ impl Looker {
     /// Reads all pods, or only some anew.
     fn look_at_pods(&mut self, at: Micros, only: Option<&BTreeSet<PodUid>>) -> (Vec<PodReading>, Cost) {
         let urgent = self.interval <= MIN_INTERVAL;
-        self.scan(at);
+        self.scan(at, false);
         let mut details = false;
         if only.is_none() {
             self.last.full = at;
@@ -211,7 +211,9 @@ impl Looker {
             cost: Cost::default(),
         };
         let readings = self.pods.read(&mut look);
-        (readings, look.cost)
+        let cost = look.cost;
+        self.tell_born();
+        (readings, cost)
     }
 
     /// Reads the eBPF tables.
@@ -231,9 +233,13 @@ impl Looker {
         }
     }
 
-    /// Finds new cgroups.
-    fn scan(&mut self, at: Micros) {
-        self.pods.scan(at);
+    /// Finds new cgroups, of all pods or of those whose turn it is.
+    fn scan(&mut self, at: Micros, all: bool) {
+        self.pods.scan(at, all);
+        self.tell_born();
+    }
+
+    fn tell_born(&mut self) {
         for born in self.pods.take_born() {
             if let Some(tell) = &self.parts.born {
                 // Nobody listens where memory events cannot be watched.
@@ -296,7 +302,7 @@ impl Looker {
         // Perhaps a container that was made since the last look; a look looks for it, too.
         if now - self.last_search >= self.interval {
             self.last_search = now;
-            self.scan(now);
+            self.scan(now, true);
             if self.pass_on(&event) {
                 return;
             }

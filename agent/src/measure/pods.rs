@@ -22,7 +22,7 @@ use super::Target;
 use super::owners::Owners;
 use super::slow::{NetworkPart, Parts};
 use super::tally::{Fast, Tally};
-use super::tree::{Tree, forget};
+use super::tree::{Scan, Tree, forget};
 use super::watched::{Looked, Mode};
 use crate::clock::Clock;
 use crate::kernel::cgroup::{Buffer, Cgroup, CgroupLayout, Depth, Devices};
@@ -157,10 +157,13 @@ impl Pods {
         }
     }
 
-    /// Finds new cgroups, and buries those that are gone.
-    pub(super) fn scan(&mut self, now: Micros) {
-        for (uid, pod) in &mut self.pods {
-            pod.tree.scan(&self.layout, &pod.target.cgroup, uid, now, &mut self.owners);
+    /// Finds new cgroups, and buries those that are gone. Of pods that were scanned lately only if `all`: [`read`](Self::read) does
+    /// the rest as it sees them run.
+    pub(super) fn scan(&mut self, now: Micros, all: bool) {
+        let Self { layout, pods, owners, .. } = self;
+        let mut scan = Scan { layout, now, owners };
+        for (uid, pod) in pods {
+            pod.tree.scan(&mut scan, &pod.target.cgroup, uid, all);
         }
     }
 
@@ -222,9 +225,9 @@ impl Pods {
     /// Reads every pod.
     pub(super) fn read(&mut self, look: &mut Look<'_>) -> Vec<PodReading> {
         let mut readings = Vec::with_capacity(self.pods.len());
-        let Self { pods, owners, .. } = self;
+        let Self { layout, pods, owners, .. } = self;
         for (uid, pod) in pods {
-            if let Some(reading) = pod.read(uid, owners, look) {
+            if let Some(reading) = pod.read(uid, layout, owners, look) {
                 readings.push(reading);
             }
         }
@@ -234,7 +237,13 @@ impl Pods {
 }
 
 impl Pod {
-    fn read(&mut self, uid: &PodUid, owners: &mut Owners, look: &mut Look<'_>) -> Option<PodReading> {
+    fn read(
+        &mut self,
+        uid: &PodUid,
+        layout: &Arc<CgroupLayout>,
+        owners: &mut Owners,
+        look: &mut Look<'_>,
+    ) -> Option<PodReading> {
         let now = look.clock.now().mono;
         let chosen = look.only.is_none_or(|only| only.contains(uid));
         let quiet = self.tree.own.as_ref()?.is_quiet() && self.cgroup_detail.is_some();
@@ -250,6 +259,8 @@ impl Pod {
             Looked::Held => look.cost.held += 1 + self.tree.children.len() as u64,
             Looked::Read => {
                 look.cost.read += 1;
+                let mut scan = Scan { layout, now, owners };
+                self.tree.scan(&mut scan, &self.target.cgroup, uid, true);
                 self.look_at_children(now, mode, details, owners, look);
             }
         }

@@ -31,11 +31,11 @@ pub(super) enum Place {
     V1(usize),
 }
 
-/// The v1 controllers whose files are read; the directories of the first three are held.
-pub(super) const CONTROLLERS: [&str; 5] = ["cpu", "memory", "blkio", "cpuacct", "pids"];
-const HELD: usize = 3;
-pub(super) const CPU: Place = Place::V1(0);
-pub(super) const MEMORY: Place = Place::V1(1);
+/// The v1 controllers whose files are read; the directory of the first is held.
+pub(super) const CONTROLLERS: [&str; 5] = ["memory", "cpu", "blkio", "cpuacct", "pids"];
+const HELD: usize = 1;
+pub(super) const CPU: Place = Place::V1(1);
+pub(super) const MEMORY: Place = Place::V1(0);
 pub(super) const BLKIO: Place = Place::V1(2);
 const CPUACCT: Place = Place::V1(3);
 pub(super) const PIDS: Place = Place::V1(4);

@@ -19,7 +19,8 @@ struct Bed {
 
 impl Bed {
     fn new() -> Self {
-        let root = tempfile::tempdir().unwrap();
+        // A file system that counts links as cgroups do.
+        let root = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
         Self {
             pods: Pods::new(CgroupLayout::V2 { root: root.path().to_owned() }),
             root,
@@ -44,7 +45,7 @@ impl Bed {
     }
 
     fn scan(&mut self) {
-        self.pods.scan(Clock.now().mono);
+        self.pods.scan(Clock.now().mono, true);
     }
 
     fn read(&mut self, details: bool, only: Option<&BTreeSet<PodUid>>) -> Vec<PodReading> {
@@ -163,6 +164,23 @@ fn only_the_pods_that_are_asked_for_are_read_and_all_are_told() {
     let pods = bed.read(false, Some(&["v".into()].into()));
     let ran: Vec<u64> = pods.iter().map(|pod| pod.cgroup.cpu.unwrap().usage.unwrap().0).collect();
     assert_eq!(ran, [1, 2]);
+}
+
+#[test]
+fn a_container_that_begins_to_run_is_found_though_nobody_told() {
+    let mut bed = Bed::new();
+    a_pod(&mut bed);
+    for _ in 0..3 {
+        bed.read(false, None);
+    }
+    bed.cgroup("kubepods/u/idnew", 1);
+    bed.pods.scan(Clock.now().mono, false);
+    let known = |bed: &Bed| bed.pods.pods[&PodUid::from("u")].tree.children.len();
+    bed.read(false, None);
+    assert_eq!(known(&bed), 3, "nothing ran");
+    bed.cgroup("kubepods/u", 11);
+    bed.read(false, None);
+    assert_eq!(known(&bed), 4);
 }
 
 #[test]
