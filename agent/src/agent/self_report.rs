@@ -85,6 +85,7 @@ impl SelfReporter {
                 ("stranger".to_owned(), count(&health.strangers)),
             ],
             unimplemented_rpcs: self.runtime.unimplemented().into_iter().map(str::to_owned).collect(),
+            sandbox_image: self.runtime.sandbox_image(),
             wakeups: wakeups.total(),
             looks: self.looks(),
             readings: vec![("made".to_owned(), count(&health.readings)), ("held".to_owned(), count(&health.held))],

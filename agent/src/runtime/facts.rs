@@ -39,6 +39,8 @@ pub(super) struct Cache {
     containers: HashMap<String, ContainerDetails>,
     /// Resources that this life of the agent gave to a running container.
     updated: HashMap<String, Resources>,
+    /// The image of the sandbox that was asked about last.
+    sandbox_image: String,
 }
 
 /// What a sandbox keeps for life.
@@ -139,6 +141,13 @@ impl Runtime {
         lock(&self.cache).sandboxes.get(id).map_or(0, |details| details.attempt)
     }
 
+    /// The image of sandboxes, by the newest of them that was asked about; "" before one was, and where the runtime does not tell.
+    /// Its configuration tells it, too, but not in all releases of containerd (2.x keeps it apart from what `Status` shows).
+    #[must_use]
+    pub fn sandbox_image(&self) -> String {
+        lock(&self.cache).sandbox_image.clone()
+    }
+
     /// This container has other resources now than it was made with.
     pub(super) fn resources_changed(&self, id: &str, resources: Resources) {
         lock(&self.cache).updated.insert(id.to_owned(), resources);
@@ -160,10 +169,14 @@ impl Runtime {
             Err(error) => return Err(error),
         };
         let status = answer.status.unwrap_or_default();
+        let info = answer.info.get("info").and_then(|info| serde_json::from_str(info).ok()).unwrap_or_default();
+        if let Some(image) = sandbox_image_of(&info) {
+            lock(&self.cache).sandbox_image = image;
+        }
         let details = SandboxDetails {
             attempt: listed.metadata.as_ref().map_or(0, |m| m.attempt),
             ip: status.network.unwrap_or_default().ip,
-            cgroup_parent: answer.info.get("info").and_then(|info| cgroup_parent_of(info)).unwrap_or_default(),
+            cgroup_parent: cgroup_parent_of(&info).unwrap_or_default(),
         };
         // One that is down gave its address back; one that comes up may not have it yet.
         if status.state == i32::from(cri::PodSandboxState::SandboxReady) || listed.state == status.state {
@@ -304,10 +317,14 @@ fn uid_of(sandbox: &cri::PodSandbox) -> PodUid {
 }
 
 /// The cgroup parent, from containerd's and CRI-O's verbose status.
-fn cgroup_parent_of(info: &str) -> Option<String> {
-    let info: serde_json::Value = serde_json::from_str(info).ok()?;
+fn cgroup_parent_of(info: &serde_json::Value) -> Option<String> {
     let linux = info.get("config")?.get("linux")?;
     Some(linux.get("cgroup_parent").or_else(|| linux.get("cgroupParent"))?.as_str()?.to_owned())
+}
+
+/// The image, from the same.
+fn sandbox_image_of(info: &serde_json::Value) -> Option<String> {
+    Some(info.get("image")?.as_str()?.to_owned()).filter(|image| !image.is_empty())
 }
 
 /// The resources of a container that an earlier life of the agent may have changed: what it was made with, but for the knobs
@@ -339,11 +356,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_cgroup_parent_is_found_in_the_verbose_status() {
-        let info = r#"{"pid":1,"config":{"metadata":{},"linux":{"cgroup_parent":"/kubepods/podx","sysctls":{}}}}"#;
-        assert_eq!(cgroup_parent_of(info).as_deref(), Some("/kubepods/podx"));
+    fn the_cgroup_parent_and_the_image_are_found_in_the_verbose_status() {
+        let read = |info: &str| serde_json::from_str::<serde_json::Value>(info).unwrap_or_default();
+        let info = r#"{"pid":1,"image":"registry.k8s.io/pause:3.10","config":{"metadata":{},"linux":{"cgroup_parent":"/kubepods/podx","sysctls":{}}}}"#;
+        assert_eq!(cgroup_parent_of(&read(info)).as_deref(), Some("/kubepods/podx"));
+        assert_eq!(sandbox_image_of(&read(info)).as_deref(), Some("registry.k8s.io/pause:3.10"));
         for nothing in ["", "{}", r#"{"config":{"linux":{}}}"#, "not json"] {
-            assert_eq!(cgroup_parent_of(nothing), None, "{nothing}");
+            assert_eq!(cgroup_parent_of(&read(nothing)), None, "{nothing}");
+            assert_eq!(sandbox_image_of(&read(nothing)), None, "{nothing}");
         }
     }
 

@@ -82,6 +82,7 @@ async fn a_pod_runs_and_is_found_again() {
     let sandbox = sandbox(&runtime).await;
     assert_eq!((sandbox.ip.as_str(), sandbox.ours, sandbox.ready), ("10.0.0.7", true, true));
     assert_eq!((sandbox.cgroup_parent.as_str(), sandbox.created), ("/kubepods/podu1", Micros::secs(5)));
+    assert_eq!(runtime.sandbox_image(), "registry.k8s.io/pause:3.10");
     let id = container(&runtime, &sandbox.id, 0).await.expect("started");
 
     // Another life of the agent sees the same.
