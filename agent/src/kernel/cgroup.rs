@@ -131,7 +131,7 @@ impl Cgroup {
             return Ok(None);
         };
         let status = rustix::fs::fstat(&unified).map_err(error)?;
-        let (secs, nanos) = (u64::try_from(status.st_mtime).unwrap_or(0), u64::from(status.st_mtime_nsec));
+        let (secs, nanos) = (u64::try_from(status.st_mtime).unwrap_or(0), status.st_mtime_nsec);
         Ok(Some(Self {
             id: status.st_ino,
             made: Micros(secs.saturating_mul(1_000_000).saturating_add(nanos / 1_000)),
@@ -175,8 +175,7 @@ impl Cgroup {
     /// How many cgroups are directly in it; `None` where the file system does not tell by the number of links.
     #[must_use]
     pub fn children(&self) -> Option<u64> {
-        let links = rustix::fs::fstat(self.files.unified()).ok()?.st_nlink;
-        u64::from(links).checked_sub(2)
+        rustix::fs::fstat(self.files.unified()).ok()?.st_nlink.checked_sub(2)
     }
 
     /// The id by which eBPF tells of its disk requests: on hybrid layouts the inode of its directory in v1's `blkio`. `None` where

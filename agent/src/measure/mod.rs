@@ -21,6 +21,7 @@ mod look;
 mod network;
 mod node;
 mod node_detail;
+mod open_files;
 mod owners;
 mod pods;
 mod slot;

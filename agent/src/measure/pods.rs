@@ -3,7 +3,7 @@
 //! **Approach.** For each pod its [`Tree`] of cgroups. A look takes three things together: files, as far as something ran; what
 //! eBPF counted, of tables that were read as a whole before; and what the slow reader found out. Details are made anew every
 //! [`DETAIL_EVERY`], of each pod at another moment, so that no look is long; of a pod that began, at once; of a pod that sleeps,
-//! every [`QUIET_DETAIL_EVERY`].
+//! or a container that does, or a sandbox, every [`QUIET_DETAIL_EVERY`].
 //!
 //! **Property.** The details' moment is that of the oldest part of them.
 
@@ -307,12 +307,15 @@ impl Pod {
         let sandbox = self.tree.sandbox(&self.target.containers).map(str::to_owned);
         let mut gone = Vec::new();
         for (name, child) in &mut self.tree.children {
+            let old = child.detail.is_none() || now - child.detail_at >= QUIET_DETAIL_EVERY;
             // The sandbox does nothing but wait.
             let waits = sandbox.as_ref() == Some(name);
-            if waits && !details {
+            if waits && !(details && old) {
                 look.cost.held += 1;
                 continue;
             }
+            let sleeps = mode == Mode::All && child.watched.is_quiet() && !old;
+            let mode = if sleeps { Mode::Calm } else { mode };
             match child.watched.look(look.clock, mode, look.buffer) {
                 Looked::Read => look.cost.read += 1,
                 Looked::Held => look.cost.held += 1,
@@ -339,13 +342,27 @@ impl Pod {
         look.cost.details += 1;
         let at = if look.tables_at == Micros::ZERO { now } else { look.tables_at.min(now) };
         let mut sum = Tally::default();
-        for child in self.tree.children.values_mut() {
+        let sandbox = self.tree.sandbox(&self.target.containers).map(str::to_owned);
+        for (name, child) in &mut self.tree.children {
             let id = child.id.clone();
             let tally = child.tally(look.counters, &|by| owners.preemptor(by, uid, &id));
             sum.join(&tally);
-            let (io, limits) = child.watched.details(look.buffer, look.devices);
-            let detail = CgroupDetail { at, io, limits, ..tally.cgroup_detail(look.devices) };
-            child.detail = Some(Arc::new(detail));
+            let old = now - child.detail_at >= QUIET_DETAIL_EVERY;
+            let waits = child.watched.is_quiet() || sandbox.as_ref() == Some(name);
+            if waits && !old && child.detail.is_some() {
+                continue;
+            }
+            let (io, limits) = child.watched.details(now, look.buffer, look.devices);
+            let files = child.watched.open_files(look.buffer);
+            let detail = CgroupDetail {
+                at,
+                io,
+                limits,
+                open_files: files.map(|f| f.count),
+                open_files_limit: files.and_then(|f| f.limit),
+                ..tally.cgroup_detail(look.devices)
+            };
+            (child.detail, child.detail_at) = (Some(Arc::new(detail)), now);
         }
         let who = |by| owners.preemptor(by, uid, "");
         self.tree.remains.tally(look.counters, &mut sum, &who);
@@ -353,7 +370,7 @@ impl Pod {
             let io_id = own.io_id();
             sum.add(look.counters, own.id(), io_id, &who);
             sum.seen_by(uid);
-            let (io, limits) = own.details(look.buffer, look.devices);
+            let (io, limits) = own.details(now, look.buffer, look.devices);
             let detail = CgroupDetail { at, io, limits, ..sum.cgroup_detail(look.devices) };
             self.cgroup_detail = Some(Arc::new(detail));
         }

@@ -112,6 +112,8 @@ pub(super) struct Child {
     pub(super) inner: BTreeMap<PathBuf, Inner>,
     pub(super) remains: Remains,
     pub(super) detail: Option<Arc<CgroupDetail>>,
+    /// When that was made.
+    pub(super) detail_at: Micros,
     links: Option<u64>,
     seen: bool,
 }
@@ -122,7 +124,16 @@ impl Child {
         let remains = Remains::default();
         // No directory has so many: its inner cgroups are looked for.
         let links = Some(u64::MAX);
-        Self { id: runtime_id(name), watched, inner: BTreeMap::new(), remains, detail: None, links, seen: true }
+        Self {
+            id: runtime_id(name),
+            watched,
+            inner: BTreeMap::new(),
+            remains,
+            detail: None,
+            detail_at: Micros::ZERO,
+            links,
+            seen: true,
+        }
     }
 
     pub(super) fn fast(&self, counters: &Counters) -> Fast {

@@ -8,11 +8,14 @@
 //! first; for [`HOLD`] at most; and never when the look is urgent. What `memory.stat` told is outdated by less than 1 MiB, if the
 //! usage is the same, and by 10 s.
 
+use std::path::Path;
+
 use beelet_core::sample::CgroupReading;
 use beelet_core::telemetry::{CgroupLimits, DeviceIo};
-use beelet_core::units::Micros;
+use beelet_core::units::{Bytes, Micros};
 use tracing::debug;
 
+use super::open_files::{self, OpenFiles};
 use crate::clock::Clock;
 use crate::kernel::cgroup::{Buffer, Cgroup, Depth, Devices};
 
@@ -20,6 +23,8 @@ use crate::kernel::cgroup::{Buffer, Cgroup, Depth, Devices};
 pub(super) const HOLD: Micros = Micros::secs(10);
 /// What is run in this time changes less than 1 MiB of memory, at 2 GiB/s ([`beelet_core::forecast::ASSUMED_GROWTH`]).
 const LITTLE: Micros = Micros(400);
+/// What a cgroup was given is asked for this often.
+const LIMITS_EVERY: Micros = Micros::secs(30);
 /// A cgroup that was first read less than this ago may get a quota yet.
 const YOUNG: Micros = Micros::secs(30);
 
@@ -57,12 +62,14 @@ pub(super) struct Watched {
     stat: (Micros, Option<Micros>),
     /// The inode of its directory where the IO controller is, once known.
     io_id: Option<u64>,
+    /// What it was given: when that was read, and the memory's limit then.
+    limits: Option<(Micros, Option<Bytes>, CgroupLimits)>,
 }
 
 impl Watched {
     pub(super) fn new(cgroup: Cgroup) -> Self {
         let last = CgroupReading { id: cgroup.id(), ..CgroupReading::default() };
-        Self { cgroup, last, first: Micros::ZERO, quiet: false, stat: (Micros::ZERO, None), io_id: None }
+        Self { cgroup, last, first: Micros::ZERO, quiet: false, stat: (Micros::ZERO, None), io_id: None, limits: None }
     }
 
     pub(super) fn id(&self) -> u64 {
@@ -141,9 +148,11 @@ impl Watched {
         self.last
     }
 
-    /// What went to and from devices, and what the cgroup was given.
+    /// What went to and from devices, and what the cgroup was given. The latter is asked for every [`LIMITS_EVERY`], and when the
+    /// memory's limit changed.
     pub(super) fn details(
         &mut self,
+        now: Micros,
         buffer: &mut Buffer,
         devices: &mut Devices,
     ) -> (Vec<DeviceIo>, Option<CgroupLimits>) {
@@ -151,8 +160,18 @@ impl Watched {
             debug!(%error, "a detail is not known");
             Vec::new()
         });
-        let limits = self.cgroup.limits(buffer).inspect_err(|error| debug!(%error, "a detail is not known")).ok();
-        (io, limits)
+        let memory = self.last.memory.and_then(|memory| memory.limit);
+        if self.limits.is_none_or(|(at, then, _)| now - at >= LIMITS_EVERY || then != memory) {
+            let limits = self.cgroup.limits(buffer).inspect_err(|error| debug!(%error, "a detail is not known"));
+            self.limits = limits.ok().map(|limits| (now, memory, limits));
+        }
+        (io, self.limits.map(|(_, _, limits)| limits))
+    }
+
+    /// Open files of its processes; of those in cgroups below it nothing is said.
+    pub(super) fn open_files(&mut self, buffer: &mut Buffer) -> Option<OpenFiles> {
+        let processes = self.cgroup.processes(buffer).ok().flatten()?;
+        open_files::count(Path::new("/proc"), &processes)
     }
 
     /// Closes its files until the next reading.
@@ -165,8 +184,6 @@ impl Watched {
 mod tests {
     use std::fs;
     use std::path::Path;
-
-    use beelet_core::units::Bytes;
 
     use super::*;
     use crate::kernel::cgroup::CgroupLayout;
@@ -254,6 +271,24 @@ mod tests {
         bed.ran(602);
         bed.look(Mode::Urgent);
         assert_eq!(bed.anon(), Bytes(9), "urgent");
+    }
+
+    #[test]
+    fn limits_are_asked_for_now_and_then_and_when_memory_is_given() {
+        let mut bed = Bed::new();
+        let shares = |bed: &mut Bed, at| {
+            bed.look(Mode::All);
+            let (_, limits) = bed.watched.details(Micros::secs(at), &mut bed.buffer, &mut Devices::default());
+            limits.unwrap().pids_max
+        };
+        bed.put("pids.max", "1\n");
+        bed.put("memory.max", "100\n");
+        assert_eq!(shares(&mut bed, 100), Some(1));
+        bed.put("pids.max", "2\n");
+        assert_eq!((shares(&mut bed, 110), shares(&mut bed, 130)), (Some(1), Some(2)));
+        bed.put("pids.max", "3\n");
+        bed.put("memory.max", "200\n");
+        assert_eq!(shares(&mut bed, 131), Some(3));
     }
 
     #[test]

@@ -160,7 +160,6 @@ fn every_field_of_v2_is_read() {
         memory: Some(memory),
         pressure: Some(pressure),
         pids: Some(2),
-        ..CgroupReading::default()
     };
     assert_eq!(it, expected);
     assert_eq!(cgroup.processes(&mut buffer).unwrap().unwrap(), [12, 3456]);

@@ -129,3 +129,32 @@ fn a_guess_of_the_oom_killers_victim_blames_nobody_until_its_end() {
     assert_eq!(kinds[0], KernelEventKind::OomVictim { pid: 7, comm: "hog".to_owned() });
     assert!(matches!(kinds[1..], [KernelEventKind::Exit { pid: 7, .. }]), "{kinds:?}");
 }
+
+#[test]
+fn a_memory_event_leads_to_a_look_at_its_pod_at_once() {
+    let root = tempfile::tempdir().unwrap();
+    let (looker, id, _told) = with_a_pod(root.path());
+    let health = Arc::clone(&looker.health);
+    let (commands, inbox) = channel();
+    let told = std::thread::spawn(move || {
+        // Nothing is due for an hour.
+        commands.send(Command::Pace { interval: Micros::secs(3_600), all_pods: false, stretch: 4_000_000 }).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(1_300));
+        let asked = |health: &Health| health.asked.looks.load(Ordering::Relaxed);
+        let before = asked(&health);
+        commands.send(Command::MemoryEvent(id)).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(500));
+        let after = asked(&health);
+        for _ in 0..100 {
+            commands.send(Command::MemoryEvent(id)).unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        let flood = asked(&health);
+        commands.send(Command::Stop).unwrap();
+        (before, after, flood)
+    });
+    looker.run_here(&inbox);
+    let (before, after, flood) = told.join().unwrap();
+    assert_eq!((before, after), (0, 1));
+    assert!((2..=8).contains(&(flood - after)), "{flood} looks in half a second of events");
+}

@@ -152,6 +152,26 @@ fn pods_that_sleep_cost_one_file_and_keep_their_moment() {
 }
 
 #[test]
+fn details_of_a_container_that_sleeps_and_of_the_sandbox_are_kept_for_a_while() {
+    let mut bed = Bed::new();
+    a_pod(&mut bed);
+    bed.read(true, None);
+    bed.cgroup("kubepods/u", 20);
+    bed.cgroup("kubepods/u/idapp", 20);
+    let before = bed.read(false, None)[0].clone();
+    bed.cgroup("kubepods/u", 30);
+    bed.cgroup("kubepods/u/idapp", 30);
+    bed.pods.pods.get_mut(&PodUid::from("u")).unwrap().detail_due = Micros::ZERO;
+    let after = bed.read(true, None)[0].clone();
+    let same = |name: &str| {
+        let of = |pod: &PodReading| pod.containers.iter().find(|c| c.name == name).unwrap().detail.clone().unwrap();
+        Arc::ptr_eq(&of(&before), &of(&after))
+    };
+    assert_eq!((same("app"), same("side")), (false, true));
+    assert_eq!(before.sandbox.unwrap().at, after.sandbox.unwrap().at);
+}
+
+#[test]
 fn only_the_pods_that_are_asked_for_are_read_and_all_are_told() {
     let mut bed = Bed::new();
     for uid in ["u", "v"] {
@@ -210,9 +230,7 @@ fn a_pod_whose_cgroup_goes_and_comes_is_read_anew() {
     a_pod(&mut bed);
     let before = bed.read(false, None)[0].cgroup.id;
     fs::rename(bed.root.path().join("kubepods/u"), bed.root.path().join("old")).unwrap();
-    for file in ["cpu.stat"] {
-        fs::remove_file(bed.root.path().join("old").join(file)).unwrap();
-    }
+    fs::remove_file(bed.root.path().join("old/cpu.stat")).unwrap();
     // An open file of a tmpfs outlives its name; a cgroup's does not.
     bed.pods.pods.get_mut(&PodUid::from("u")).unwrap().tree.own.as_mut().unwrap().close();
     assert_eq!(bed.read(false, None), []);
