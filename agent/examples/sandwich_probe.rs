@@ -241,7 +241,7 @@ fn subjects_of<'a>(
         });
         std::iter::once(whole).chain(containers).collect::<Vec<_>>()
     };
-    pods.iter().filter(|p| p.reading.is_some()).flat_map(move |p| of(p)).map(|subject| {
+    pods.iter().filter(|p| p.reading.is_some()).flat_map(of).map(|subject| {
         let values = subject.read(layout);
         (subject, values)
     })

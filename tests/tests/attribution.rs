@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
-use e2e::{Agent, AgentOptions, Bed, NODE, SharedBed, pod, say, secs, skip};
+use e2e::{Agent, AgentOptions, Bed, NODE, SharedBed, hierarchies, pod, say, secs, skip};
 use serde_json::Value;
 
 static BED: SharedBed = SharedBed::new("attribution");
@@ -47,6 +47,10 @@ fn wait_for(agent: &Agent<'_>, pod: &str, cause: &str) -> String {
     let explained = agent.explain("default", pod);
     let evidence = &explained["pod"]["slow"][0]["evidence"];
     say(&format!("attribution: {pod}: {cause} {culprit} after {:.0} s: {evidence}", began.elapsed().as_secs_f64()));
+    let others: Vec<_> = verdicts(agent).into_iter().filter(|(name, told, _)| name != pod || told != cause).collect();
+    if !others.is_empty() {
+        say(&format!("attribution: beside it: {others:?}"));
+    }
     culprit
 }
 
@@ -61,6 +65,23 @@ fn clear(agent: &Agent<'_>, pods: &[&str]) {
     agent.wait("the verdicts to end", LIMIT, |agent| verdicts(agent).is_empty().then_some(()));
 }
 
+/// How many times the CPU time of a process outside the bed gets: what else runs on this machine must not make the situation. Not
+/// more, for kernel threads wait as long for their turn, and disks and packets go through them.
+const WEIGHT: u64 = 20;
+
+/// Gives the bed a weight of its own among the machine's cgroups.
+fn weigh(bed: &Bed) {
+    let root = bed.cgroup_root.trim_start_matches('/');
+    for hierarchy in hierarchies() {
+        for (file, normal) in [("cpu.shares", 1024), ("cpu.weight", 100)] {
+            let knob = hierarchy.mount.join(root).join(file);
+            if knob.exists() {
+                fs::write(&knob, (normal * WEIGHT).to_string()).unwrap_or_else(|e| panic!("{}: {e}", knob.display()));
+            }
+        }
+    }
+}
+
 // === the situations ===
 
 fn own_quota(agent: &Agent<'_>) {
@@ -72,11 +93,12 @@ fn own_quota(agent: &Agent<'_>) {
 
 fn noisy_neighbour(agent: &Agent<'_>) {
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
-    // Sure of a whole core, and uses less: it should never have to wait.
-    pod("meek").workload(&["spin", "--cores", "0.6"]).request("cpu", "800m").write(&agent.manifests);
+    // Uses less than it asks for.
+    pod("meek").workload(&["spin", "--cores", "0.4"]).request("cpu", "500m").write(&agent.manifests);
     agent.wait_running("meek", secs(60));
-    let all = format!("{}", cores * 4);
-    pod("noisy").workload(&["spin", "--cores", &all]).request("cpu", "100m").write(&agent.manifests);
+    // As heavy on each CPU, and with several threads there: it gets all that is left, and is in the way of whoever wakes up.
+    let (all, asks) = ((cores * 4).to_string(), format!("{}m", cores * 500));
+    pod("noisy").workload(&["spin", "--cores", &all]).request("cpu", &asks).write(&agent.manifests);
     agent.wait_running("noisy", secs(60));
     let culprit = wait_for(agent, "meek", "NoisyNeighbour");
     assert_eq!(culprit, format!("default/noisy-{NODE}"));
@@ -99,11 +121,22 @@ fn overloaded_node(agent: &Agent<'_>) {
     clear(agent, &names);
 }
 
+/// Files that limit requests to a disk, with what makes it slow (20 ms and more for each request of a pod that makes one at a
+/// time), and with what ends that.
+const THROTTLES: [(&str, &str, &str); 3] = [
+    ("blkio.throttle.read_iops_device", "60", "0"),
+    ("blkio.throttle.write_iops_device", "60", "0"),
+    ("io.max", "riops=60 wiops=60", "riops=max wiops=max"),
+];
+
 /// A disk that answers slowly: a loop device on a file whose own disk is throttled for all pods of the bed.
+///
+/// The loop device's requests to the file count to the cgroup that made them. They are held back on their way to the disk below, so
+/// the time is the loop device's; for the pod there is no limit on that.
 struct SlowDisk {
     device: String,
     mount: PathBuf,
-    knobs: Vec<PathBuf>,
+    kubepods: Vec<PathBuf>,
     backing: String,
 }
 
@@ -120,46 +153,46 @@ impl SlowDisk {
         let image = bed.run_dir.join("slow-disk");
         let mount = bed.run_dir.join("slow-mount");
         fs::create_dir_all(&mount).map_err(|e| e.to_string())?;
-        let file = fs::File::create(&image).map_err(|e| e.to_string())?;
-        file.set_len(64 << 20).map_err(|e| e.to_string())?;
-        ran(Command::new("mkfs.ext4").args(["-q", "-O", "^has_journal"]).arg(&image))?;
+        // Written in full, and left so: a hole that fills makes requests of the file system below, and they count.
+        fs::write(&image, vec![0; 64 << 20]).map_err(|e| e.to_string())?;
+        ran(Command::new("sync").arg(&image))?;
+        ran(Command::new("mkfs.ext4").args(["-q", "-O", "^has_journal", "-E", "nodiscard"]).arg(&image))?;
         let output = ran(Command::new("losetup").args(["--find", "--show", "--direct-io=on"]).arg(&image))?;
         let device = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-        let mut disk = Self { device, mount, knobs: Vec::new(), backing: backing(&image)? };
-        ran(Command::new("mount").arg(&disk.device).arg(&disk.mount))?;
-        let kubepods = format!("{}/kubepods", bed.cgroup_root);
-        let v1 = Path::new("/sys/fs/cgroup/blkio").join(&kubepods);
-        let v2 = Path::new("/sys/fs/cgroup").join(&kubepods).join("io.max");
-        if v1.is_dir() {
-            for op in ["read", "write"] {
-                disk.knobs.push(v1.join(format!("blkio.throttle.{op}_iops_device")));
-            }
-        } else if v2.exists() {
-            disk.knobs.push(v2);
-        } else {
+        let group = format!("{}/kubepods", bed.cgroup_root.trim_start_matches('/'));
+        let mut kubepods: Vec<PathBuf> = hierarchies().into_iter().map(|h| h.mount.join(&group)).collect();
+        kubepods.retain(|dir| THROTTLES.iter().any(|(knob, ..)| dir.join(knob).exists()));
+        let disk = Self { device, mount, kubepods, backing: backing(&image)? };
+        if disk.kubepods.is_empty() {
             return Err("there is no IO controller".to_owned());
         }
-        disk.throttle(Some(15))?;
+        ran(Command::new("mount").arg(&disk.device).arg(&disk.mount))?;
         Ok(disk)
     }
 
-    fn throttle(&self, iops: Option<u32>) -> Result<(), String> {
-        for knob in &self.knobs {
-            let limit = match iops {
-                Some(n) if knob.ends_with("io.max") => format!("riops={n} wiops={n}"),
-                None if knob.ends_with("io.max") => "riops=max wiops=max".to_owned(),
-                Some(n) => n.to_string(),
-                None => "0".to_owned(),
-            };
-            fs::write(knob, format!("{} {limit}", self.backing)).map_err(|e| format!("{}: {e}", knob.display()))?;
+    /// Writes the limit, or takes it away, for all pods that there are.
+    fn throttle(&self, on: bool) -> Result<(), String> {
+        self.kubepods.iter().try_for_each(|dir| self.throttle_below(dir, on))
+    }
+
+    /// In v1 a limit holds for the processes of its own cgroup, not for those below.
+    fn throttle_below(&self, dir: &Path, on: bool) -> Result<(), String> {
+        for (knob, limit, none) in THROTTLES {
+            let knob = dir.join(knob);
+            if knob.exists() {
+                let limit = if on { limit } else { none };
+                let said = format!("{} {limit}", self.backing);
+                fs::write(&knob, said).map_err(|e| format!("{}: {e}", knob.display()))?;
+            }
         }
-        Ok(())
+        let below = fs::read_dir(dir).map_err(|e| format!("{}: {e}", dir.display()))?.flatten();
+        below.filter(|e| e.path().is_dir()).try_for_each(|e| self.throttle_below(&e.path(), on))
     }
 }
 
 impl Drop for SlowDisk {
     fn drop(&mut self) {
-        self.throttle(None).ok();
+        self.throttle(false).ok();
         Command::new("umount").arg("--lazy").arg(&self.mount).output().ok();
         Command::new("losetup").arg("--detach").arg(&self.device).output().ok();
     }
@@ -184,9 +217,10 @@ fn slow_disk(bed: &Bed, agent: &Agent<'_>) -> Result<(), String> {
         .spec("volumes", volumes)
         .write(&agent.manifests);
     agent.wait_running("writer", secs(60));
+    disk.throttle(true)?;
     let culprit = wait_for(agent, "writer", "SlowDisk");
     assert_eq!(culprit, disk.device);
-    disk.throttle(None)?;
+    disk.throttle(false)?;
     clear(agent, &["writer"]);
     Ok(())
 }
@@ -254,6 +288,7 @@ fn all(bed: &Bed, agent: &Agent<'_>, test: &str) {
 fn the_cause_of_slowness_is_found_and_nothing_is_said_of_an_idle_node() {
     let name = "the_cause_of_slowness_is_found_and_nothing_is_said_of_an_idle_node";
     let Some(bed) = BED.get(name) else { return };
+    weigh(&bed);
     let agent = Agent::start(&bed, &AgentOptions::default());
     idle(&agent, secs(20));
     all(&bed, &agent, name);
@@ -266,6 +301,7 @@ fn the_cause_of_slowness_is_found_and_nothing_is_said_of_an_idle_node() {
 fn bench() {
     let Some(bed) = BED.get("bench") else { return };
     let number = |name: &str, or: u64| std::env::var(name).ok().and_then(|n| n.parse().ok()).unwrap_or(or);
+    weigh(&bed);
     let agent = Agent::start(&bed, &AgentOptions::default());
     for run in 1..=number("BEELET_BENCH_RUNS", 3) {
         say(&format!("attribution: run {run}"));

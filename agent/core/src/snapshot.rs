@@ -247,6 +247,16 @@ pub struct Totals {
     pub forgotten: u64,
 }
 
+impl NodeView {
+    /// The node's working set as the stock kubelet shows it; where it is not known, by /proc/meminfo, with what the kernel has outside
+    /// of cgroups.
+    #[must_use]
+    pub fn memory_working_set(&self) -> Option<Bytes> {
+        let told = self.detail.as_deref().and_then(|detail| detail.memory_working_set);
+        told.or_else(|| self.reading.map(|reading| reading.memory_working_set))
+    }
+}
+
 /// Which pod a view is of.
 impl PodView {
     /// The UID.

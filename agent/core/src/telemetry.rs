@@ -409,6 +409,10 @@ pub struct NodeDetail {
     pub booted: Micros,
     /// Memory charged in all: the root cgroup's usage, as the kubelet shows it.
     pub memory_usage: Option<Bytes>,
+    /// Of it, what is not inactive file cache: what the kubelet shows as the node's working set, without what the kernel has outside of
+    /// cgroups.
+    #[serde(default)]
+    pub memory_working_set: Option<Bytes>,
     /// Anonymous memory of the root cgroup.
     pub memory_rss: Option<Bytes>,
     /// Page faults, and major ones, since boot.

@@ -8,9 +8,9 @@
 //! Properties: pods are not touched by the start or the end of the agent; what beelet changed by its own judgement (burst) is
 //! put back at the end, or at the next start if there was no orderly end.
 
+mod bpf_meter;
 mod cycle;
 mod machine;
-mod bpf_meter;
 mod notes;
 mod self_report;
 mod tasks;
@@ -171,7 +171,9 @@ pub async fn run(
     let layout = CgroupLayout::detect()?;
     match cgroup::raise_open_files() {
         Ok(files) => debug!(files, "so many files may be open"),
-        Err(error) => warn!(%error, "the limit of open files cannot be raised; files of cgroups beyond it are opened for each reading"),
+        Err(error) => {
+            warn!(%error, "the limit of open files cannot be raised; files of cgroups beyond it are opened for each reading");
+        }
     }
     let machine = machine::find_out(&layout)?;
     if !options.beside

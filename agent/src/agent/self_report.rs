@@ -54,7 +54,7 @@ impl SelfReporter {
                     on = wanted;
                 }
             }
-            bpf = bpf + Micros((now - last).get().saturating_mul(meter.ns_per_second()) / 1_000_000_000);
+            bpf += Micros((now - last).get().saturating_mul(meter.ns_per_second()) / 1_000_000_000);
             last = now;
             if now - counted >= WAKEUPS_EVERY {
                 counted = now;

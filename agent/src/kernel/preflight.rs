@@ -83,7 +83,9 @@ fn bpf(found: &mut Vec<Capability>) {
             }
             found.push(match btf.member_offset("bpf_iter__task", "task") {
                 Ok(_) => yes("bpf_iter_task", "the kernel has it"),
-                Err(error) => no("bpf_iter_task", format!("{error}; tasks are counted by state from /proc, which takes longer")),
+                Err(error) => {
+                    no("bpf_iter_task", format!("{error}; tasks are counted by state from /proc, which takes longer"))
+                }
             });
         }
         Err(error) => found.push(no("btf", format!("{error}; no program that looks into the kernel is loaded"))),

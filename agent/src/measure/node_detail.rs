@@ -54,6 +54,7 @@ impl NodeDetailReader {
     /// A reading; `stats` is the runtime's newest word on disks.
     pub(super) fn read(&mut self, stats: Option<&DiskStats>) -> NodeDetail {
         let now = Clock.now();
+        let services = self.service_paths();
         let mut it = NodeDetail {
             at: now.mono,
             fs: statvfs(&self.from.root).ok().map(|vfs| FsUse { at: now.wall, ..whole(&vfs) }),
@@ -63,8 +64,8 @@ impl NodeDetailReader {
             interfaces: interfaces(),
             pressure: pressure(),
             pids: pids(),
-            services: self.services(),
-            slices: self.slices(),
+            services: self.services(&services),
+            slices: self.slices(services),
             filesystems: filesystems(now.wall),
             ..NodeDetail::default()
         };
@@ -92,34 +93,40 @@ impl NodeDetailReader {
             let usage = fs::read_to_string(folder.join("memory.usage_in_bytes"));
             it.memory_usage = usage.ok().and_then(|text| text.trim().parse().ok()).map(Bytes);
             it.memory_rss = get("total_rss").map(Bytes);
+            it.memory_working_set = it.memory_usage.zip(get("total_inactive_file")).map(|(all, file)| all - Bytes(file));
             it.page_faults = both(get("total_pgfault"), get("total_pgmajfault"));
         } else {
             it.memory_usage = both(get("anon"), get("file")).map(|(anon, file)| Bytes(anon.saturating_add(file)));
             it.memory_rss = get("anon").map(Bytes);
+            it.memory_working_set = it.memory_usage.zip(get("inactive_file")).map(|(all, file)| all - Bytes(file));
             it.page_faults = both(get("pgfault"), get("pgmajfault"));
         }
     }
 
     /// The kubelet's `systemContainers`: this agent, the runtime, all pods. Those in the root cgroup are left out.
-    fn services(&mut self) -> Vec<(String, Micros, CgroupReading)> {
+    fn service_paths(&self) -> Vec<(&'static str, PathBuf)> {
         let own = own_cgroup("self");
         let runtime = runtime_process(&self.from.runtime_socket).and_then(|pid| own_cgroup(&pid.to_string()));
         let all = [("kubelet", own), ("runtime", runtime), ("pods", Some(self.from.kubepods.clone()))];
+        let named = all.into_iter().filter_map(|(name, path)| Some((name, path?)));
+        named.filter(|(_, path)| !path.as_os_str().is_empty()).collect()
+    }
+
+    fn services(&mut self, paths: &[(&str, PathBuf)]) -> Vec<(String, Micros, CgroupReading)> {
         let mut found = Vec::new();
-        for (name, path) in all {
-            let Some(path) = path.filter(|path| !path.as_os_str().is_empty()) else { continue };
-            if let Some((mut cgroup, reading)) = self.cgroup(&path) {
+        for (name, path) in paths {
+            if let Some((mut cgroup, reading)) = self.cgroup(path) {
                 let made = cgroup.limits(&mut self.buffer).ok().and_then(|limits| limits.made).unwrap_or_default();
-                found.push((name.to_owned(), made, reading));
+                found.push(((*name).to_owned(), made, reading));
             }
         }
         found
     }
 
-    /// The cgroup of all pods with those of the QoS classes, and the node's first-level cgroups.
-    fn slices(&mut self) -> Vec<SliceReading> {
+    /// The cgroup of all pods with those of the QoS classes, those of services, and the node's first-level cgroups.
+    fn slices(&mut self, services: Vec<(&str, PathBuf)>) -> Vec<SliceReading> {
         let kubepods = self.from.kubepods.clone();
-        let mut paths: BTreeSet<PathBuf> = self.below(Path::new("")).into_iter().collect();
+        let mut paths: BTreeSet<PathBuf> = services.into_iter().map(|(_, path)| path).collect();
         if !kubepods.as_os_str().is_empty() {
             let classes = self.below(&kubepods);
             // Pods of the Guaranteed class lie beside the classes.
@@ -130,8 +137,11 @@ impl NodeDetailReader {
             paths.extend(classes.into_iter().filter(is_class).take(2));
             paths.insert(kubepods);
         }
+        let others = self.below(Path::new("")).into_iter().filter(|path| !paths.contains(path));
+        let others: Vec<PathBuf> = others.take(MOST_SLICES).collect();
+        paths.extend(others);
         let mut slices = Vec::new();
-        for path in paths.into_iter().take(MOST_SLICES) {
+        for path in paths {
             let Some((mut cgroup, reading)) = self.cgroup(&path) else { continue };
             let limits = cgroup.limits(&mut self.buffer).ok();
             let detail = CgroupDetail { at: Clock.now().mono, limits, ..CgroupDetail::default() };
@@ -162,7 +172,7 @@ impl NodeDetailReader {
     }
 }
 
-/// So many cgroups above pods are told at most.
+/// So many of the node's first-level cgroups are told at most.
 const MOST_SLICES: usize = 32;
 
 /// Times since boot. A tick is a hundredth of a second on all kernels in use.
@@ -277,8 +287,8 @@ fn filesystems(now: Micros) -> Vec<(String, FsUse)> {
     for mount in mounts {
         let source = mount.mount_source.unwrap_or_default();
         let name = match mount.fs_type.as_str() {
-            // Pods' volumes are told with their pods.
-            "tmpfs" if mount.mount_point.components().any(|part| part.as_os_str() == "pods") => continue,
+            // Pods' volumes are told with their pods; each sandbox has one for its shared memory (containerd's folder, CRI-O's).
+            "tmpfs" if is_of_pod(&mount.mount_point) => continue,
             "tmpfs" => mount.mount_point.to_string_lossy().into_owned(),
             _ if source.starts_with("/dev/") => source,
             _ => continue,
@@ -291,6 +301,11 @@ fn filesystems(now: Micros) -> Vec<(String, FsUse)> {
         }
     }
     found.into_iter().collect()
+}
+
+fn is_of_pod(mount_point: &Path) -> bool {
+    let folders = ["pods", "sandboxes", "overlay-containers"];
+    mount_point.components().any(|part| folders.iter().any(|folder| part.as_os_str() == *folder))
 }
 
 /// So many file systems are told at most.
@@ -336,6 +351,7 @@ mod tests {
         assert!(node.memory_usage.unwrap() > node.memory_rss.unwrap());
         assert!(node.page_faults.unwrap().0 > node.page_faults.unwrap().1);
         assert!(node.cpu.unwrap().0 > Micros::ZERO);
+        assert!(node.memory_rss < node.memory_working_set && node.memory_working_set <= node.memory_usage);
         assert_eq!((node.image_fs, node.container_fs), (None, None));
         assert!(node.filesystems.iter().any(|(_, it)| it.capacity == fs.capacity), "{:?}", node.filesystems);
         assert!(node.interfaces.iter().all(|device| device.name != "lo"));
@@ -359,6 +375,31 @@ mod tests {
         let images = node.image_fs.unwrap();
         assert_eq!((images.used, images.at, images.capacity), (Bytes(77), Micros(9), node.fs.unwrap().capacity));
         assert_eq!(node.container_fs, Some(images));
+    }
+
+    #[test]
+    fn what_belongs_to_a_pod_is_no_file_system_of_the_node() {
+        let of = |path: &str| is_of_pod(Path::new(path));
+        assert!(of("/var/lib/kubelet/pods/u/volumes/kubernetes.io~empty-dir/x"));
+        assert!(of("/run/containerd/io.containerd.grpc.v1.cri/sandboxes/0a/shm"));
+        assert!(!of("/dev/shm") && !of("/run"));
+    }
+
+    #[test]
+    fn the_runtimes_cgroup_is_a_slice() {
+        let root = tempfile::tempdir().unwrap();
+        let socket = root.path().join("s");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let (mut reader, _root) = reader();
+        reader.from.runtime_socket = socket;
+        let own = own_cgroup("self").unwrap();
+        let paths = reader.service_paths();
+        // Both are this process; in the root cgroup neither is told.
+        assert_eq!(paths.len(), if own.as_os_str().is_empty() { 0 } else { 2 });
+        let deep = reader.below(Path::new("")).into_iter().find_map(|path| reader.below(&path).into_iter().next());
+        let Some(deep) = deep else { panic!("this machine has no cgroup two levels deep") };
+        let slices = reader.slices(vec![("runtime", deep.clone())]);
+        assert!(slices.iter().any(|slice| Path::new(&slice.path) == deep), "{slices:?}");
     }
 
     #[test]

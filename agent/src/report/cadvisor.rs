@@ -213,7 +213,7 @@ fn root(picture: &Snapshot) -> Option<Row<'_>> {
         }),
         memory: Memory {
             usage,
-            working_set: Some(reading.memory_working_set),
+            working_set: node.memory_working_set(),
             rss: detail.and_then(|d| d.memory_rss),
             limit: Some(node.capacity.memory),
             swap: detail.and_then(|d| d.swap).map(|(used, _)| used),

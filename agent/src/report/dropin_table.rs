@@ -139,37 +139,89 @@ pub struct Difference {
     pub what: &'static [&'static str],
     /// How, and why.
     pub why: &'static str,
+    /// How it shows where both answer at the same time; nothing where that cannot be seen so.
+    pub shows: &'static [Shows],
 }
 
 const fn diff(what: &'static [&'static str], why: &'static str) -> Difference {
-    Difference { what, why }
+    Difference { what, why, shows: &[] }
 }
+
+impl Difference {
+    const fn shows(self, shows: &'static [Shows]) -> Self {
+        Self { shows, ..self }
+    }
+}
+
+/// How a difference shows to who compares two answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Shows {
+    /// A series, or field, that only the stock kubelet has.
+    OnlyStock,
+    /// One that only beelet has.
+    OnlyBeelet,
+    /// The type, or the image, is another.
+    Labels,
+    /// The value is another.
+    Values,
+}
+
+/// What stands in for the stock kubelet's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Endpoint {
+    /// `/metrics/cadvisor`.
+    Cadvisor,
+    /// `/metrics/resource`.
+    Resource,
+    /// `/stats/summary`.
+    Summary,
+}
+
+impl Endpoint {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Cadvisor, Self::Resource, Self::Summary];
+
+    /// The path.
+    #[must_use]
+    pub const fn path(self) -> &'static str {
+        match self {
+            Self::Cadvisor => "/metrics/cadvisor",
+            Self::Resource => "/metrics/resource",
+            Self::Summary => "/stats/summary",
+        }
+    }
+}
+
+const ONLY_STOCK: &[Shows] = &[Shows::OnlyStock];
+const ONLY_BEELET: &[Shows] = &[Shows::OnlyBeelet];
+const ONLY_ONE: &[Shows] = &[Shows::OnlyStock, Shows::OnlyBeelet];
+const VALUES: &[Shows] = &[Shows::Values];
 
 /// Families of `/metrics/cadvisor` that the stock kubelet serves and beelet does not.
 #[rustfmt::skip]
 pub const CADVISOR_MISSING: &[Difference] = &[
-    diff(&["container_cpu_load_average_10s", "container_cpu_load_d_average_10s", "container_health_state", "container_tasks_state"], "The stock kubelet's values never change (0, 0, -1, 0): nothing measures them there. `beelet_runq_latency_seconds`, `beelet_pod_health_state` and `beelet_tasks` say what these names promise."),
-    diff(&["container_fs_io_current", "container_fs_io_time_seconds_total", "container_fs_io_time_weighted_seconds_total", "container_fs_read_seconds_total", "container_fs_reads_merged_total", "container_fs_sector_reads_total", "container_fs_sector_writes_total", "container_fs_write_seconds_total", "container_fs_writes_merged_total"], "The stock kubelet has them for the node's disks only (`id=\"/\"`), the times too small by a factor of a million. They are copies of /proc/diskstats, which node_exporter serves rightly; per container and pod there is `beelet_disk_latency_seconds`."),
-    diff(&["container_fs_io_cost_indebt_seconds_total", "container_fs_io_cost_indelay_seconds_total", "container_fs_io_cost_usage_seconds_total", "container_fs_io_cost_wait_seconds_total"], "Only with the io.cost controller switched on, which beelet does not read."),
-    diff(&["machine_cpu_books", "machine_cpu_drawers"], "0 on all machines but s390x."),
-    diff(&["machine_dimm_capacity_bytes", "machine_dimm_count", "machine_nvm_avg_power_budget_watts", "machine_nvm_capacity"], "Memory modules do not concern pods; without ipmctl the stock kubelet says 0 of non-volatile ones."),
+    diff(&["container_cpu_load_average_10s", "container_cpu_load_d_average_10s", "container_health_state", "container_tasks_state"], "The stock kubelet's values never change (0, 0, -1, 0): nothing measures them there. `beelet_runq_latency_seconds`, `beelet_pod_health_state` and `beelet_tasks` say what these names promise.").shows(ONLY_STOCK),
+    diff(&["container_fs_io_current", "container_fs_io_time_seconds_total", "container_fs_io_time_weighted_seconds_total", "container_fs_read_seconds_total", "container_fs_reads_merged_total", "container_fs_sector_reads_total", "container_fs_sector_writes_total", "container_fs_write_seconds_total", "container_fs_writes_merged_total"], "The stock kubelet has them for the node's disks only (`id=\"/\"`), the times too small by a factor of a million. They are copies of /proc/diskstats, which node_exporter serves rightly; per container and pod there is `beelet_disk_latency_seconds`.").shows(ONLY_STOCK),
+    diff(&["container_fs_io_cost_indebt_seconds_total", "container_fs_io_cost_indelay_seconds_total", "container_fs_io_cost_usage_seconds_total", "container_fs_io_cost_wait_seconds_total"], "Only with the io.cost controller switched on, which beelet does not read.").shows(ONLY_STOCK),
+    diff(&["machine_cpu_books", "machine_cpu_drawers"], "0 on all machines but s390x.").shows(ONLY_STOCK),
+    diff(&["machine_dimm_capacity_bytes", "machine_dimm_count", "machine_nvm_avg_power_budget_watts", "machine_nvm_capacity"], "Memory modules do not concern pods; without ipmctl the stock kubelet says 0 of non-volatile ones.").shows(ONLY_STOCK),
 ];
 
 /// Families of `/metrics/cadvisor` of which the values or the rows differ.
 #[rustfmt::skip]
 pub const CADVISOR_OTHER: &[Difference] = &[
     diff(&["timestamps"], "Each cgroup has the time of its last reading, which is at most 10 s old; the stock kubelet's is up to 30 s old."),
-    diff(&["container_file_descriptors", "container_processes", "container_sockets"], "Of the cgroup and all below, where the stock kubelet counts the processes directly in it: pods have their sum instead of 0."),
+    diff(&["container_file_descriptors", "container_processes", "container_sockets"], "Of the cgroup and all below, where the stock kubelet counts the processes directly in it: pods have their sum instead of 0.").shows(VALUES),
     diff(&["container_memory_failcnt", "container_memory_kernel_usage"], "On cgroup v2 the stock kubelet says 0; beelet has the kernel's numbers (`max` of memory.events, `kernel` of memory.stat)."),
-    diff(&["container_memory_failures_total"], "With cgroup v1 controllers the stock kubelet's numbers of pods lack their containers; beelet's have them."),
+    diff(&["container_memory_failures_total"], "With cgroup v1 controllers the stock kubelet's numbers of pods lack their containers; beelet's have them.").shows(VALUES),
     diff(&["container_oom_events_total"], "Counted in the kernel per container, over its restarts; the row stays while the container is down, when the stock kubelet's is gone with the cgroup. Pods and slices have no row, so that a sum counts nothing twice."),
-    diff(&["container_pressure_cpu_stalled_seconds_total", "container_pressure_cpu_waiting_seconds_total", "container_pressure_io_stalled_seconds_total", "container_pressure_io_waiting_seconds_total", "container_pressure_memory_stalled_seconds_total", "container_pressure_memory_waiting_seconds_total"], "On machines with cgroup v1 controllers too, where the v2 hierarchy beside them tells the pressure; the stock kubelet has none there."),
-    diff(&["container_blkio_device_usage_total"], "`operation` is Read or Write everywhere; with cgroup v1 controllers the stock kubelet has Async, Discard, Sync and Total, too."),
-    diff(&["container_fs_inodes_free", "container_fs_inodes_total", "container_fs_limit_bytes", "container_fs_usage_bytes", "container_memory_total_active_file_bytes", "container_memory_mapped_file"], "Left out of a row where the kernel does not tell, where the stock kubelet writes 0."),
-    diff(&["container_network_receive_bytes_total", "container_network_receive_errors_total", "container_network_receive_packets_dropped_total", "container_network_receive_packets_total", "container_network_transmit_bytes_total", "container_network_transmit_errors_total", "container_network_transmit_packets_dropped_total", "container_network_transmit_packets_total"], "Pods of the node's network have none: the stock kubelet repeats the node's interfaces for each of them. `beelet_network_bytes_total` has their own traffic."),
-    diff(&["container_spec_cpu_period", "container_spec_cpu_quota", "container_spec_cpu_shares", "container_spec_memory_reservation_limit_bytes", "container_spec_memory_swap_limit_bytes", "container_threads_max"], "Left out of rows of which the cgroup's knobs are not read."),
-    diff(&["container_start_time_seconds"], "Of a container the time at which the runtime started it; the stock kubelet takes the time at which the cgroup's folder was made, a little earlier."),
-    diff(&["container_ulimits_soft"], "The lowest limit among the container's processes, not that of its first."),
+    diff(&["container_pressure_cpu_stalled_seconds_total", "container_pressure_cpu_waiting_seconds_total", "container_pressure_io_stalled_seconds_total", "container_pressure_io_waiting_seconds_total", "container_pressure_memory_stalled_seconds_total", "container_pressure_memory_waiting_seconds_total"], "On machines with cgroup v1 controllers too, where the v2 hierarchy beside them tells the pressure; the stock kubelet has none there.").shows(ONLY_BEELET),
+    diff(&["container_blkio_device_usage_total"], "`operation` is Read or Write everywhere; with cgroup v1 controllers the stock kubelet has Async, Discard, Sync and Total, too.").shows(ONLY_ONE),
+    diff(&["container_fs_inodes_free", "container_fs_inodes_total", "container_fs_limit_bytes", "container_fs_usage_bytes", "container_memory_total_active_file_bytes", "container_memory_mapped_file"], "Left out of a row where the kernel does not tell, where the stock kubelet writes 0.").shows(ONLY_STOCK),
+    diff(&["container_network_receive_bytes_total", "container_network_receive_errors_total", "container_network_receive_packets_dropped_total", "container_network_receive_packets_total", "container_network_transmit_bytes_total", "container_network_transmit_errors_total", "container_network_transmit_packets_dropped_total", "container_network_transmit_packets_total"], "Pods of the node's network have none: the stock kubelet repeats the node's interfaces for each of them. `beelet_network_bytes_total` has their own traffic.").shows(ONLY_STOCK),
+    diff(&["container_spec_cpu_period", "container_spec_cpu_quota", "container_spec_cpu_shares", "container_spec_memory_reservation_limit_bytes", "container_spec_memory_swap_limit_bytes", "container_threads_max"], "Left out of rows of which the cgroup's knobs are not read.").shows(ONLY_STOCK),
+    diff(&["container_start_time_seconds"], "Of a container the time at which the runtime started it; the stock kubelet takes the time at which the cgroup's folder was made, a little earlier.").shows(VALUES),
+    diff(&["container_ulimits_soft"], "The lowest limit among the container's processes, not that of its first.").shows(VALUES),
     diff(&["container_last_seen"], "In OpenMetrics, too, which the stock kubelet does not serve."),
     diff(&["cgroups outside of kubepods"], "Rows are `/`, the pods' cgroup and the QoS classes', pods, sandboxes, containers and the node's services that beelet knows; a container that is found but not yet read has no row."),
 ];
@@ -219,24 +271,24 @@ pub const CADVISOR_ROWS: &[RowsLeftOut] = &[
 /// Differences of `/metrics/resource`.
 #[rustfmt::skip]
 pub const RESOURCE_OTHER: &[Difference] = &[
-    diff(&["container_swap_limit_bytes"], "The limit of swap alone; with cgroup v1 controllers the stock kubelet gives memory and swap together."),
-    diff(&["container_start_time_seconds"], "When the runtime started the container; the stock kubelet takes when it was created, some milliseconds before."),
+    diff(&["container_swap_limit_bytes"], "The limit of swap alone; with cgroup v1 controllers the stock kubelet gives memory and swap together.").shows(VALUES),
+    diff(&["container_start_time_seconds"], "When the runtime started the container; the stock kubelet takes when it was created, some milliseconds before.").shows(VALUES),
     diff(&["container_cpu_usage_seconds_total", "container_memory_working_set_bytes", "pod_cpu_usage_seconds_total", "pod_memory_working_set_bytes"], "What could not be read is left out; the stock kubelet asks the runtime, or writes 0."),
 ];
 
 /// Differences of `/stats/summary`.
 #[rustfmt::skip]
 pub const SUMMARY_OTHER: &[Difference] = &[
-    diff(&["usageNanoCores"], "From the rate that beelet acts on, over a second or more, in steps of a thousandth of a core; of system containers between two requests, so it is missing in the first answer."),
+    diff(&["usageNanoCores"], "From the rate that beelet acts on, over a second or more, in steps of a thousandth of a core; of system containers between two requests, so it is missing in the first answer.").shows(VALUES),
     diff(&["usageBytes", "workingSetBytes", "rssBytes", "pageFaults", "majorPageFaults", "availableBytes", "inodesUsed"], "Left out where the kernel does not tell; the stock kubelet may write 0."),
-    diff(&["psi"], "Left out where the kernel has none, instead of zeros; with cgroup v1 controllers the v2 hierarchy's. `total` is in microseconds, as the stock kubelet's is, whatever its documentation says."),
-    diff(&["swapAvailableBytes"], "Limit of swap less use; with cgroup v1 controllers the stock kubelet forgets to take memory off."),
-    diff(&["network"], "Pods of the node's network have none."),
+    diff(&["psi"], "Left out where the kernel has none, instead of zeros; with cgroup v1 controllers the v2 hierarchy's. `total` is in microseconds, as the stock kubelet's is, whatever its documentation says.").shows(&[Shows::OnlyStock, Shows::Values]),
+    diff(&["swapAvailableBytes"], "Limit of swap less use; with cgroup v1 controllers the stock kubelet forgets to take memory off.").shows(VALUES),
+    diff(&["network"], "Pods of the node's network have none.").shows(ONLY_STOCK),
     diff(&["volume", "ephemeral-storage"], "emptyDir volumes only, and those made from the API; ephemeral storage is the sum of writable layers, logs and those of the volumes that are not in memory."),
     diff(&["process_stats"], "Processes of all containers, by the details, which may be some seconds older than the rest."),
-    diff(&["systemContainers"], "kubelet (beelet itself), runtime and pods, as far as they could be found."),
+    diff(&["systemContainers"], "kubelet (beelet itself), runtime and pods, as far as they could be found.").shows(ONLY_ONE),
     diff(&["whitespace"], "One line, not indented."),
-    diff(&["startTime"], "Of a container when the runtime started it, not when it was created; with `only_cpu_and_memory` the node's is the boot time, too."),
+    diff(&["startTime"], "Of a container when the runtime started it, not when it was created; with `only_cpu_and_memory` the node's is the boot time, too.").shows(VALUES),
 ];
 
 /// Differences of all of them.
@@ -252,6 +304,25 @@ pub const ALL_OTHER: &[Difference] = &[
 #[must_use]
 pub fn is_left_out(family: &str) -> bool {
     CADVISOR_MISSING.iter().any(|difference| difference.what.contains(&family))
+}
+
+/// Why a difference that was seen is there: `what` is a family, of `/stats/summary` the path of a field (`pods.memory.rssBytes`); `row` is
+/// `R`, `S`, `P`, `B` or `C`. `None` for a difference that is not in the lists.
+#[must_use]
+pub fn why_differs(endpoint: Endpoint, what: &str, shows: Shows, row: char) -> Option<&'static str> {
+    let listed = |lists: &[&[Difference]]| {
+        let is_of = |it: &&Difference| it.what.contains(&what) || what.split('.').any(|part| it.what.contains(&part));
+        lists.iter().flat_map(|list| *list).filter(|it| it.shows.contains(&shows)).find(is_of).map(|it| it.why)
+    };
+    match endpoint {
+        Endpoint::Cadvisor => {
+            let left_out = |it: &&RowsLeftOut| what.starts_with(it.families) && it.rows.contains(row);
+            let rows = CADVISOR_ROWS.iter().find(left_out).filter(|_| shows == Shows::OnlyStock).map(|it| it.why);
+            rows.or_else(|| listed(&[CADVISOR_MISSING, CADVISOR_OTHER]))
+        }
+        Endpoint::Resource => listed(&[RESOURCE_OTHER]),
+        Endpoint::Summary => listed(&[SUMMARY_OTHER]),
+    }
 }
 
 /// The rows of a table, for docs/metrics.md.

@@ -33,9 +33,9 @@ pub(crate) mod samples;
 pub(crate) mod samples_detail;
 #[cfg(test)]
 pub(crate) mod samples_dropin;
+pub mod scrapes;
 #[cfg(test)]
 pub(crate) mod strict;
-pub mod scrapes;
 pub mod summary;
 pub mod table;
 mod telemetry;

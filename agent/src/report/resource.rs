@@ -110,7 +110,7 @@ fn node(writer: &mut Writer, none: &LabelSets, picture: &Snapshot) {
     };
     let (reading, detail, now) = (picture.node.reading, picture.node.detail.as_deref(), picture.at);
     one("node_cpu_usage_seconds_total", reading.map(|r| r.cpu_busy.into()), now.wall);
-    one("node_memory_working_set_bytes", reading.map(|r| r.memory_working_set.into()), now.wall);
+    one("node_memory_working_set_bytes", picture.node.memory_working_set().map(Value::from), now.wall);
     let swap: Option<Bytes> = detail.and_then(|d| d.swap).map(|(used, _)| used);
     one("node_swap_usage_bytes", swap.map(Value::from), detail.map_or(now.wall, |d| moment(d.at, now)));
 }

@@ -400,9 +400,9 @@ fn node(picture: &Snapshot, rates: &Rates) -> NodeStats {
         }),
         memory: node.reading.map(|reading| MemoryStats {
             time: read.clone(),
-            available_bytes: Some((reading.memory_total - reading.memory_working_set).get()),
+            available_bytes: node.memory_working_set().map(|used| (reading.memory_total - used).get()),
             usage_bytes: detail.and_then(|d| d.memory_usage).map(Bytes::get),
-            working_set_bytes: Some(reading.memory_working_set.get()),
+            working_set_bytes: node.memory_working_set().map(Bytes::get),
             rss_bytes: detail.and_then(|d| d.memory_rss).map(Bytes::get),
             page_faults: detail.and_then(|d| d.page_faults).map(|(all, _)| all),
             major_page_faults: detail.and_then(|d| d.page_faults).map(|(_, major)| major),

@@ -251,7 +251,11 @@ impl RuntimeService for Service {
             network: Some(cri::PodSandboxNetworkStatus { ip: "10.0.0.7".to_owned(), additional_ips: Vec::new() }),
             ..Default::default()
         };
-        let info = [("info".to_owned(), r#"{"image":"registry.k8s.io/pause:3.10","config":{"linux":{"cgroup_parent":"/kubepods/podu1"}}}"#.to_owned())];
+        let info = [(
+            "info".to_owned(),
+            r#"{"image":"registry.k8s.io/pause:3.10","config":{"linux":{"cgroup_parent":"/kubepods/podu1"}}}"#
+                .to_owned(),
+        )];
         Ok(Response::new(cri::PodSandboxStatusResponse { status: Some(status), info: info.into() }))
     }
 

@@ -45,7 +45,7 @@ const NODE_SHORT: Ppm = Ppm(100_000);
 pub const IO_WAITS: Ppm = Ppm(200_000);
 /// The mean time of a request to a slow disk: SSDs need some 100 us, networked ones some ms, rotating ones 4 ms to 10 ms.
 pub const DISK_SLOW: Micros = Micros::millis(10);
-/// Fewer requests than this in a window of details have no mean.
+/// Fewer requests than this in a window of details have no mean, unless they took most of the time that the pod waited.
 pub const FEW_REQUESTS: u64 = 5;
 /// More requests than this at the same time (by Little's law) wait for each other: the depth of the queue of a plain SATA disk.
 pub const DISK_SHALLOW: u64 = 32;
@@ -342,10 +342,15 @@ pub(super) fn disk(
         return Some(Vec::new());
     }
     let time = |d: &crate::telemetry::DiskReading| Micros(d.latency.sum_ns / 1_000);
+    let stalled = detail.span.scale(waited.get(), 1_000_000);
+    // A disk so slow that it answered only few: these took the time.
+    let enough = |d: &crate::telemetry::DiskReading| {
+        d.latency.count() >= FEW_REQUESTS || d.latency.count() > 0 && share(time(d), stalled) >= MOSTLY
+    };
     let slow = detail
         .disk
         .iter()
-        .filter(|d| d.op != DiskOp::Other && d.latency.count() >= FEW_REQUESTS)
+        .filter(|d| d.op != DiskOp::Other && enough(d))
         .filter(|d| d.latency.mean().is_some_and(|mean| mean >= DISK_SLOW))
         .filter(|d| time(d).get() / detail.span.get().max(1) < DISK_SHALLOW)
         .max_by_key(|d| (d.latency.sum_ns, std::cmp::Reverse((&d.device, d.op))));
@@ -369,7 +374,6 @@ pub(super) fn disk(
     // Without requests nobody can say: a file system over the network makes none.
     let requests: u64 = detail.disk.iter().map(|d| d.latency.count()).fold(0, u64::saturating_add);
     let spent: Micros = detail.disk.iter().map(time).sum();
-    let stalled = detail.span.scale(waited.get(), 1_000_000);
     let quick = detail.disk.iter().all(|d| d.latency.mean().is_none_or(|mean| mean < DISK_SLOW));
     let by_all = |device: &Device| -> Micros {
         let mine = detail.disk.iter().chain(others.iter().flat_map(|(_, o)| &o.disk));

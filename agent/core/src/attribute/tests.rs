@@ -19,6 +19,8 @@ struct Does {
     run: u64,
     wait: u64,
     throttled: u64,
+    /// By the pod's own quota; `throttled` is by the container's.
+    pod_throttled: u64,
     cpu_some: u64,
     memory_some: u64,
     io_some: u64,
@@ -30,6 +32,8 @@ struct Does {
     memory: (u64, u64),
     /// Requests to a disk and milliseconds of each.
     disk: (u64, u64),
+    /// The same in ten seconds.
+    disk_each_10s: (u64, u64),
     segments: u64,
     again: u64,
     timeouts: u64,
@@ -92,8 +96,9 @@ impl Bed {
                 let add = |v: Option<Micros>, ms: u64| Some(v.unwrap_or_default() + Micros::millis(ms));
                 cpu.usage = add(cpu.usage, does.run);
                 cpu.wait = if does.no_ebpf { None } else { add(cpu.wait, does.wait) };
-                if does.throttled > 0 && is_container {
-                    cpu.throttled = add(cpu.throttled, does.throttled);
+                let throttled = if is_container { does.throttled } else { does.pod_throttled };
+                if throttled > 0 {
+                    cpu.throttled = add(cpu.throttled, throttled);
                     cpu.periods = Some(cpu.periods.unwrap_or(0) + 10);
                     cpu.throttled_periods = Some(cpu.throttled_periods.unwrap_or(0) + 10);
                 } else {
@@ -171,15 +176,18 @@ fn detail(does: &Does, seconds: u64) -> CgroupDetail {
         "system" => Preemptor::System,
         other => Preemptor::Pod(uid(other)),
     };
-    let mut latency = Histogram { sum_ns: does.disk.0 * does.disk.1 * seconds * 1_000_000, ..Histogram::default() };
-    latency.counts[14] = does.disk.0 * seconds;
+    let (each_10s, millis) = does.disk_each_10s;
+    let requests = does.disk.0 * seconds + each_10s * (seconds / 10);
+    let spent = does.disk.0 * does.disk.1 * seconds + each_10s * millis * (seconds / 10);
+    let mut latency = Histogram { sum_ns: spent * 1_000_000, ..Histogram::default() };
+    latency.counts[14] = requests;
     let device = Device { major: 8, minor: 0, name: "/dev/sda".into() };
     CgroupDetail {
         at: Micros::secs(seconds),
         preempted: does.preempted.iter().map(|(w, n)| (who(w), n * seconds)).collect(),
         reclaim_limit: spell(does.reclaim_limit),
         reclaim_node: spell(does.reclaim_node),
-        disk: vec![DiskReading { device, op: DiskOp::Read, bytes: 4_096 * does.disk.0 * seconds, errors: 0, latency }],
+        disk: vec![DiskReading { device, op: DiskOp::Read, bytes: 4_096 * requests, errors: 0, latency }],
         ..CgroupDetail::default()
     }
 }
@@ -217,6 +225,8 @@ fn known_situations_have_their_cause() {
     let crowded = Does { wait: 300, cpu_some: 300, ..web() };
     let by = |preempted: &[(&'static str, u64)]| Does { preempted: preempted.to_vec(), ..crowded.clone() };
     let slow_disk = Does { io_some: 900, disk: (20, 45), ..web() };
+    // Three requests in ten seconds.
+    let few = |millis: u64| Does { io_some: 900, disk_each_10s: (3, millis), ..web() };
     // What it is, what the node's services use, the pods, the causes for `web`.
     type Row = (&'static str, u64, Vec<(&'static str, Does)>, &'static [&'static str]);
     let table: Vec<Row> = vec![
@@ -225,6 +235,12 @@ fn known_situations_have_their_cause() {
             "own quota of four threads",
             0,
             vec![("web", Does { run: 1_000, wait: 3_000, throttled: 3_000, ..web() }), quiet()],
+            &["OwnCpuLimit"],
+        ),
+        (
+            "the pod's quota and its container's, now one, now the other",
+            0,
+            vec![("web", Does { throttled: 200, pod_throttled: 600, ..throttled.clone() }), ("hog", hog(1_800))],
             &["OwnCpuLimit"],
         ),
         ("1 ms of each period throttled", 0, vec![("web", Does { throttled: 10, ..web() })], &[]),
@@ -315,6 +331,8 @@ fn known_situations_have_their_cause() {
         ("page cache at its limit", 0, vec![("web", Does { memory: (100, 100), limit_hits: 50, ..web() })], &[]),
         ("node memory", 0, vec![("web", Does { memory_some: 400, reclaim_node: 300, ..web() })], &["NodeMemory"]),
         ("slow disk", 0, vec![("web", slow_disk.clone()), quiet()], &["SlowDisk"]),
+        ("a disk that all but stands still", 0, vec![("web", few(3_000)), quiet()], &["SlowDisk"]),
+        ("too few requests to be the cause", 0, vec![("web", few(60)), quiet()], &[]),
         ("many requests at once", 0, vec![("web", Does { io_some: 900, disk: (2_000, 45), ..web() })], &[]),
         ("a quick disk that is used", 0, vec![("web", Does { io_some: 900, disk: (900, 1), ..web() })], &[]),
         ("own IO limit", 0, vec![("web", Does { io_some: 900, disk: (50, 1), ..web() })], &["OwnIoLimit"]),
@@ -375,6 +393,15 @@ fn the_device_is_named_and_who_uses_it_most() {
     let slow = &bed.attributor.of(&uid("web"))[0];
     assert_eq!(slow.cause, Cause::SlowDisk { device: "/dev/sda".into() });
     assert!(slow.evidence.iter().any(|(k, v)| k == "busiest" && v.starts_with("default/log moved 96.1 %")), "{slow:?}");
+}
+
+#[test]
+fn two_quotas_that_count_the_same_time_are_no_more_than_the_waits() {
+    let both = Does { run: 200, wait: 820, throttled: 800, pod_throttled: 800, ..web() };
+    let mut bed = Bed::new(&[("web", both)]);
+    bed.run(45);
+    let slow = bed.attributor.of(&uid("web"));
+    assert_eq!(slow.iter().map(|s| (s.cause.kind(), s.lost)).collect::<Vec<_>>(), [(Kind::OwnCpuLimit, Ppm(820_000))]);
 }
 
 #[test]

@@ -63,11 +63,18 @@ impl PodWindow {
         self.run.map(|run| MilliCpu(run.scale(1_000, self.span.get()).get()))
     }
 
-    /// Time throttled, summed over CPUs. A pod's quota and its only container's throttle at the same time: the longer one counts.
+    /// Time throttled, summed over CPUs.
+    ///
+    /// A pod's quota and its containers' are used up at about the same time, and whichever is first counts: since Linux 6.6
+    /// (79462e8c879a) a group without runnable tasks counts no throttling, so the two add up. Before, both count the same time. So
+    /// it is the sum, but not more than all waits, of which throttling is a part; where these are not known, the longer one.
     pub(super) fn throttled(&self) -> Micros {
-        let own = self.throttling.iter().filter(|t| t.container.is_empty()).map(|t| t.time).sum::<Micros>();
-        let containers = self.throttling.iter().filter(|t| !t.container.is_empty()).map(|t| t.time).sum::<Micros>();
-        own.max(containers)
+        let of = |is_pod: bool| -> Micros {
+            self.throttling.iter().filter(|t| t.container.is_empty() == is_pod).map(|t| t.time).sum()
+        };
+        let (pod, containers) = (of(true), of(false));
+        let longer = pod.max(containers);
+        self.wait.map_or(longer, |wait| (pod + containers).min(wait).max(longer))
     }
 
     /// The share of wall-clock time in which some task waited for a CPU (0), memory (1) or a disk (2).
