@@ -51,7 +51,9 @@ pub fn socket_state(ctx: BtfTracePointContext) -> i32 {
     let socket: Object = ctx.arg(0);
     // SAFETY: by BTF the first argument is the sock, which is not null.
     unsafe {
-        if old == LISTEN || new == LISTEN {
+        // The socket of an accepted connection begins as a copy of the listening one, and leaves its state for SYN_RECV
+        // (inet_csk_clone_lock, net/ipv4/inet_connection_sock.c); a socket that ceases to listen is closed.
+        if new == LISTEN || (old == LISTEN && new == CLOSE) {
             listener(&ctx, socket, new == LISTEN);
         } else if kernel::get::<u16>(socket, &kernel::SOCK_PROTOCOL).map(u32::from) == Some(network::TCP) {
             connection(socket, old, new);

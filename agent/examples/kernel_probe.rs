@@ -336,6 +336,7 @@ async fn exits(
 
 async fn listener(bed: &Bed, events: &mut Events) -> Result<Outcome> {
     let mut child = bed.spawn("listen", &[])?;
+    let pid = child.id();
     let mut lines = BufReader::new(child.stdout.take().context("no output")?).lines();
     let port: u16 = lines.next().context("the child said nothing")??.parse()?;
     ensure!(
@@ -343,11 +344,17 @@ async fn listener(bed: &Bed, events: &mut Events) -> Result<Outcome> {
         "/proc does not show port {port}"
     );
     let opened = next_listen(events, port).await.context("no event of the opening")?;
+    // Connections come and go, and the socket goes on listening.
+    for _ in 0..5 {
+        drop(TcpStream::connect(("127.0.0.1", port))?);
+    }
     drop(child.stdin.take());
     child.wait()?;
     let closed = next_listen(events, port).await.context("no event of the closing")?;
     ensure!(opened.opened && !closed.opened, "{opened:?} {closed:?}");
     ensure!(opened.cgroup == bed.cgroup.id() && closed.cgroup == bed.cgroup.id(), "{opened:?} {closed:?}");
+    ensure!(closed.pid == pid, "closed by a process that is not the listener's: {closed:?}");
+    ensure!(next_listen(events, port).await.is_err(), "more than an opening and a closing");
     Ok(Outcome::Passed(format!("port {port}, for {} us", (closed.at_ns - opened.at_ns) / 1000)))
 }
 
