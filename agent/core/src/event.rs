@@ -51,6 +51,8 @@ pub enum Event {
     OwnCost {
         /// CPU time of the agent's process, user and kernel.
         cpu: Micros,
+        /// The part of it that goes with the number of full looks: reading, and judging what was read.
+        looking: Micros,
         /// Run time of its eBPF programs, on all CPUs; `None` where the kernel's statistics are off, then only `cpu` counts.
         bpf: Option<Micros>,
     },

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 
 use crate::allocate::{self, BurstChange};
 use crate::attribute::{Subject, percent};
-use crate::budget::{self, OwnCost, Turn};
+use crate::budget::{self, OwnCost, Spent, Turn};
 use crate::event::{Action, Knob, KnobWrite};
 use crate::evict::{Candidate, Decision, Eviction};
 use crate::forecast::Pace;
@@ -79,12 +79,12 @@ impl World {
         }
     }
 
-    pub(crate) fn on_own_cost(&mut self, cpu: Micros, bpf: Option<Micros>, now: Now) {
-        let turn = self.budget.observe(now.mono, cpu, bpf.unwrap_or_default(), self.pods.len());
+    pub(crate) fn on_own_cost(&mut self, spent: Spent, now: Now) {
+        let turn = self.budget.observe(now.mono, spent, self.pods.len());
         if self.pace.is_some() {
             self.keep_pace();
         }
-        let OwnCost { share, budget, stretch } = self.budget.cost();
+        let OwnCost { share, looking, budget, stretch } = self.budget.cost();
         let (warning, reason, message) = match turn {
             None | Some(Turn::Changes) => return,
             Some(Turn::Begins) => (true, "SlowedItself", "the agent costs more than its budget and looks less often"),
@@ -92,6 +92,7 @@ impl World {
         };
         let evidence = vec![
             ("cost".to_owned(), format!("{} of a core", percent(share.unwrap_or_default()))),
+            ("looking".to_owned(), format!("{} of a core", percent(looking.unwrap_or_default()))),
             ("budget".to_owned(), format!("{} of a core", percent(budget))),
             ("stretch".to_owned(), format!("{stretch} thousandths")),
         ];

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use crate::allocate;
 use crate::attribute::Attributor;
-use crate::budget::{self, Budget};
+use crate::budget::{self, Budget, Spent};
 use crate::event::{Action, Event, OpId, PodCgroup, PodOp, Record, Rejected, Terminal};
 use crate::evict::{self, Signal};
 use crate::forecast::Pace;
@@ -207,7 +207,9 @@ impl World {
             Event::Sample(sample) => self.on_sample(sample, now),
             Event::Kernel(event) => self.on_kernel(&event, now),
             Event::Remembered(ends) => self.remembered = ends.into_iter().map(|t| (t.uid.clone(), t)).collect(),
-            Event::OwnCost { cpu, bpf } => self.on_own_cost(cpu, bpf, now),
+            Event::OwnCost { cpu, looking, bpf } => {
+                self.on_own_cost(Spent { all: cpu + bpf.unwrap_or_default(), looking }, now);
+            }
             Event::Tick => self.waking = None,
         }
         self.plan_all(now);

@@ -156,8 +156,9 @@ fn an_agent_that_is_too_dear_looks_less_often_unless_memory_is_urgent() {
         for _ in 0..seconds {
             node.look(0);
             *total += percent * 10;
+            // Half of it is the programs'.
             let (cpu, bpf) = (Micros::millis(*total / 2), Some(Micros::millis(*total / 2)));
-            node.send(Event::OwnCost { cpu, bpf });
+            node.send(Event::OwnCost { cpu, looking: cpu, bpf });
         }
     };
     let mut total = 0;

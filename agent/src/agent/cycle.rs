@@ -20,7 +20,7 @@ use tracing::{debug, error, info, warn};
 
 use super::notes::{Note, Notes};
 use crate::act::{CriRuntime, Executor};
-use crate::clock::Clock;
+use crate::clock::{Clock, thread_cpu};
 use crate::measure::{Command, SampleReceiver, Sampler, Target};
 use crate::report::{Published, words};
 use crate::runtime::{Runtime, RuntimeError};
@@ -77,7 +77,12 @@ impl Cycle {
             if ticked {
                 wake = None;
             }
-            if matches!(event, Event::Done { .. } | Event::Runtime(_)) {
+            if matches!(&event, Event::Sample(sample) if sample.pods.is_some()) {
+                let began = thread_cpu();
+                self.step(event, &mut wake);
+                let spent = (thread_cpu() - began).get();
+                self.sampler.health().judged_us.fetch_add(spent, Ordering::Relaxed);
+            } else if matches!(event, Event::Done { .. } | Event::Runtime(_)) {
                 // New containers are to be known before their first event comes.
                 self.step(event, &mut wake);
                 self.aim(&mut targets);

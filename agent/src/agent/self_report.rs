@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use tracing::debug;
 
 use super::bpf_meter::BpfMeter;
-use crate::clock::Clock;
+use crate::clock::{Clock, process_cpu};
 use crate::kernel::loader::Programs;
 use crate::measure::{Sampler, Slow};
 use crate::report::process::Wakeups;
@@ -60,12 +60,20 @@ impl SelfReporter {
                 counted = now;
                 wakeups.count();
             }
-            if self.events.send(Event::OwnCost { cpu: own_cpu(), bpf: meter.has_measured().then_some(bpf) }).is_err() {
+            let bpf_known = meter.has_measured().then_some(bpf);
+            if self.events.send(Event::OwnCost { cpu: process_cpu(), looking: self.looking(), bpf: bpf_known }).is_err()
+            {
                 debug!("the core has ended");
             }
             self.report.publish(self.report_now(&meter, &wakeups));
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
+    }
+
+    /// CPU time of full looks, and of judging what they saw: what looking less often saves.
+    fn looking(&self) -> Micros {
+        let health = self.sampler.health();
+        [&health.full_us, &health.judged_us].into_iter().map(|part| Micros(part.load(Ordering::Relaxed))).sum()
     }
 
     fn report_now(&self, meter: &BpfMeter, wakeups: &Wakeups) -> SelfReport {
@@ -129,11 +137,4 @@ impl SelfReporter {
         };
         self.programs.report().programs.iter().map(of).collect()
     }
-}
-
-/// CPU time of the agent, all threads, since its start.
-fn own_cpu() -> Micros {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-    let part = |n: i64| u64::try_from(n).unwrap_or(0);
-    Micros(part(time.tv_sec) * 1_000_000 + part(time.tv_nsec) / 1_000)
 }

@@ -44,8 +44,10 @@ pub struct Health {
     pub samples: AtomicU64,
     /// Looks dropped, because the core had not taken them when the next came.
     pub dropped: AtomicU64,
-    /// Microseconds spent looking.
-    pub busy_us: AtomicU64,
+    /// Microseconds of CPU time of full looks, those with details among them.
+    pub full_us: AtomicU64,
+    /// Microseconds of CPU time in which the core judged what these saw.
+    pub judged_us: AtomicU64,
     /// Kernel events of cgroups that turned out to be no pod's, or came in such a flood that nobody could find out.
     pub strangers: AtomicU64,
     /// Events, CPU charges and traffic charges that the eBPF programs could not record.

@@ -18,6 +18,7 @@ use super::pods::{Cost, DETAIL_EVERY, Look, Pods};
 use super::suspects::Suspects;
 use super::thread::SamplerParts;
 use super::watched::{Looked, Mode, Watched};
+use crate::clock::thread_cpu;
 use crate::kernel::cgroup::{Buffer, Cgroup, Devices};
 use crate::kernel::events::{KernelEvent as RawEvent, Listen, OomVictim, ProcessExit};
 
@@ -115,6 +116,7 @@ impl Looker {
 
     pub(super) fn look(&mut self, at: Micros) {
         let full = self.all_pods || at - self.last.full >= self.stretched(FULL_EVERY);
+        let spent = full.then(thread_cpu);
         let cpu = at - self.last.cpu >= Micros::millis(500);
         let node = match self.node.read(cpu) {
             Ok(node) => node,
@@ -155,6 +157,9 @@ impl Looker {
         let node_detail = self.parts.slow.node();
         let outdated = self.parts.samples.put(Sample { at, node, kubepods, pods, node_detail });
         health.dropped.fetch_add(outdated, Ordering::Relaxed);
+        if let Some(before) = spent {
+            health.full_us.fetch_add((thread_cpu() - before).0, Ordering::Relaxed);
+        }
     }
 
     fn look_at_kubepods(&mut self, at: Micros, full: bool) -> Option<CgroupReading> {

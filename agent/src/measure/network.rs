@@ -26,8 +26,8 @@ use beelet_core::units::Micros;
 use tracing::{debug, warn};
 
 use super::Target;
-use super::slow::{Ended, NetworkPart, Orders, Parts, Slow, cpu_time, next_due};
-use crate::clock::Clock;
+use super::slow::{Ended, NetworkPart, Orders, Parts, Slow, next_due};
+use crate::clock::{Clock, thread_cpu};
 use crate::kernel::listeners::{self, ListenersError, Source};
 use crate::kernel::netns::{Home, NetnsError, Visit};
 use crate::kernel::sock_diag::SockDiagError;
@@ -145,7 +145,7 @@ impl Visitor<'_> {
 
     /// Visits whoever is due; how long the next one can wait.
     fn round(&mut self) -> Result<Duration, NetnsError> {
-        let began = cpu_time();
+        let began = thread_cpu();
         let now = Clock.now().mono;
         let due: Vec<PodUid> =
             self.stops.iter().filter(|(_, stop)| stop.due <= now).map(|(uid, _)| uid.clone()).collect();
@@ -185,7 +185,7 @@ impl Visitor<'_> {
         if changed {
             self.slow.publish_network(self.parts.clone());
         }
-        let spent = cpu_time().saturating_sub(began);
+        let spent = thread_cpu().saturating_sub(began);
         self.slow.health().network_us.fetch_add(spent.0, Ordering::Relaxed);
         let next = self.stops.values().map(|stop| stop.due).min();
         let now = Clock.now().mono;

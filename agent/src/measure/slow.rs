@@ -208,13 +208,6 @@ pub(super) fn next_due(uid: &PodUid, now: Micros, every: Micros) -> Micros {
     Micros(after - in_beat + place + if place <= in_beat { every.0 } else { 0 })
 }
 
-/// CPU time that this thread has used.
-pub(super) fn cpu_time() -> Micros {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-    let (secs, nanos) = (u64::try_from(time.tv_sec).unwrap_or(0), u64::try_from(time.tv_nsec).unwrap_or(0));
-    Micros::secs(secs) + Micros(nanos / 1_000)
-}
-
 /// What the slow reader works with.
 #[derive(Clone, Debug)]
 pub struct SlowParts {

@@ -25,9 +25,9 @@ use tracing::{debug, warn};
 
 use super::Target;
 use super::node_detail::NodeDetailReader;
-use super::slow::{Ended, Parts, Slow, cpu_time, next_due};
+use super::slow::{Ended, Parts, Slow, next_due};
 use super::walk::{Budget, Step, Walk};
-use crate::clock::Clock;
+use crate::clock::{Clock, thread_cpu};
 use crate::runtime::{DiskStats, DiskUse};
 use crate::volumes::{Place, PlaceKind, Volumes};
 
@@ -82,14 +82,14 @@ pub(super) fn run(slow: &Slow, volumes: &Volumes, mut node: NodeDetailReader) ->
         if orders.stop {
             return Ended::Stopped;
         }
-        let (began, now) = (cpu_time(), Clock.now().mono);
+        let (began, now) = (thread_cpu(), Clock.now().mono);
         disks.aim(orders.generation, &orders.targets);
         if now >= node_due {
             slow.publish_node(node.read(slow.disk_stats().as_deref()));
             node_due = now + NODE_EVERY;
         }
         let due = disks.round(now, SLICE);
-        let spent = cpu_time().saturating_sub(began);
+        let spent = thread_cpu().saturating_sub(began);
         slow.health().storage_us.fetch_add(spent.0, Ordering::Relaxed);
         let due = due.min(node_due);
         wait = Duration::from_micros((due - Clock.now().mono).0).max(PAUSE);

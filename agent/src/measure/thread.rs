@@ -137,7 +137,6 @@ impl Looker {
                 self.retry_events();
                 self.keep_house(began);
                 let ended = self.now();
-                self.health.busy_us.fetch_add((ended - began).0, Ordering::Relaxed);
                 next = (began + self.interval).max(ended + BREATH);
             }
             let wait = Duration::from_micros((next - self.now()).0);

@@ -414,6 +414,9 @@ fn itself(rows: &mut Rows, picture: &Snapshot, agent: &SelfReport) {
     if let Some(share) = cost.share {
         rows.put("beelet_own_cpu_cores", &[], share.get() as f64 / 1e6);
     }
+    if let Some(looking) = cost.looking {
+        rows.put("beelet_own_looking_cores", &[], looking.get() as f64 / 1e6);
+    }
     rows.put("beelet_own_budget_cores", &[], cost.budget.get() as f64 / 1e6);
     rows.put("beelet_sampling_stretch_ratio", &[], f64::from(cost.stretch) / 1e3);
     for (what, count) in &picture.node.remembers {

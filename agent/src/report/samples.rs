@@ -201,7 +201,12 @@ pub(crate) fn busy_node() -> Snapshot {
             kubepods: Some(reading(Micros::secs(20))),
             reading: None,
             detail: None,
-            own_cost: OwnCost { share: Some(Ppm(2_500)), budget: Ppm(10_000), stretch: 1_000 },
+            own_cost: OwnCost {
+                share: Some(Ppm(2_500)),
+                looking: Some(Ppm(2_000)),
+                budget: Ppm(10_000),
+                stretch: 1_000,
+            },
             remembers: vec![("pods", 2), ("records", 1)],
         },
         pods: vec![Arc::new(leak), Arc::new(web)],

@@ -138,7 +138,8 @@ pub(crate) fn node_detail() -> NodeDetail {
 /// [`samples::busy_node`] with all details of the pod `web-node` and of the node.
 pub(crate) fn detailed_node() -> Snapshot {
     let mut picture = samples::busy_node();
-    picture.node.own_cost = OwnCost { share: Some(Ppm(5_000)), budget: Ppm(10_000), stretch: 1_500 };
+    picture.node.own_cost =
+        OwnCost { share: Some(Ppm(5_000)), looking: Some(Ppm(2_000)), budget: Ppm(10_000), stretch: 1_500 };
     picture.node.remembers = vec![("pods", 2)];
     picture.node.detail = Some(Arc::new(node_detail()));
     picture.node.reading =

@@ -643,7 +643,7 @@ impl Sim {
         }
         if self.now - self.told_cost >= Micros::secs(1) {
             self.told_cost = self.now;
-            let cost = Event::OwnCost { cpu: self.cost, bpf: None };
+            let cost = Event::OwnCost { cpu: self.cost, looking: self.cost, bpf: None };
             self.put(Micros(100), Item::Deliver(self.life, cost));
         }
         let torn = self.rng.chance(self.faults.torn);
