@@ -93,7 +93,8 @@ impl NodeDetailReader {
             let usage = fs::read_to_string(folder.join("memory.usage_in_bytes"));
             it.memory_usage = usage.ok().and_then(|text| text.trim().parse().ok()).map(Bytes);
             it.memory_rss = get("total_rss").map(Bytes);
-            it.memory_working_set = it.memory_usage.zip(get("total_inactive_file")).map(|(all, file)| all - Bytes(file));
+            it.memory_working_set =
+                it.memory_usage.zip(get("total_inactive_file")).map(|(all, file)| all - Bytes(file));
             it.page_faults = both(get("total_pgfault"), get("total_pgmajfault"));
         } else {
             it.memory_usage = both(get("anon"), get("file")).map(|(anon, file)| Bytes(anon.saturating_add(file)));

@@ -5,7 +5,7 @@
 //!
 //! **Property.** At most [`REMEMBERED`] of them stay.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
 
 use beelet_core::spec::PodUid;
@@ -58,8 +58,10 @@ impl Owners {
         }
     }
 
-    pub(super) fn knows(&self, id: u64) -> bool {
-        self.ids.contains_key(&id)
+    /// The cgroups that are there, as far as is known. Those that are gone can be named, but nobody counts for them any more.
+    pub(super) fn living(&self) -> BTreeSet<u64> {
+        let gone: BTreeSet<u64> = self.gone.iter().copied().collect();
+        self.ids.keys().copied().filter(|id| !gone.contains(id)).collect()
     }
 
     pub(super) fn len(&self) -> usize {
@@ -101,5 +103,15 @@ mod tests {
         let told = [0, 1, 2, 3, 4].map(|id| owners.preemptor(id, &a, "c1"));
         let pod = |uid: &PodUid| Some(Preemptor::Pod(uid.clone()));
         assert_eq!(told, [None, Some(Preemptor::Own), pod(&a), pod(&b), Some(Preemptor::System)]);
+    }
+
+    #[test]
+    fn what_is_gone_can_be_named_and_lives_no_more() {
+        let mut owners = Owners::default();
+        owners.add(1, &"a".into(), "c1");
+        owners.add(2, &"a".into(), "c2");
+        owners.is_gone(1);
+        assert_eq!(owners.living(), [2].into());
+        assert!(owners.owner(1).is_some());
     }
 }

@@ -194,12 +194,13 @@ impl Pods {
     /// Removes the counters of cgroups that are no pod's, or no pod's any more. Those that were not there at the last sweep stay
     /// until the next: they may be of a pod that nobody told of yet.
     pub(super) fn sweep(&mut self, counters: &mut Counters) {
-        let owners = &self.owners;
+        // What ended or preempted somebody in its last moment came after its counters were taken.
+        let living = self.owners.living();
         let keep = |known: bool, before: &BTreeSet<u64>, now: &mut BTreeSet<u64>, id| {
             known || (!before.contains(&id) && now.insert(id))
         };
         let (before, mut now) = (std::mem::take(&mut self.unclaimed), BTreeSet::new());
-        let swept = counters.retain(|id| keep(owners.knows(id), &before, &mut now, id));
+        let swept = counters.retain(|id| keep(living.contains(&id), &before, &mut now, id));
         self.unclaimed = now;
         let ours: BTreeSet<u64> = self.pods.values_mut().flat_map(|pod| pod.tree.io_ids()).collect();
         let (before, mut now) = (std::mem::take(&mut self.unclaimed_disk), BTreeSet::new());
