@@ -284,14 +284,10 @@ fn report(endpoint: Endpoint, theirs: &Answers, ours: &Answers) -> usize {
         if series.image != own.image {
             note(Shows::Labels, key, format!("{} image {:?}, here {:?}", name(key), series.image, own.image));
         }
-        if let (true, Some(what)) = {
-            compared += 1;
-            let what = differs(&key.0, series, own);
-            (what.is_some(), what)
-        } {
-            note(Shows::Values, key, format!("{} {what}", name(key)));
-        } else {
-            same += 1;
+        compared += 1;
+        match differs(&key.0, series, own) {
+            Some(what) => note(Shows::Values, key, format!("{} {what}", name(key))),
+            None => same += 1,
         }
     }
     for key in ours.series.keys().filter(|key| !theirs.series.contains_key(*key)) {

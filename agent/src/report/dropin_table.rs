@@ -197,6 +197,8 @@ const ONLY_BEELET: &[Shows] = &[Shows::OnlyBeelet];
 const ONLY_ONE: &[Shows] = &[Shows::OnlyStock, Shows::OnlyBeelet];
 const VALUES: &[Shows] = &[Shows::Values];
 
+const OTHER_SLICES: &[&str] = &["cgroups outside of kubepods"];
+
 /// Families of `/metrics/cadvisor` that the stock kubelet serves and beelet does not.
 #[rustfmt::skip]
 pub const CADVISOR_MISSING: &[Difference] = &[
@@ -217,13 +219,14 @@ pub const CADVISOR_OTHER: &[Difference] = &[
     diff(&["container_oom_events_total"], "Counted in the kernel per container, over its restarts; the row stays while the container is down, when the stock kubelet's is gone with the cgroup. Pods and slices have no row, so that a sum counts nothing twice."),
     diff(&["container_pressure_cpu_stalled_seconds_total", "container_pressure_cpu_waiting_seconds_total", "container_pressure_io_stalled_seconds_total", "container_pressure_io_waiting_seconds_total", "container_pressure_memory_stalled_seconds_total", "container_pressure_memory_waiting_seconds_total"], "On machines with cgroup v1 controllers too, where the v2 hierarchy beside them tells the pressure; the stock kubelet has none there.").shows(ONLY_BEELET),
     diff(&["container_blkio_device_usage_total"], "`operation` is Read or Write everywhere; with cgroup v1 controllers the stock kubelet has Async, Discard, Sync and Total, too.").shows(ONLY_ONE),
-    diff(&["container_fs_inodes_free", "container_fs_inodes_total", "container_fs_limit_bytes", "container_fs_usage_bytes", "container_memory_total_active_file_bytes", "container_memory_mapped_file"], "Left out of a row where the kernel does not tell, where the stock kubelet writes 0.").shows(ONLY_STOCK),
-    diff(&["container_network_receive_bytes_total", "container_network_receive_errors_total", "container_network_receive_packets_dropped_total", "container_network_receive_packets_total", "container_network_transmit_bytes_total", "container_network_transmit_errors_total", "container_network_transmit_packets_dropped_total", "container_network_transmit_packets_total"], "Pods of the node's network have none: the stock kubelet repeats the node's interfaces for each of them. `beelet_network_bytes_total` has their own traffic.").shows(ONLY_STOCK),
+    diff(&["container_fs_inodes_free", "container_fs_inodes_total", "container_fs_limit_bytes", "container_fs_usage_bytes", "container_memory_total_active_file_bytes", "container_memory_mapped_file"], "Left out of a row where the kernel does not tell, where the stock kubelet writes 0. File systems are those mounted now but pods' own; the stock kubelet keeps to those that were mounted when it started, pods' own among them.").shows(ONLY_ONE),
+    diff(&["container_network_receive_bytes_total", "container_network_receive_errors_total", "container_network_receive_packets_dropped_total", "container_network_receive_packets_total", "container_network_transmit_bytes_total", "container_network_transmit_errors_total", "container_network_transmit_packets_dropped_total", "container_network_transmit_packets_total"], "Pods of the node's network have none: the stock kubelet repeats the node's interfaces for each of them. `beelet_network_bytes_total` has their own traffic. The node's are those of the network namespace that beelet runs in; the stock kubelet's are those of process 1, the same where both run on the node itself.").shows(&[Shows::OnlyStock, Shows::OnlyBeelet, Shows::Values]),
     diff(&["container_spec_cpu_period", "container_spec_cpu_quota", "container_spec_cpu_shares", "container_spec_memory_reservation_limit_bytes", "container_spec_memory_swap_limit_bytes", "container_threads_max"], "Left out of rows of which the cgroup's knobs are not read.").shows(ONLY_STOCK),
     diff(&["container_start_time_seconds"], "Of a container the time at which the runtime started it; the stock kubelet takes the time at which the cgroup's folder was made, a little earlier.").shows(VALUES),
     diff(&["container_ulimits_soft"], "The lowest limit among the container's processes, not that of its first.").shows(VALUES),
     diff(&["container_last_seen"], "In OpenMetrics, too, which the stock kubelet does not serve."),
-    diff(&["cgroups outside of kubepods"], "Rows are `/`, the pods' cgroup and the QoS classes', pods, sandboxes, containers and the node's services that beelet knows; a container that is found but not yet read has no row."),
+    diff(&["container_spec_memory_swap_limit_bytes"], "The limit of swap alone; with cgroup v1 controllers the stock kubelet gives memory and swap together.").shows(VALUES),
+    diff(OTHER_SLICES, "Rows are `/`, the pods' cgroup and the QoS classes', pods, sandboxes, containers, the cgroups of beelet itself and of the runtime, and the node's first-level cgroups; the stock kubelet has those that its configuration names. A container that is found but not yet read has no row."),
 ];
 
 /// Rows that the stock kubelet has in some families of `/metrics/cadvisor` and beelet has not.
@@ -241,16 +244,16 @@ const fn no_rows(families: &'static str, rows: &'static str, why: &'static str) 
     RowsLeftOut { families, rows, why }
 }
 
-const NO_DETAILS: &str = "Open files, processes, devices and knobs are read of containers, pods and slices; a sandbox has one process \
-that does nothing, and of the whole node node_exporter tells.";
+const NO_DETAILS: &str = "Open files, processes, devices and knobs are read of containers and pods; a sandbox has one process that does \
+nothing, a slice is the sum of its pods, and of the whole node node_exporter tells.";
 
 /// These rows.
 #[rustfmt::skip]
 pub const CADVISOR_ROWS: &[RowsLeftOut] = &[
-    no_rows("container_blkio_device_usage_total", "RB", NO_DETAILS),
-    no_rows("container_file_descriptors", "RB", NO_DETAILS),
-    no_rows("container_fs_reads_", "RB", NO_DETAILS),
-    no_rows("container_fs_writes_", "RB", NO_DETAILS),
+    no_rows("container_blkio_device_usage_total", "RSB", NO_DETAILS),
+    no_rows("container_file_descriptors", "RSB", NO_DETAILS),
+    no_rows("container_fs_reads_", "RSB", NO_DETAILS),
+    no_rows("container_fs_writes_", "RSB", NO_DETAILS),
     no_rows("container_memory_cache", "R", "The root cgroup's memory is told by /proc/meminfo alone: its use, working set, anonymous memory, swap and faults."),
     no_rows("container_memory_failcnt", "R", "The node has no limit."),
     no_rows("container_memory_kernel_usage", "R", "As container_memory_cache."),
@@ -258,14 +261,14 @@ pub const CADVISOR_ROWS: &[RowsLeftOut] = &[
     no_rows("container_memory_max_usage_bytes", "R", "As container_memory_cache."),
     no_rows("container_memory_total_", "R", "As container_memory_cache."),
     no_rows("container_oom_events_total", "RSPB", "An OOM kill counts in its container's row, once."),
-    no_rows("container_processes", "RB", NO_DETAILS),
-    no_rows("container_sockets", "RB", NO_DETAILS),
+    no_rows("container_processes", "RSB", NO_DETAILS),
+    no_rows("container_sockets", "RSB", NO_DETAILS),
     no_rows("container_spec_cpu_", "RB", NO_DETAILS),
     no_rows("container_spec_memory_reservation_limit_bytes", "RB", NO_DETAILS),
     no_rows("container_spec_memory_swap_limit_bytes", "R", "The node has no limit; `machine_swap_bytes` has its swap."),
     no_rows("container_threads", "R", "The root cgroup does not count them; the stock kubelet says 0 with cgroup v1 controllers."),
     no_rows("container_threads_max", "RB", NO_DETAILS),
-    no_rows("container_ulimits_soft", "RB", NO_DETAILS),
+    no_rows("container_ulimits_soft", "RSB", NO_DETAILS),
 ];
 
 /// Differences of `/metrics/resource`.
@@ -281,12 +284,13 @@ pub const RESOURCE_OTHER: &[Difference] = &[
 pub const SUMMARY_OTHER: &[Difference] = &[
     diff(&["usageNanoCores"], "From the rate that beelet acts on, over a second or more, in steps of a thousandth of a core; of system containers between two requests, so it is missing in the first answer.").shows(VALUES),
     diff(&["usageBytes", "workingSetBytes", "rssBytes", "pageFaults", "majorPageFaults", "availableBytes", "inodesUsed"], "Left out where the kernel does not tell; the stock kubelet may write 0."),
+    diff(&["pageFaults", "majorPageFaults"], "With cgroup v1 controllers the stock kubelet's numbers of the node, slices and pods lack what is below; beelet's have it.").shows(VALUES),
     diff(&["psi"], "Left out where the kernel has none, instead of zeros; with cgroup v1 controllers the v2 hierarchy's. `total` is in microseconds, as the stock kubelet's is, whatever its documentation says.").shows(&[Shows::OnlyStock, Shows::Values]),
     diff(&["swapAvailableBytes"], "Limit of swap less use; with cgroup v1 controllers the stock kubelet forgets to take memory off.").shows(VALUES),
-    diff(&["network"], "Pods of the node's network have none.").shows(ONLY_STOCK),
-    diff(&["volume", "ephemeral-storage"], "emptyDir volumes only, and those made from the API; ephemeral storage is the sum of writable layers, logs and those of the volumes that are not in memory."),
+    diff(&["network"], "Pods of the node's network have none; the node's is that of the network namespace that beelet runs in.").shows(&[Shows::OnlyStock, Shows::OnlyBeelet, Shows::Values]),
+    diff(&["volume", "ephemeral-storage"], "emptyDir volumes only, and those made from the API; ephemeral storage is the sum of writable layers, logs and those of the volumes that are not in memory. Beside a kubelet, whose folder of volumes beelet does not read, there are no volumes.").shows(&[Shows::OnlyStock, Shows::Values]),
     diff(&["process_stats"], "Processes of all containers, by the details, which may be some seconds older than the rest."),
-    diff(&["systemContainers"], "kubelet (beelet itself), runtime and pods, as far as they could be found.").shows(ONLY_ONE),
+    diff(&["systemContainers"], "kubelet (beelet itself, so the numbers are others), runtime and pods, as far as they could be found.").shows(&[Shows::OnlyStock, Shows::OnlyBeelet, Shows::Values]),
     diff(&["whitespace"], "One line, not indented."),
     diff(&["startTime"], "Of a container when the runtime started it, not when it was created; with `only_cpu_and_memory` the node's is the boot time, too.").shows(VALUES),
 ];
@@ -318,7 +322,11 @@ pub fn why_differs(endpoint: Endpoint, what: &str, shows: Shows, row: char) -> O
         Endpoint::Cadvisor => {
             let left_out = |it: &&RowsLeftOut| what.starts_with(it.families) && it.rows.contains(row);
             let rows = CADVISOR_ROWS.iter().find(left_out).filter(|_| shows == Shows::OnlyStock).map(|it| it.why);
-            rows.or_else(|| listed(&[CADVISOR_MISSING, CADVISOR_OTHER]))
+            let other_slices = || {
+                let list = CADVISOR_OTHER.iter().find(|it| it.what == OTHER_SLICES);
+                list.filter(|_| row == 'S' && shows <= Shows::OnlyBeelet).map(|it| it.why)
+            };
+            rows.or_else(|| listed(&[CADVISOR_MISSING, CADVISOR_OTHER])).or_else(other_slices)
         }
         Endpoint::Resource => listed(&[RESOURCE_OTHER]),
         Endpoint::Summary => listed(&[SUMMARY_OTHER]),
