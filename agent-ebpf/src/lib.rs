@@ -53,7 +53,11 @@ pub mod program {
     pub const LIMIT_END: &str = "limit_end";
     /// `iter/task`: tasks by state.
     pub const TASK_WALK: &str = "task_walk";
-    /// All of them, in the order in which they are loaded.
+    /// `tp_btf` that does nothing, for the cost of a hook; not one of [`ALL`].
+    pub const EMPTY_TP: &str = "empty_tp";
+    /// `cgroup_skb` that does nothing, likewise.
+    pub const EMPTY_SKB: &str = "empty_skb";
+    /// Those that the agent loads, in the order in which it does.
     pub const ALL: [&str; 18] = [
         SCHED_SWITCH,
         SKB_INGRESS,

@@ -20,6 +20,7 @@
 mod disk;
 mod dns;
 mod drops;
+mod empty;
 mod kernel;
 mod life;
 mod memory;
