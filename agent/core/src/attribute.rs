@@ -20,7 +20,7 @@
 mod causes;
 mod window;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -261,7 +261,8 @@ impl Attributor {
         let Some(all) = &sample.pods else { return Vec::new() };
         let readings: Vec<&PodReading> = all.iter().filter(|r| subjects.contains_key(&r.uid)).collect();
         let at = sample.at;
-        self.pods.retain(|uid, _| readings.iter().any(|r| r.uid == *uid));
+        let present: BTreeSet<&PodUid> = readings.iter().map(|r| &r.uid).collect();
+        self.pods.retain(|uid, _| present.contains(uid));
         let Some((from, node)) = self.base.filter(|(from, _)| at >= *from && at - *from <= GAP) else {
             self.begin(sample, &readings);
             return Vec::new();

@@ -397,10 +397,14 @@ mod tests {
         let paths = reader.service_paths();
         // Both are this process; in the root cgroup neither is told.
         assert_eq!(paths.len(), if own.as_os_str().is_empty() { 0 } else { 2 });
-        let deep = reader.below(Path::new("")).into_iter().find_map(|path| reader.below(&path).into_iter().next());
-        let Some(deep) = deep else { panic!("this machine has no cgroup two levels deep") };
-        let slices = reader.slices(vec![("runtime", deep.clone())]);
-        assert!(slices.iter().any(|slice| Path::new(&slice.path) == deep), "{slices:?}");
+        // Two levels deep, among cgroups of which only the first level is told.
+        let cgroups = tempfile::tempdir().unwrap();
+        fs::create_dir_all(cgroups.path().join("system.slice/runtime.service")).unwrap();
+        fs::create_dir_all(cgroups.path().join("system.slice/other.service")).unwrap();
+        reader.from.layout = CgroupLayout::V2 { root: cgroups.path().to_owned() };
+        let slices = reader.slices(vec![("runtime", "system.slice/runtime.service".into())]);
+        let paths: Vec<&str> = slices.iter().map(|slice| slice.path.as_str()).collect();
+        assert_eq!(paths, ["system.slice", "system.slice/runtime.service"]);
     }
 
     #[test]

@@ -137,9 +137,9 @@ fn pod(template: &PodView, n: u64, name: &str, containers: &[&str]) -> PodView {
 }
 
 fn node(picture: &mut Snapshot) {
-    let mut bare = detail();
-    bare.limits = bare.limits.map(|limits| CgroupLimits { cpu_quota: None, ..limits });
-    let bare = Arc::new(bare);
+    // Of a slice its limits are read, and nothing else that is slow.
+    let limits = detail().limits.map(|limits| CgroupLimits { cpu_quota: None, ..limits });
+    let bare = Arc::new(CgroupDetail { at: detail().at, limits, ..CgroupDetail::default() });
     let slice = |path: &str| SliceReading {
         path: path.into(),
         reading: unlimited(reading(9)),
