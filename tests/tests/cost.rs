@@ -5,9 +5,10 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use e2e::{Agent, AgentOptions, Bed, NODE, SharedBed, pod, say, secs};
+use e2e::{Agent, AgentOptions, Bed, NODE, SharedBed, built, hierarchies, pod, say, secs};
 
 static BED: SharedBed = SharedBed::new("cost");
 
@@ -108,11 +109,39 @@ fn idle_pods(bed: &Bed, count: usize, time: Duration) {
         }
         say(&format!("cost: {path} for {count} pods: {size} bytes, {:.1} ms (median of 15)", median(times)));
     }
-    for name in ["beelet_sample_duration_seconds", "beelet_own_cost_ratio", "beelet_wakeups_total"] {
-        for sample in agent.metrics().all(name, &[]) {
+    let metrics = agent.metrics();
+    for name in
+        ["beelet_look_duration_seconds", "beelet_own_cpu_cores", "beelet_own_looking_cores", "beelet_wakeups_total"]
+    {
+        let all: Vec<_> = metrics.all(name, &[]).collect();
+        assert!(!all.is_empty(), "{name} is not there");
+        for sample in all {
             say(&format!("cost: {} {:?} {}", sample.name, sample.labels, sample.value));
         }
     }
+    agent.finish();
+}
+
+/// Each program beside an empty one at the same hook, while pods do what makes them run.
+fn programs(bed: &Bed, time: Duration) {
+    let agent = Agent::start(bed, &AgentOptions::default());
+    for what in ["switches", "http", "processes"] {
+        pod(what).workload(&["bench", what]).write(&agent.manifests);
+    }
+    for n in 0..4 {
+        pod(&format!("mixed-{n}"))
+            .workload(&["mixed", "--seed", &n.to_string()])
+            .limit("memory", "24Mi")
+            .write(&agent.manifests);
+    }
+    agent.wait_running("mixed-3", secs(60));
+    let unified = hierarchies().into_iter().find(|h| h.controllers.is_empty()).expect("a unified hierarchy");
+    let pods = unified.mount.join(bed.cgroup_root.trim_start_matches('/')).join("kubepods");
+    let mut probe = Command::new(built("BEELET_PROGRAM_COST", "release/examples/program_cost"));
+    probe.arg(built("BEELET_BPF_OBJECT", "bpf/beelet-ebpf")).arg(pods).arg(time.as_secs().to_string());
+    let output = probe.output().expect("program_cost");
+    say(&String::from_utf8_lossy(&output.stdout));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     agent.finish();
 }
 
@@ -126,5 +155,6 @@ fn bench() {
         let lost = slowdown(&bed, what, turns, secs(8));
         say(&format!("cost: {what}: {:+.2} % slower with the agent (median of {turns} turns)", lost * 100.0));
     }
+    programs(&bed, secs(20));
     idle_pods(&bed, 100, secs(60));
 }

@@ -72,7 +72,20 @@ impl BenchCommand {
         );
         let (name, variables) = self.test()?;
         let object = ebpf::build(ctx)?;
-        let agent = run::build_agent(ctx)?;
+        let agent = run::build_agent(ctx, run::Profile::Release)?;
+        let mut example = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        ebpf::scrub(&mut example);
+        example.current_dir(&ctx.root).env("CARGO_TARGET_DIR", &ctx.target);
+        ctx::run(example.args([
+            "build",
+            "--release",
+            "--locked",
+            "--quiet",
+            "-p",
+            "beelet",
+            "--example",
+            "program_cost",
+        ]))?;
         setup::native(ctx)?;
         images::all(ctx)?;
         bed::sweep()?;
@@ -82,6 +95,7 @@ impl BenchCommand {
         test.args(["test", "--locked", "--quiet", "-p", "e2e", "--test", name, "--"]);
         test.args(["--ignored", "--exact", "bench", "--nocapture", "--test-threads", "1"]);
         test.envs(variables);
+        test.env("BEELET_PROGRAM_COST", ctx.target.join("release/examples/program_cost"));
         test.env("BEELET_XTASK", std::env::current_exe()?).env("BEELET_AGENT", agent).env("BEELET_BPF_OBJECT", object);
         ctx::run(&mut test)
     }

@@ -68,7 +68,7 @@ impl RunArgs {
         ensure!(manifests.is_dir(), "there is no folder {}", manifests.display());
         let object = ebpf::build(ctx)?;
         let step = ctx::step("building the agent");
-        let agent = build_agent(ctx)?;
+        let agent = build_agent(ctx, Profile::Debug)?;
         step.done();
         if self.system {
             return on_system(ctx, &self, &manifests, &agent, &object, time, &stop);
@@ -93,17 +93,32 @@ pub(crate) fn samples(ctx: &Ctx) -> PathBuf {
     ctx.root.join("tests/manifests/sample")
 }
 
-/// The debug build of the agent. Cargo decides whether it is up to date.
-pub(crate) fn build_agent(ctx: &Ctx) -> Result<PathBuf> {
+/// How the agent is built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Profile {
+    /// Quickly.
+    Debug,
+    /// As people run it: for whatever is measured of it.
+    Release,
+}
+
+/// Builds the agent. Cargo decides whether it is up to date.
+pub(crate) fn build_agent(ctx: &Ctx, profile: Profile) -> Result<PathBuf> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     ebpf::scrub(&mut cargo);
     cargo.current_dir(&ctx.root).env("CARGO_TARGET_DIR", &ctx.target);
     cargo.args(["build", "-p", "beelet", "--bins"]);
+    if profile == Profile::Release {
+        cargo.arg("--release");
+    }
     if !std::io::stderr().is_terminal() {
         cargo.arg("--quiet");
     }
     ctx::run(&mut cargo).context("the agent does not build")?;
-    Ok(ctx.target.join("debug/beelet"))
+    Ok(ctx.target.join(match profile {
+        Profile::Debug => "debug/beelet",
+        Profile::Release => "release/beelet",
+    }))
 }
 
 #[expect(clippy::too_many_arguments, reason = "the parts of one run, used once")]

@@ -250,7 +250,7 @@ fn e2e(ctx: &Ctx) -> Result<Done> {
         return Ok(Done::Skipped("a native bed needs root".to_owned()));
     }
     let object = ebpf::build(ctx)?;
-    let agent = run::build_agent(ctx)?;
+    let agent = run::build_agent(ctx, run::Profile::Debug)?;
     setup::native(ctx)?;
     images::all(ctx)?;
     let prometheus = setup::prometheus(ctx)?;

@@ -181,7 +181,7 @@ pub(crate) fn run_in_vm(ctx: &Ctx, args: &RunArgs) -> Result<()> {
     ensure!(manifests.is_dir(), "there is no folder {}", manifests.display());
 
     let step = ctx::step("building the agent and its eBPF object");
-    let agent = run::build_agent(ctx)?;
+    let agent = run::build_agent(ctx, run::Profile::Debug)?;
     ebpf::build(ctx)?;
     step.done();
     let step = ctx::step("starting a node in the VM");
@@ -255,7 +255,7 @@ fn said_nothing(ended: Result<Ended>) -> Result<String> {
 /// The VM part of `cargo xtask test`: what everything in the VM stands on, then the agent there.
 pub(crate) fn test(ctx: &Ctx, kernel: &str) -> Result<()> {
     let step = ctx::step("building the agent and the eBPF object");
-    let agent = run::build_agent(ctx)?;
+    let agent = run::build_agent(ctx, run::Profile::Debug)?;
     ebpf::build(ctx)?;
     step.done();
     let config = own_config(ctx, "vm-test-config.yaml", TEST_CONFIG)?;
