@@ -93,6 +93,7 @@ mod kind {
     pub(super) const VOLATILE: u32 = 9;
     pub(super) const CONST: u32 = 10;
     pub(super) const RESTRICT: u32 = 11;
+    pub(super) const FUNC: u32 = 12;
     pub(super) const FUNC_PROTO: u32 = 13;
     pub(super) const VAR: u32 = 14;
     pub(super) const DATASEC: u32 = 15;
@@ -265,6 +266,12 @@ impl Btf {
                     .ok_or(BtfError::Malformed("a parameter is cut off"))
             })
             .collect()
+    }
+
+    /// Whether the kernel has a function of this name that its types tell of.
+    #[must_use]
+    pub fn has_function(&self, name: &str) -> bool {
+        self.named(kind::FUNC, name).is_some()
     }
 
     fn argument(&self, type_id: u32) -> Argument {

@@ -36,6 +36,10 @@ const CAP_SYS_ADMIN: u32 = 21;
 /// `CAP_BPF`.
 const CAP_BPF: u32 = 39;
 
+/// One of the functions by which a program reads what `memory.stat` tells, without the text (Linux 7.0, mm/bpf_memcontrol.c).
+const MEMCG_KFUNC: &str = "bpf_mem_cgroup_page_state";
+const FILES_TELL: &str = "memory of cgroups is read from memory.stat";
+
 /// The tracepoints that programs are attached to, and what is not seen without them.
 const TRACEPOINTS: &[(&str, &str)] = &[
     ("tracepoint_sched_switch", "run time is that of files, waits for the CPU and preemptions are not seen"),
@@ -86,6 +90,14 @@ fn bpf(found: &mut Vec<Capability>) {
                 Err(error) => {
                     no("bpf_iter_task", format!("{error}; tasks are counted by state from /proc, which takes longer"))
                 }
+            });
+            found.push(if btf.has_function(MEMCG_KFUNC) {
+                no(
+                    "memcg_kfuncs",
+                    format!("the kernel has {MEMCG_KFUNC} and its kin, which aya cannot call: {FILES_TELL}"),
+                )
+            } else {
+                no("memcg_kfuncs", format!("the kernel has no {MEMCG_KFUNC} (7.0 and later have it): {FILES_TELL}"))
             });
         }
         Err(error) => found.push(no("btf", format!("{error}; no program that looks into the kernel is loaded"))),

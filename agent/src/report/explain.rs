@@ -13,6 +13,8 @@ use beelet_core::telemetry::{CgroupDetail, PodDetail};
 use beelet_core::units::{Bytes, Micros, Now};
 use serde::{Deserialize, Serialize};
 
+use super::SelfReport;
+use super::sources::{self, Source};
 use super::words::{self, plain};
 
 /// Everything known about a pod.
@@ -29,6 +31,9 @@ pub struct Explanation {
     /// Everything measured of it in the kernel.
     #[serde(default)]
     pub details: Details,
+    /// Where its values come from; empty where nothing is measured of it.
+    #[serde(default)]
+    pub sources: Vec<Source>,
     /// Its manifests that were refused.
     pub rejected: Vec<Rejected>,
     /// What happened to it and why, the newest last.
@@ -86,7 +91,7 @@ pub struct NoSuchPod {
 ///
 /// # Errors
 /// If nothing of that name is known, with what exists.
-pub fn explain(picture: &Snapshot, namespace: &str, name: &str) -> Result<Explanation, NoSuchPod> {
+pub fn explain(picture: &Snapshot, agent: &SelfReport, namespace: &str, name: &str) -> Result<Explanation, NoSuchPod> {
     let suffixed = format!("{name}-{}", picture.node.name);
     let of = |wanted: &str| {
         let found = picture.pods.iter().filter(|p| p.spec.namespace == namespace && p.spec.name == wanted);
@@ -112,7 +117,9 @@ pub fn explain(picture: &Snapshot, namespace: &str, name: &str) -> Result<Explan
     });
     let full = pod.as_ref().map_or_else(|| names[0].clone(), |p| p.spec.full_name());
     let details = pod.as_deref().map(Details::of).unwrap_or_default();
-    Ok(Explanation { name: full, at: picture.at, pod, forecast, details, rejected, records })
+    let read = pod.as_deref().filter(|pod| pod.reading.is_some());
+    let sources = read.map(|pod| sources::of(pod, picture.at, agent)).unwrap_or_default();
+    Ok(Explanation { name: full, at: picture.at, pod, forecast, details, sources, rejected, records })
 }
 
 fn missing(picture: &Snapshot, namespace: &str, name: &str) -> NoSuchPod {
@@ -151,6 +158,10 @@ pub fn sentences(explanation: &Explanation) -> String {
             rejected.origin,
             plain(rejected.error.trim_end_matches('.'))
         );
+    }
+    let missing = explanation.sources.iter().filter(|source| !source.instead.is_empty());
+    for Source { values, from, instead, .. } in missing {
+        let _ = writeln!(out, "Of {}, {from} tells; not {}.", plain(values), plain(instead));
     }
     if !explanation.records.is_empty() {
         out.push_str("What happened:\n");
@@ -253,12 +264,29 @@ fn forecast_sentence(out: &mut String, forecast: &Forecast) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{samples, samples_detail};
+    use beelet_ebpf_common::program;
+
+    use super::super::{Program, samples, samples_detail};
     use super::*;
+
+    /// An agent whose programs are all there.
+    fn loaded() -> SelfReport {
+        let program = |name: &str| Program { name: name.to_owned(), loaded: true, ..Program::default() };
+        SelfReport { programs: program::ALL.into_iter().map(program).collect(), ..SelfReport::default() }
+    }
+
+    #[test]
+    fn a_program_that_is_missing_is_told_with_what_tells_instead() {
+        let mut agent = loaded();
+        agent.programs[0] = Program { loaded: false, reason: "switched off".to_owned(), ..agent.programs[0].clone() };
+        let text = sentences(&explain(&samples::busy_node(), &agent, "default", "leak-node").unwrap());
+        let line = "Of waits for a CPU, switches, cpu.pressure tells; not eBPF sched_switch: switched off.\n";
+        assert!(text.contains(line), "{text}");
+    }
 
     #[test]
     fn the_sentences_say_why() {
-        let explanation = explain(&samples::busy_node(), "default", "leak-node").unwrap();
+        let explanation = explain(&samples::busy_node(), &loaded(), "default", "leak-node").unwrap();
         assert_eq!(
             sentences(&explanation),
             "Pod default/leak-node is CrashLoopBackOff (state Running, age 2m5s).\n\
@@ -279,7 +307,7 @@ mod tests {
 
     #[test]
     fn a_slow_pod_is_told_the_cause_with_its_numbers() {
-        let text = sentences(&explain(&samples_detail::detailed_node(), "default", "web").unwrap());
+        let text = sentences(&explain(&samples_detail::detailed_node(), &loaded(), "default", "web").unwrap());
         assert!(text.contains("It is slow for 0s: it waits for CPUs that pod default/leak-node takes"), "{text}");
         assert!(text.contains(", which costs it 25 % of its time.\n  measured: waited = 25 % of the time\n"), "{text}");
     }
@@ -292,19 +320,19 @@ mod tests {
         view.health.evidence = vec!["the OOM killer chose \x1b]0;x\x07".to_owned()];
         picture.pods[0] = view.into();
         picture.records[0].message = "\x1b[1A".to_owned();
-        let text = sentences(&explain(&picture, "default", "leak-node").unwrap());
+        let text = sentences(&explain(&picture, &loaded(), "default", "leak-node").unwrap());
         assert!(!text.contains(|c: char| c.is_control() && c != '\n'), "{text:?}");
         assert!(text.contains("It says: one two?[2J\n"), "{text}");
     }
 
     #[test]
     fn the_name_in_the_manifest_is_enough() {
-        assert_eq!(explain(&samples::busy_node(), "default", "web").unwrap().name, "default/web-node");
+        assert_eq!(explain(&samples::busy_node(), &loaded(), "default", "web").unwrap().name, "default/web-node");
     }
 
     #[test]
     fn a_wrong_name_gets_the_near_ones_first() {
-        let missing = explain(&samples::busy_node(), "default", "webb").unwrap_err();
+        let missing = explain(&samples::busy_node(), &loaded(), "default", "webb").unwrap_err();
         assert_eq!(missing.nearby, ["default/web-node", "default/leak-node"]);
         assert_eq!(missing.to_string(), "there is no pod default/webb on node node");
     }
@@ -312,7 +340,7 @@ mod tests {
     #[test]
     fn a_pod_that_is_gone_is_explained_by_its_records() {
         let picture = Snapshot { pods: vec![], ..samples::busy_node() };
-        let text = sentences(&explain(&picture, "default", "leak-node").unwrap());
+        let text = sentences(&explain(&picture, &loaded(), "default", "leak-node").unwrap());
         assert!(text.starts_with("Pod default/leak-node is not on this node now.\nWhat happened:\n"), "{text}");
     }
 }

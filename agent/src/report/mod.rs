@@ -34,6 +34,7 @@ pub(crate) mod samples_detail;
 #[cfg(test)]
 pub(crate) mod samples_dropin;
 pub mod scrapes;
+pub mod sources;
 #[cfg(test)]
 pub(crate) mod strict;
 pub mod summary;

@@ -291,7 +291,7 @@ async fn agent(State(state): State<ServerState>) -> Response {
 }
 
 async fn explanation(State(state): State<ServerState>, Path((namespace, pod)): Path<(String, String)>) -> Response {
-    match explain(&state.published.current(), &namespace, &pod) {
+    match explain(&state.published.current(), &state.agent.current(), &namespace, &pod) {
         Ok(explanation) => axum::Json(explanation).into_response(),
         Err(missing) => {
             let body = json!({ "error": missing.error, "nearby": missing.nearby });

@@ -146,3 +146,12 @@ fn enumerations_have_their_values_of_either_width_and_sign() {
     assert_eq!(btf.enumeration("large_negative").unwrap(), [("A", (1 << 32) + 7), ("B", -1)]);
     assert!(matches!(btf.enumeration("none"), Err(BtfError::NoType { kind: "enum", .. })));
 }
+
+#[test]
+fn a_function_is_found_by_its_name_and_no_other_type_is_one() {
+    let mut btf = Maker::default();
+    btf.add("here", kind::FUNC, 0, 0, &[]);
+    btf.add("a_type", kind::TYPEDEF, 0, 0, &[]);
+    let btf = Btf::parse(btf.finish()).unwrap();
+    assert_eq!(["here", "a_type", "gone"].map(|name| btf.has_function(name)), [true, false, false]);
+}
