@@ -96,7 +96,7 @@ fn run(object: &Path, root: &Path, time: Duration) -> Result<()> {
                 cost / nothing
             ),
             (Some(cost), None) => {
-                println!("{:<16} {rate:>9.0} {cost:>9.0} {:>7} {:>9} {:>12}", row.name, "-", "-", "-")
+                println!("{:<16} {rate:>9.0} {cost:>9.0} {:>7} {:>9} {:>12}", row.name, "-", "-", "-");
             }
             (None, _) => println!("{:<16} {rate:>9.0} no event", row.name),
         }
