@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use serde_json::json;
 
 use super::node::{Node, SANDWICH};
 use super::truth::{manifest, put, remove, running, sh, workload};
@@ -23,8 +24,9 @@ pub(super) fn values_lie_between(node: &Node) -> Result<String> {
         let seed = (n + 1).to_string();
         let mut container = workload(&["mixed", "--seed", &seed]);
         match n % 3 {
-            0 => container["resources"] = serde_json::json!({ "limits": { "cpu": "50m" } }),
-            1 => container["resources"] = serde_json::json!({ "limits": { "memory": "24Mi" } }),
+            0 => container["resources"] = json!({ "limits": { "cpu": "50m" } }),
+            // Asking for less, so that fifty of them fit into a small VM.
+            1 => container["resources"] = json!({ "limits": { "memory": "24Mi" }, "requests": { "memory": "4Mi" } }),
             _ => {}
         }
         put(node, &manifest(&name(n), container))?;
