@@ -428,13 +428,18 @@ pub struct DnsRecord {
 }
 const _: () = assert!(size_of::<DnsRecord>() == 232);
 
+/// So many ports of a cgroup have a [`PortRecord`] of their own, those that were asked first.
+pub const MOST_PORTS: u64 = 32;
+/// Stands in [`PortKey::port`] for all further ones.
+pub const OTHER_PORTS: u64 = 0;
+
 /// A port that a cgroup serves.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
 pub struct PortKey {
     /// Cgroup of the accepted socket.
     pub cgroup: u64,
-    /// Local port, host byte order.
+    /// Local port, host byte order; or [`OTHER_PORTS`].
     pub port: u64,
 }
 const _: () = assert!(size_of::<PortKey>() == 16);

@@ -3,6 +3,8 @@
 //! **Approach.** `mark_victim` tells the victim before it is killed. Since Linux 6.8 it passes the task, from which cgroup,
 //! name and memory are read; before, only the pid, and then the cgroup is that of the task whose allocation failed (in a
 //! limit's OOM that is the same limit, not always the same container); the exit event of the victim corrects it.
+//!
+//! **Property.** A victim that is known to be outside of the pods is not told.
 
 use aya_ebpf::{helpers::bpf_get_current_cgroup_id, macros::btf_tracepoint, programs::BtfTracePointContext};
 use aya_log_ebpf::debug;
@@ -17,8 +19,14 @@ use crate::{
 pub fn oom_victim(ctx: BtfTracePointContext) -> i32 {
     let mut event = record::event(kind::OOM_VICTIM);
     if kernel::VICTIM_IS_TASK.load() == 1 {
+        let task: Object = ctx.arg(0);
         // SAFETY: by BTF the first argument is the victim's task_struct.
-        unsafe { describe(ctx.arg::<Object>(0), &mut event) };
+        unsafe {
+            if kernel::task_cgroup(task).is_some_and(|cgroup| !kernel::is_in_pods(cgroup)) {
+                return 0;
+            }
+            describe(task, &mut event);
+        }
     } else {
         let pid = ctx.arg::<u64>(0) as u32;
         event.pid = pid;

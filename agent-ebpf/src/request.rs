@@ -8,7 +8,8 @@
 //! send again close nothing: the sequence numbers tell. What comes in and what goes out may run on two CPUs at once for one
 //! socket; then a request is counted twice or a time is off by that moment, no more.
 //!
-//! **Properties.** Connections accepted before the programs were loaded are not seen. A packet of another socket costs a look
+//! **Properties.** A cgroup has records for its first [`MOST_PORTS`] ports; all further ones share one, so that who serves ports
+//! that change all the time (passive FTP) takes no room from others. Connections accepted before the programs were loaded are not seen. A packet of another socket costs a look
 //! for a storage that is not there.
 
 use aya_ebpf::{
@@ -19,15 +20,19 @@ use aya_ebpf::{
         generated::{bpf_sk_storage_get, bpf_tcp_sock},
     },
     macros::{btf_map, map},
-    maps::HashMap,
+    maps::{HashMap, LruHashMap},
     programs::SkBuffContext,
 };
-use beelet_ebpf::{Lost, PortKey, PortRecord};
+use beelet_ebpf::{Lost, MOST_PORTS, OTHER_PORTS, PortKey, PortRecord};
 
 use crate::{kernel::Object, network, record};
 
 #[map]
 static PORTS: HashMap<PortKey, PortRecord> = HashMap::with_max_entries(4096, record::NO_PREALLOC);
+
+/// How many ports of a cgroup have a record of their own. It empties itself: of cgroups that are gone nobody asks any more.
+#[map]
+static PORTS_OF: LruHashMap<u64, u64> = LruHashMap::with_max_entries(4096, 0);
 
 /// What is kept in a served connection's socket.
 #[repr(C)]
@@ -127,8 +132,31 @@ pub unsafe fn packet<const OUT: bool>(ctx: &SkBuffContext, socket: *mut bpf_sock
 #[inline(always)]
 unsafe fn record_of(served: *const Served) -> Option<*mut PortRecord> {
     // SAFETY: the caller's word.
-    let key = unsafe { PortKey { cgroup: (*served).cgroup, port: (*served).port } };
+    let mut key = unsafe { PortKey { cgroup: (*served).cgroup, port: (*served).port } };
+    if let Some(record) = PORTS.get_ptr_mut(key) {
+        return Some(record);
+    }
+    if !takes_port(key.cgroup) {
+        key.port = OTHER_PORTS;
+    }
     record::shared(&PORTS, &key, Lost::Ports)
+}
+
+/// Whether a cgroup may have a record for one more port. Two ports that are new at once may count as one, or a port as two.
+#[inline(always)]
+fn takes_port(cgroup: u64) -> bool {
+    let Some(ports) = PORTS_OF.get_ptr_mut(cgroup) else {
+        let _ = PORTS_OF.insert(cgroup, 1, record::NO_REPLACE);
+        return true;
+    };
+    // SAFETY: the map gave a valid pointer.
+    unsafe {
+        if *ports >= MOST_PORTS {
+            return false;
+        }
+        record::add(ports, 1);
+    }
+    true
 }
 
 /// What a TCP packet carries.

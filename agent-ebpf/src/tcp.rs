@@ -204,12 +204,22 @@ unsafe fn record_of(socket: Object) -> Option<(u64, *mut TcpRecord)> {
     }
 }
 
-/// A socket that listens, or ceases to.
+/// A socket that listens, or ceases to. One outside of the pods is nobody's business.
 ///
 /// # Safety
 /// `socket` is the `sock` of the context.
 #[inline(always)]
 unsafe fn listener(ctx: &BtfTracePointContext, socket: Object, opened: bool) {
+    // SAFETY: by BTF the first argument is the sock, whose sk_cgrp_data names a cgroup.
+    let cgroup = unsafe { kernel::follow(socket, &kernel::SOCK_CGROUP) };
+    let is_ours = match cgroup {
+        // SAFETY: as above.
+        Some(cgroup) => unsafe { kernel::is_in_pods(cgroup) },
+        None => kernel::current_is_in_pods(),
+    };
+    if !is_ours {
+        return;
+    }
     let mut event: Event = record::event(if opened { kind::LISTEN_OPENED } else { kind::LISTEN_CLOSED });
     event.pid = ctx.pid();
     event.tgid = ctx.tgid();
@@ -220,7 +230,7 @@ unsafe fn listener(ctx: &BtfTracePointContext, socket: Object, opened: bool) {
     unsafe {
         event.port = port(socket);
         event.family = kernel::get(socket, &kernel::SOCK_FAMILY).unwrap_or(0);
-        match kernel::follow(socket, &kernel::SOCK_CGROUP) {
+        match cgroup {
             Some(cgroup) => event.cgroup_id = kernel::cgroup_id(cgroup).unwrap_or(0),
             None => {
                 event.cgroup_id = bpf_get_current_cgroup_id();

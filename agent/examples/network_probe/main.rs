@@ -22,7 +22,9 @@ use beelet::kernel::{
     loader::{LoadOptions, ProgramCost, Programs},
     maps::Counters,
 };
-use beelet_ebpf_common::{Counts, DnsRecord, Histogram, NetRecord, PortRecord, TcpRecord, program};
+use beelet_ebpf_common::{
+    Counts, DnsRecord, Histogram, MOST_PORTS, NetRecord, OTHER_PORTS, PortRecord, TcpRecord, program,
+};
 
 use bed::{Bed, Outcome, Side};
 
@@ -108,6 +110,7 @@ const CHECKS: &[Check] = &[
     ("round-trip times", round_trips),
     ("requests at a server that takes 50 ms", requests),
     ("requests over IPv6", requests_ipv6),
+    ("60 ports take no more room than 32", many_ports),
     ("names asked for, answered after 30 ms", dns),
     ("a full receive buffer drops", drops),
     ("what one packet costs", cost),
@@ -316,6 +319,21 @@ fn requests_ipv6(bed: &mut Bed, seen: &mut Seen) -> Result<Outcome> {
     let it = between(before, seen.port(8080)?);
     ensure!((it.requests, events(&it.latency), it.http) == (3, 3, [0, 3, 0, 0, 0]), "{it:?}");
     Ok(Outcome::Passed(format!("{} requests", it.requests)))
+}
+
+fn many_ports(bed: &mut Bed, seen: &mut Seen) -> Result<Outcome> {
+    let all = |seen: &mut Seen| -> Result<(u64, usize)> {
+        seen.of(Side::Server)?;
+        let ports = seen.counters.ports(seen.server).context("no program tells of requests")?;
+        Ok(ports.fold((0, 0), |(requests, n), (_, record)| (requests + record.requests, n + 1)))
+    };
+    let ((before, _), other) = (all(seen)?, seen.port(OTHER_PORTS)?);
+    bed.client.tell("ports 60")?;
+    let (after, records) = all(seen)?;
+    let other = between(other, seen.port(OTHER_PORTS)?).requests;
+    let text = format!("{} requests, {other} of them at other ports; {records} records", after - before);
+    ensure!(after - before == 60 && other >= 60 - MOST_PORTS && records as u64 == MOST_PORTS + 1, "{text}");
+    Ok(Outcome::Passed(text))
 }
 
 fn dns(bed: &mut Bed, seen: &mut Seen) -> Result<Outcome> {

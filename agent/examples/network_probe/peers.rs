@@ -33,6 +33,8 @@ const FULL: u16 = 5006;
 const ECHO: u16 = 5007;
 /// Answers requests of HTTP/1 after [`THINKING`].
 const HTTP: u16 = 8080;
+/// The same, at many ports.
+const MANY: std::ops::Range<u16> = 20_000..20_060;
 const DNS: u16 = 53;
 
 const THINKING: Duration = Duration::from_millis(50);
@@ -99,6 +101,14 @@ fn obey(words: &[&str]) -> Result<String> {
         ["unanswered", count] => {
             for _ in 0..count.parse::<u32>()? {
                 let mut stream = TcpStream::connect((SERVER, HTTP))?;
+                stream.write_all(b"GET /nothing HTTP/1.1\r\n\r\n")?;
+                ensure!(stream.read(&mut [0])? == 0, "an answer came");
+            }
+        }
+        // Each hangs up, for nobody asks for a status.
+        ["ports", count] => {
+            for port in MANY.start..MANY.start + count.parse::<u16>()? {
+                let mut stream = TcpStream::connect((SERVER, port))?;
                 stream.write_all(b"GET /nothing HTTP/1.1\r\n\r\n")?;
                 ensure!(stream.read(&mut [0])? == 0, "an answer came");
             }
@@ -229,6 +239,9 @@ fn serve() -> Result<()> {
         Ok(sockopt::set_socket_linger(&stream, Some(Duration::ZERO))?)
     })?;
     service(HTTP, answer)?;
+    for port in MANY {
+        service(port, answer)?;
+    }
 
     let taken = UdpSocket::bind(("0.0.0.0", DATAGRAMS))?;
     thread::spawn(move || while taken.recv(&mut [0; 2_000]).is_ok() {});
