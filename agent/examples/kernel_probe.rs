@@ -29,6 +29,8 @@ use beelet::kernel::{
 };
 use tokio::{sync::mpsc, time::timeout};
 
+#[path = "kernel_probe/task_walk.rs"]
+mod task_walk;
 #[path = "kernel_probe/tasks.rs"]
 mod tasks;
 
@@ -335,6 +337,9 @@ async fn exits(
 }
 
 async fn listener(bed: &Bed, events: &mut Events) -> Result<Outcome> {
+    // This process is outside of the pods.
+    let stranger = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+    ensure!(next_listen(events, stranger).await.is_err(), "a listener that is no pod's is told");
     let mut child = bed.spawn("listen", &[])?;
     let pid = child.id();
     let mut lines = BufReader::new(child.stdout.take().context("no output")?).lines();

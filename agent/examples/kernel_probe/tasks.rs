@@ -14,14 +14,14 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use beelet::kernel::{maps::Counters, task_walk};
+use beelet::kernel::maps::Counters;
 use beelet_ebpf_common::{CpuRecord, TaskRecord};
 use rustix::{
     process::{Pid, Signal, kill_process},
     thread::{CpuSet, sched_setaffinity},
 };
 
-use super::{Bed, MIB, Outcome, settle, v1_memory};
+use super::{Bed, MIB, Outcome, settle, task_walk, v1_memory};
 
 /// What the kernel's files tell of one task.
 #[derive(Debug, Clone, Copy, Default)]
@@ -263,9 +263,9 @@ pub(super) fn states(bed: &Bed, counters: &mut Counters) -> Result<Outcome> {
     let took = start.elapsed();
     let told = *counters.tasks(many.id).context("the iterator does not run")?;
     ensure!(told.walk != 0 && TaskRecord { walk: 0, ..told } == expected, "{told:?}");
-    // The same from files, as where there is no iterator.
+    // The same from files.
     let start = Instant::now();
-    let files = task_walk::walk(Path::new("/proc"), &format!("/{}", bed.pods.display()), 100_000)?;
+    let files = task_walk::walk(&format!("/{}", bed.pods.display()))?;
     let read = start.elapsed();
     let path = format!("/{}", many.relative.display());
     ensure!(files.get(&path) == Some(&expected), "/proc says {files:?}");
@@ -275,7 +275,7 @@ pub(super) fn states(bed: &Bed, counters: &mut Counters) -> Result<Outcome> {
     counters.refresh_slow()?;
     let left = TaskRecord { walk: 0, ..*counters.tasks(many.id).context("not known any more")? };
     // Orphans that init has not waited for yet.
-    let files = task_walk::walk(Path::new("/proc"), &format!("/{}", bed.pods.display()), 100_000)?;
+    let files = task_walk::walk(&format!("/{}", bed.pods.display()))?;
     let orphans = TaskRecord { zombie: left.zombie, processes: left.zombie, ..TaskRecord::default() };
     ensure!(left == orphans && files.get(&path).copied().unwrap_or_default() == left, "{left:?}, /proc {files:?}");
     Ok(Outcome::Passed(format!("maps read in {} us, /proc in {} us; {told:?}", took.as_micros(), read.as_micros())))

@@ -5,7 +5,8 @@
 //! cgroup, so a missing key of a running program is 0; `None` stands for a program that does not run, and for a map that has
 //! not been read yet or could not be.
 //!
-//! **Properties.** A count never decreases until the key is removed. Whoever learns that a cgroup is gone reads it a last
+//! **Properties.** A count never decreases until the key is removed; of maps that evict keys (preemptions, ends of processes)
+//! [`Growing`] keeps the sums. Whoever learns that a cgroup is gone reads it a last
 //! time and removes it, some 50 ms later: a process is charged at its last switch, after its parent has heard of its end.
 //! [`Counters::retain`] sweeps what nobody removed. What is counted of one cgroup is of its own tasks and sockets, not of its
 //! children's.
@@ -25,6 +26,7 @@ use bytemuck::Pod;
 
 use super::{
     batch::{self, MapFile},
+    growing::Growing,
     loader::LoadReport,
     programs::{self, Hook},
     table::{Key, Scratch, Table},
@@ -64,7 +66,7 @@ pub struct Counters {
     scratch: Scratch,
     cpu: Option<Table<u64, CpuRecord>>,
     net: Option<Table<u64, NetRecord>>,
-    preempt: Option<Table<PreemptKey, u64>>,
+    preempt: Option<Growing<PreemptKey>>,
     reclaim: Option<Table<u64, ReclaimRecord>>,
     tasks: Option<Table<u64, TaskRecord>>,
     tcp: Option<Table<u64, TcpRecord>>,
@@ -73,7 +75,7 @@ pub struct Counters {
     drops: Option<Table<DropKey, u64>>,
     disk: Option<Table<DiskKey, DiskRecord>>,
     life: Option<Table<u64, LifeRecord>>,
-    exits: Option<Table<ExitKey, u64>>,
+    exits: Option<Growing<ExitKey>>,
     /// What counts was not recorded; per CPU.
     losses: Option<MapFile>,
     /// As they were at the last reading.
@@ -107,7 +109,7 @@ impl Counters {
         let mut counters = Self {
             cpu: table(ebpf, report, map::CPU, CpuRecord::plus),
             net: table(ebpf, report, map::NET, NetRecord::plus),
-            preempt: table(ebpf, report, map::PREEMPT, u64::plus),
+            preempt: table(ebpf, report, map::PREEMPT, u64::plus).map(Growing::new),
             reclaim: table(ebpf, report, map::RECLAIM, ReclaimRecord::plus),
             // States, which nobody adds.
             tasks: table(ebpf, report, map::TASKS, |_, last| last),
@@ -117,7 +119,7 @@ impl Counters {
             drops: table(ebpf, report, map::DROPS, u64::plus),
             disk: table(ebpf, report, map::DISK, DiskRecord::plus),
             life: table(ebpf, report, map::LIFE, LifeRecord::plus),
-            exits: table(ebpf, report, map::EXITS, u64::plus),
+            exits: table(ebpf, report, map::EXITS, u64::plus).map(Growing::new),
             losses: file(ebpf, map::LOST),
             ..Self::default()
         };
@@ -225,7 +227,7 @@ impl Counters {
     /// Who took the CPU from tasks of one cgroup: (cgroup, how often).
     #[must_use]
     pub fn preempted(&self, cgroup: u64) -> Option<impl Iterator<Item = (u64, u64)>> {
-        Some(self.preempt.as_ref()?.of(cgroup)?.map(|(key, count)| (key.by, *count)))
+        Some(self.preempt.as_ref()?.of(cgroup)?.map(|(key, count)| (key.by, count)))
     }
 
     /// Requests at the ports that one cgroup serves: (port, record).
@@ -243,7 +245,7 @@ impl Counters {
     /// How processes of one cgroup ended: (status as `wait` gives it, processes).
     #[must_use]
     pub fn exits(&self, cgroup: u64) -> Option<impl Iterator<Item = (u64, u64)>> {
-        Some(self.exits.as_ref()?.of(cgroup)?.map(|(key, count)| (key.status, *count)))
+        Some(self.exits.as_ref()?.of(cgroup)?.map(|(key, count)| (key.status, count)))
     }
 
     /// Disk requests of one cgroup, which is named by its id in the hierarchy that has the IO controller.
@@ -418,11 +420,26 @@ mod tests {
         Some(Counters {
             cpu: Table::new(map(MapType::PerCpuHash, 8, size_of::<CpuRecord>())?, CpuRecord::plus).ok(),
             tasks: Table::new(map(MapType::Hash, 8, size_of::<TaskRecord>())?, |_, last| last).ok(),
-            exits: Table::new(map(MapType::LruHash, 16, 8)?, u64::plus).ok(),
+            exits: Table::new(map(MapType::LruHash, 16, 8)?, u64::plus).ok().map(Growing::new),
             disk: Table::new(map(MapType::Hash, 16, size_of::<DiskRecord>())?, DiskRecord::plus).ok(),
             losses: map(MapType::PerCpuArray, 4, 8),
             ..Counters::default()
         })
+    }
+
+    #[test]
+    fn what_a_map_evicts_stays_counted() {
+        let Some(mut counters) = counters() else { return };
+        let exit = ExitKey { cgroup: 5, status: 9 };
+        let put = |counters: &Counters, count| {
+            counters.exits.as_ref().unwrap().map().put(bytemuck::bytes_of(&exit), &[count]).unwrap();
+        };
+        put(&counters, 4);
+        counters.refresh_slow().unwrap();
+        assert!(counters.exits.as_ref().unwrap().map().remove(bytemuck::bytes_of(&exit)).unwrap());
+        put(&counters, 1);
+        counters.refresh_slow().unwrap();
+        assert_eq!(counters.exits(5).unwrap().collect::<Vec<_>>(), [(9, 5)]);
     }
 
     #[test]

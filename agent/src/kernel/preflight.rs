@@ -87,9 +87,7 @@ fn bpf(found: &mut Vec<Capability>) {
             }
             found.push(match btf.member_offset("bpf_iter__task", "task") {
                 Ok(_) => yes("bpf_iter_task", "the kernel has it"),
-                Err(error) => {
-                    no("bpf_iter_task", format!("{error}; tasks are counted by state from /proc, which takes longer"))
-                }
+                Err(error) => no("bpf_iter_task", format!("{error}; tasks are not counted by state")),
             });
             found.push(if btf.has_function(MEMCG_KFUNC) {
                 no(

@@ -217,6 +217,11 @@ impl<K: Key, R: Pod + Default> Table<K, R> {
         self.known.then(|| self.span(cgroup).filter_map(|at| self.record(at)))
     }
 
+    /// Whether the last reading found this key.
+    pub(super) fn has(&self, key: &K) -> bool {
+        self.index.binary_search_by(|(it, _)| it.cmp(key)).is_ok()
+    }
+
     /// Every entry, by key.
     pub(super) fn iter(&self) -> impl Iterator<Item = (&K, &R)> {
         (0..self.index.len()).filter_map(|at| self.record(at))
