@@ -133,9 +133,9 @@ pub struct CgroupDetail {
     pub exits: Vec<(ExitKind, u64)>,
     /// Tasks by state.
     pub tasks: Option<TaskStates>,
-    /// Open files of its processes (files, not sockets, are counted by nobody apart; cAdvisor's `container_file_descriptors`).
+    /// Open files of its processes (cAdvisor's `container_file_descriptors`); of a pod, the sum of its containers' and its sandbox's.
     pub open_files: Option<u64>,
-    /// Of these, sockets.
+    /// Of these, sockets; `None`, too, where there are too many files to look at each.
     pub sockets: Option<u64>,
     /// The lowest soft limit of open files among its processes.
     pub open_files_limit: Option<u64>,
@@ -312,7 +312,7 @@ pub struct DnsReading {
 /// A port that a pod listens on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PortReading {
-    /// The port.
+    /// The port; 0 for those together that were too many to be counted apart.
     pub port: u16,
     /// Somebody listens there now.
     pub listening: bool,

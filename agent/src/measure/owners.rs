@@ -3,7 +3,7 @@
 //! **Approach.** Ids of all cgroups of pods that were seen, with the pod and the runtime's id of the container. Ids of cgroups
 //! that are gone stay for a while, for the kernel's events come late.
 //!
-//! **Property.** At most [`REMEMBERED`] of them stay.
+//! **Properties.** At most [`REMEMBERED`] of them stay. Names stay of containers that are wanted, or whose cgroup is known.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
@@ -37,6 +37,12 @@ impl Owners {
         if self.names.get(runtime_id).is_none_or(|known| known != name) {
             self.names.insert(runtime_id.to_owned(), name.to_owned());
         }
+    }
+
+    /// Forgets the names of containers that are neither among these nor have a cgroup that is known.
+    pub(super) fn keep_names(&mut self, wanted: &BTreeSet<&str>) {
+        let known: BTreeSet<&str> = self.ids.values().map(|(_, runtime_id)| runtime_id.as_str()).collect();
+        self.names.retain(|id, _| wanted.contains(id.as_str()) || known.contains(id.as_str()));
     }
 
     pub(super) fn is_born(&mut self, id: u64, path: PathBuf) {
@@ -103,6 +109,18 @@ mod tests {
         let told = [0, 1, 2, 3, 4].map(|id| owners.preemptor(id, &a, "c1"));
         let pod = |uid: &PodUid| Some(Preemptor::Pod(uid.clone()));
         assert_eq!(told, [None, Some(Preemptor::Own), pod(&a), pod(&b), Some(Preemptor::System)]);
+    }
+
+    #[test]
+    fn names_of_runs_that_nobody_saw_go_when_they_are_not_wanted() {
+        let mut owners = Owners::default();
+        for id in ["seen", "unseen", "wanted"] {
+            owners.name(id, "app");
+        }
+        owners.add(1, &"a".into(), "seen");
+        owners.keep_names(&["wanted"].into());
+        assert_eq!(owners.names.keys().collect::<Vec<_>>(), ["seen", "wanted"]);
+        assert_eq!(owners.owner(1), Some(("a".into(), Some("app".into()), true)));
     }
 
     #[test]

@@ -19,6 +19,7 @@ use beelet_core::units::Micros;
 use tracing::{debug, warn};
 
 use super::Target;
+use super::open_files::OpenFiles;
 use super::owners::Owners;
 use super::slow::{NetworkPart, Parts};
 use super::tally::{Fast, Tally};
@@ -116,6 +117,8 @@ impl Pods {
     /// The pods that are to be measured from now on.
     pub(super) fn aim(&mut self, targets: Vec<Target>, counters: &mut Counters) {
         let wanted: BTreeSet<PodUid> = targets.iter().map(|t| t.uid.clone()).collect();
+        let named = targets.iter().flat_map(|t| t.containers.iter().map(|(id, _)| id.as_str()));
+        self.owners.keep_names(&named.collect());
         for target in targets {
             for (id, name) in &target.containers {
                 self.owners.name(id, name);
@@ -266,7 +269,7 @@ impl Pod {
             }
         }
         if details {
-            self.make_details(uid, now, owners, look);
+            self.make_details(uid, layout, now, owners, look);
         } else if self.cgroup_detail.is_some() {
             self.merge_slow(uid, look, None);
         }
@@ -339,7 +342,7 @@ impl Pod {
         (child.watched.last().at > Micros::ZERO).then(|| child.watched.with(|it| fast.fill(&mut it.cpu)))
     }
 
-    fn make_details(&mut self, uid: &PodUid, now: Micros, owners: &Owners, look: &mut Look<'_>) {
+    fn make_details(&mut self, uid: &PodUid, layout: &CgroupLayout, now: Micros, owners: &Owners, look: &mut Look<'_>) {
         look.cost.details += 1;
         let at = if look.tables_at == Micros::ZERO { now } else { look.tables_at.min(now) };
         let mut sum = Tally::default();
@@ -354,16 +357,9 @@ impl Pod {
                 continue;
             }
             let (io, limits) = child.watched.details(now, look.buffer, look.devices);
-            let files = child.watched.open_files(look.buffer);
-            let detail = CgroupDetail {
-                at,
-                io,
-                limits,
-                open_files: files.map(|f| f.count),
-                open_files_limit: files.and_then(|f| f.limit),
-                ..tally.cgroup_detail(look.devices)
-            };
-            (child.detail, child.detail_at) = (Some(Arc::new(detail)), now);
+            child.open_files = child.count_files(layout, look.buffer);
+            let detail = CgroupDetail { at, io, limits, ..tally.cgroup_detail(look.devices) };
+            (child.detail, child.detail_at) = (Some(Arc::new(with_files(detail, child.open_files))), now);
         }
         let who = |by| owners.preemptor(by, uid, "");
         self.tree.remains.tally(look.counters, &mut sum, &who);
@@ -373,7 +369,10 @@ impl Pod {
             sum.seen_by(uid);
             let (io, limits) = own.details(now, look.buffer, look.devices);
             let detail = CgroupDetail { at, io, limits, ..sum.cgroup_detail(look.devices) };
-            self.cgroup_detail = Some(Arc::new(detail));
+            let files = self.tree.children.values().map(|child| child.open_files);
+            // A sum without one of them would be wrong.
+            let files = files.reduce(|sum, more| Some(sum?.plus(more?))).flatten();
+            self.cgroup_detail = Some(Arc::new(with_files(detail, files)));
         }
         self.merge_slow(uid, look, Some((at, &sum)));
         self.detail_at = now;
@@ -420,6 +419,15 @@ impl Pod {
             }
         }
         Some(ports)
+    }
+}
+
+fn with_files(detail: CgroupDetail, files: Option<OpenFiles>) -> CgroupDetail {
+    CgroupDetail {
+        open_files: files.map(|files| files.count),
+        sockets: files.and_then(|files| files.sockets),
+        open_files_limit: files.and_then(|files| files.limit),
+        ..detail
     }
 }
 

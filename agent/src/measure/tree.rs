@@ -21,10 +21,11 @@ use beelet_core::telemetry::{CgroupDetail, Preemptor};
 use beelet_core::units::Micros;
 use tracing::warn;
 
+use super::open_files::{self, OpenFiles};
 use super::owners::Owners;
 use super::tally::{Fast, Tally};
 use super::watched::Watched;
-use crate::kernel::cgroup::{Cgroup, CgroupLayout};
+use crate::kernel::cgroup::{Buffer, Cgroup, CgroupLayout};
 use crate::kernel::maps::Counters;
 
 /// A directory is listed at least this often.
@@ -112,7 +113,9 @@ pub(super) struct Child {
     pub(super) inner: BTreeMap<PathBuf, Inner>,
     pub(super) remains: Remains,
     pub(super) detail: Option<Arc<CgroupDetail>>,
-    /// When that was made.
+    /// What is in it of open files, for the pod's sum.
+    pub(super) open_files: Option<OpenFiles>,
+    /// When these were made.
     pub(super) detail_at: Micros,
     links: Option<u64>,
     seen: bool,
@@ -130,6 +133,7 @@ impl Child {
             inner: BTreeMap::new(),
             remains,
             detail: None,
+            open_files: None,
             detail_at: Micros::ZERO,
             links,
             seen: true,
@@ -155,6 +159,20 @@ impl Child {
         }
         self.remains.tally(counters, &mut sum, who);
         sum
+    }
+
+    /// Open files of its processes, of those in cgroups below it, too; `None` where they are not known or too many.
+    pub(super) fn count_files(&mut self, layout: &CgroupLayout, buffer: &mut Buffer) -> Option<OpenFiles> {
+        let mut processes = self.watched.processes(buffer)?;
+        for path in self.inner.keys() {
+            if processes.len() > open_files::MOST {
+                return None;
+            }
+            // One that is gone has none.
+            let text = fs::read_to_string(layout.unified().join(path).join("cgroup.procs")).unwrap_or_default();
+            processes.extend(text.lines().filter_map(|line| line.parse::<u32>().ok()));
+        }
+        open_files::count(Path::new("/proc"), &processes)
     }
 
     /// Finds the cgroups below.

@@ -8,14 +8,11 @@
 //! first; for [`HOLD`] at most; and never when the look is urgent. What `memory.stat` told is outdated by less than 1 MiB, if the
 //! usage is the same, and by 10 s.
 
-use std::path::Path;
-
 use beelet_core::sample::CgroupReading;
 use beelet_core::telemetry::{CgroupLimits, DeviceIo};
 use beelet_core::units::{Bytes, Micros};
 use tracing::debug;
 
-use super::open_files::{self, OpenFiles};
 use crate::clock::Clock;
 use crate::kernel::cgroup::{Buffer, Cgroup, Depth, Devices};
 
@@ -168,10 +165,9 @@ impl Watched {
         (io, self.limits.map(|(_, _, limits)| limits))
     }
 
-    /// Open files of its processes; of those in cgroups below it nothing is said.
-    pub(super) fn open_files(&mut self, buffer: &mut Buffer) -> Option<OpenFiles> {
-        let processes = self.cgroup.processes(buffer).ok().flatten()?;
-        open_files::count(Path::new("/proc"), &processes)
+    /// Its processes, those in cgroups below it left out; `None` where they are not known.
+    pub(super) fn processes(&mut self, buffer: &mut Buffer) -> Option<Vec<u32>> {
+        self.cgroup.processes(buffer).ok().flatten()
     }
 
     /// Closes its files until the next reading.

@@ -172,6 +172,38 @@ fn details_of_a_container_that_sleeps_and_of_the_sandbox_are_kept_for_a_while() 
 }
 
 #[test]
+fn a_pod_has_the_sum_of_the_open_files_of_its_containers() {
+    let mut bed = Bed::new();
+    a_pod(&mut bed);
+    bed.cgroup("kubepods/u/idapp/inner", 0);
+    let put = |bed: &Bed, path: &str, text: &str| {
+        fs::write(bed.root.path().join("kubepods/u").join(path).join("cgroup.procs"), text).unwrap();
+    };
+    let me = std::process::id();
+    put(&bed, "idpause", "");
+    put(&bed, "cri-containerd-idside.scope", &format!("{me}\n"));
+    put(&bed, "idapp", "");
+    put(&bed, "idapp/inner", &format!("{me}\n"));
+    bed.scan();
+    let _socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let pod = &bed.read(true, None)[0];
+    let of = |name: &str| pod.containers.iter().find(|c| c.name == name).unwrap().detail.clone().unwrap();
+    let (app, side, all) = (of("app"), of("side"), pod.cgroup_detail.clone().unwrap());
+    assert!(app.open_files.unwrap() > 2 && app.sockets.unwrap() >= 1, "its own process is in a cgroup below it");
+    assert_eq!(all.open_files, Some(app.open_files.unwrap() + side.open_files.unwrap()));
+    assert_eq!(all.sockets, Some(app.sockets.unwrap() + side.sockets.unwrap()));
+    assert!(all.open_files_limit.is_some() && all.open_files_limit == side.open_files_limit);
+    // What is not known of one is not known of all.
+    fs::remove_file(bed.root.path().join("kubepods/u/idapp/cgroup.procs")).unwrap();
+    bed.pods.pods.get_mut(&"u".into()).unwrap().detail_due = Micros::ZERO;
+    bed.cgroup("kubepods/u", 20);
+    bed.cgroup("kubepods/u/idapp", 20);
+    let pod = &bed.read(true, None)[0];
+    let app = pod.containers.iter().find(|c| c.name == "app").unwrap().detail.clone().unwrap();
+    assert_eq!((app.open_files, pod.cgroup_detail.clone().unwrap().open_files), (None, None));
+}
+
+#[test]
 fn only_the_pods_that_are_asked_for_are_read_and_all_are_told() {
     let mut bed = Bed::new();
     for uid in ["u", "v"] {
