@@ -10,13 +10,14 @@ use std::time::Duration;
 
 use beelet_core::event::Event;
 use beelet_core::units::Micros;
+use beelet_ebpf_common::Lost;
 use tokio::sync::mpsc;
 use tracing::debug;
 
 use super::bpf_meter::BpfMeter;
 use crate::clock::{Clock, process_cpu};
 use crate::kernel::loader::Programs;
-use crate::measure::{Sampler, Slow};
+use crate::measure::{Health, Sampler, Slow};
 use crate::report::process::Wakeups;
 use crate::report::{AgentReport, LookReport, MapUse, Program, SelfReport};
 use crate::runtime::Runtime;
@@ -87,11 +88,7 @@ impl SelfReporter {
             maps: uses.collect(),
             last_sample: Micros(count(&health.last_sample_us)),
             last_listing: Micros(count(&self.listed)),
-            events_lost: vec![
-                ("ebpf".to_owned(), count(&health.lost)),
-                ("sample".to_owned(), count(&health.dropped)),
-                ("stranger".to_owned(), count(&health.strangers)),
-            ],
+            events_lost: events_lost(health),
             unimplemented_rpcs: self.runtime.unimplemented().into_iter().map(str::to_owned).collect(),
             sandbox_image: self.runtime.sandbox_image(),
             wakeups: wakeups.total(),
@@ -136,5 +133,31 @@ impl SelfReporter {
             }
         };
         self.programs.report().programs.iter().map(of).collect()
+    }
+}
+
+/// What was lost, by what it was.
+fn events_lost(health: &Health) -> Vec<(String, u64)> {
+    let others = [("sample", &health.dropped), ("flood", &health.flooded), ("stranger", &health.strangers)];
+    let ebpf = Lost::ALL.map(Lost::name).into_iter().zip(&health.lost);
+    ebpf.chain(others).map(|(what, count)| (what.to_owned(), count.load(Ordering::Relaxed))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn losses_are_told_by_kind() {
+        let health = Health::default();
+        health.set_lost(&[(Lost::Events, 3), (Lost::Disk, 4)]);
+        health.strangers.store(5, Ordering::Relaxed);
+        let told = events_lost(&health);
+        let of = |what: &str| told.iter().find(|(it, _)| it == what).map(|(_, count)| *count);
+        let wanted = [("events", 3), ("cpu", 0), ("disk", 4), ("stranger", 5), ("flood", 0), ("sample", 0)];
+        for (what, count) in wanted {
+            assert_eq!(of(what), Some(count), "{what}");
+        }
+        assert_eq!(told.len(), Lost::ALL.len() + 3);
     }
 }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use beelet_core::units::Micros;
+use beelet_ebpf_common::Lost;
 
 use crate::kernel::maps::MapFill;
 
@@ -48,10 +49,12 @@ pub struct Health {
     pub full_us: AtomicU64,
     /// Microseconds of CPU time in which the core judged what these saw.
     pub judged_us: AtomicU64,
-    /// Kernel events of cgroups that turned out to be no pod's, or came in such a flood that nobody could find out.
+    /// Kernel events of cgroups that turned out to be no pod's.
     pub strangers: AtomicU64,
-    /// Events, CPU charges and traffic charges that the eBPF programs could not record.
-    pub lost: AtomicU64,
+    /// Kernel events that came in such a flood that nobody could find out whose they are.
+    pub flooded: AtomicU64,
+    /// What the eBPF programs could not record, in the order of [`Lost::ALL`].
+    pub lost: [AtomicU64; Lost::COUNT as usize],
     /// When the last look was taken: microseconds of the monotonic clock, 0 before the first.
     pub last_sample_us: AtomicU64,
     /// How full the eBPF maps are, from time to time.
@@ -79,6 +82,15 @@ pub struct Health {
 }
 
 impl Health {
+    /// So much could not be recorded.
+    pub(crate) fn set_lost(&self, lost: &[(Lost, u64)]) {
+        for (what, count) in lost {
+            if let Some(known) = self.lost.get(*what as usize) {
+                known.store(*count, Ordering::Relaxed);
+            }
+        }
+    }
+
     /// The maps are as full as this.
     pub(super) fn set_maps(&self, fill: Vec<MapFill>) {
         self.maps.store(Arc::new(fill));

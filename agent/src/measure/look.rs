@@ -227,7 +227,7 @@ impl Looker {
         if let Err(error) = counters.refresh_fast() {
             debug!(%error, "eBPF counters are not known");
         }
-        self.health.lost.store(counters.lost().iter().map(|(_, count)| count).sum(), Ordering::Relaxed);
+        self.health.set_lost(counters.lost());
         let age = at - self.last.tables;
         if details && (age >= self.stretched(TABLES_EVERY) || (new && age >= TABLES_FOR_NEW)) {
             if let Err(error) = self.parts.counters.refresh_slow() {
@@ -314,7 +314,7 @@ impl Looker {
         }
         if self.waiting.len() >= UNKNOWN_MOST {
             self.waiting.pop_front();
-            self.health.strangers.fetch_add(1, Ordering::Relaxed);
+            self.health.flooded.fetch_add(1, Ordering::Relaxed);
         }
         self.waiting.push_back((now, event));
     }
