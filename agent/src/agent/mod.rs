@@ -42,7 +42,9 @@ use crate::kernel::drop_reasons::DropReasons;
 use crate::kernel::loader::{LoadOptions, Programs};
 use crate::kernel::preflight;
 use crate::kernel::programs::entries;
-use crate::measure::{Command, NodeSources, Sampler, SamplerParts, SamplerThread, Slow, SlowParts, slot};
+use crate::measure::{
+    Command, NodeSources, Sampler, SamplerParts, SamplerThread, Slow, SlowParts, project_quota, slot,
+};
 use crate::report::metrics::MetricsError;
 use crate::report::{AgentReport, Capability, Manifests, Published, SelfReport};
 use crate::runtime::{NodeEnv, Runtime, RuntimeError};
@@ -278,7 +280,7 @@ pub async fn run(
         host_ip: host_ip.clone(),
         started: clock.now().mono,
         kubepods: node.kubepods.clone(),
-        capabilities: capabilities(&layout, &pods_root, &programs),
+        capabilities: capabilities(&layout, &pods_root, &options.root, &programs),
         ..SelfReport::default()
     });
     let listener = server::bind(kubelet.server_address()).await?;
@@ -432,7 +434,7 @@ fn load_options(config: &Config) -> LoadOptions {
     LoadOptions { off: off.collect(), log: config.policy.program_log, entries, ..LoadOptions::default() }
 }
 
-fn capabilities(layout: &CgroupLayout, pods_root: &Path, programs: &Programs) -> Vec<Capability> {
+fn capabilities(layout: &CgroupLayout, pods_root: &Path, root: &Path, programs: &Programs) -> Vec<Capability> {
     let mut found: Vec<Capability> = preflight::probe(Some(layout), pods_root)
         .into_iter()
         .map(|c| Capability { name: c.name.to_owned(), available: c.available, reason: c.reason })
@@ -440,6 +442,7 @@ fn capabilities(layout: &CgroupLayout, pods_root: &Path, programs: &Programs) ->
     for field in &programs.report().missing_fields {
         found.push(Capability { name: "btf_field".to_owned(), available: false, reason: field.clone() });
     }
+    found.push(Capability { name: "project_quota".to_owned(), available: false, reason: project_quota(root) });
     for capability in &found {
         if !capability.available {
             warn!(capability = capability.name, reason = capability.reason, "not available here");
