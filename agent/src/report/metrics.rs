@@ -383,6 +383,18 @@ fn totals(rows: &mut Rows, totals: &Totals) {
         };
         rows.put("beelet_process_exits_total", &[namespace, pod, container, reason, &value], *count as f64);
     }
+    for ((namespace, pod, container), kind, count) in &totals.process_exits {
+        let (reason, value) = match kind {
+            Some(ExitKind::Code(code)) => ("code", code.to_string()),
+            Some(ExitKind::Signal(signal)) => ("signal", signal.to_string()),
+            None => ("other", String::new()),
+        };
+        rows.put("beelet_process_ends_total", &[namespace, pod, container, reason, &value], *count as f64);
+    }
+    for ((namespace, pod, container), comm, count) in &totals.oom_kills_by_process {
+        rows.put("beelet_oom_kills_by_process_total", &[namespace, pod, container, comm], *count as f64);
+    }
+    rows.put("beelet_series_forgotten_total", &[], totals.forgotten as f64);
     for ((namespace, pod, container), count) in &totals.restarts {
         rows.put("beelet_container_restarts_total", &[namespace, pod, container], *count as f64);
     }
@@ -495,6 +507,10 @@ mod tests {
             r#"beelet_cpu_ebpf_seconds_total{namespace="default",pod="web-node",container=""} 13"#,
             r#"beelet_oom_kills_total{namespace="default",pod="gone",container="leak"} 2"#,
             r#"beelet_process_exits_total{namespace="default",pod="leak-node",container="leak",reason="signal",value="9"} 3"#,
+            r#"beelet_process_ends_total{namespace="default",pod="leak-node",container="leak",reason="signal",value="9"} 4"#,
+            r#"beelet_process_ends_total{namespace="default",pod="leak-node",container="leak",reason="other",value=""} 1"#,
+            r#"beelet_oom_kills_by_process_total{namespace="default",pod="gone",container="leak",comm="leak"} 2"#,
+            r#"beelet_series_forgotten_total 0"#,
             r#"kubelet_evictions{eviction_signal="memory.available"} 1"#,
             r#"beelet_pod_health_state{namespace="default",pod="leak-node",state="Unhealthy",reason="OOMVictim"} 1"#,
             r#"kubelet_started_containers_total 5"#,

@@ -124,6 +124,7 @@ pub static METRICS: &[MetricDef] = &[
     def(Pod, Counter, "beelet_container_restarts_total", "", CONTAINER, "Restarts; outlives the pod."),
     def(Pod, Counter, "beelet_process_exits_total", "", &["namespace", "pod", "container", "reason", "value"], "Ends of containers by exit code (reason=\"code\") or fatal signal (reason=\"signal\"); outlives the pod."),
     def(Pod, Counter, "beelet_oom_kills_total", "", CONTAINER, "Kills by the kernel's OOM killer; outlives container and pod."),
+    def(Pod, Counter, "beelet_oom_kills_by_process_total", "", &["namespace", "pod", "container", "comm"], "Processes that the OOM killer chose, by name (16 of a container, then comm=\"other\"), by eBPF; outlives the pod."),
 
     def(Pod, Gauge, "beelet_pod_lost_time_ratio", "ratio", &["namespace", "pod", "cause", "culprit"], "Share of wall-clock time that the pod lost to a cause of slowness, while it stands: OwnCpuLimit, NoisyNeighbour (culprit: the pod), NodeOverload, OwnMemoryLimit, NodeMemory, SlowDisk (culprit: the device), OwnIoLimit, PacketLoss."),
     def(Pod, Gauge, "beelet_pod_reading_age_seconds", "seconds", POD, "Age of the oldest cgroup reading of the pod in this picture; a pod in which nothing runs keeps its readings for up to 10 s."),
@@ -162,7 +163,7 @@ pub static METRICS: &[MetricDef] = &[
     def(Network, Counter, "beelet_dns_queries_total", "", POD, "DNS queries over UDP."),
     def(Network, Counter, "beelet_dns_answers_total", "", &["namespace", "pod", "result"], "Answers to them: result=\"ok\", \"no_such_name\", \"error\"; what is missing to the queries was lost or is under way."),
     def(Network, Histogram, "beelet_dns_latency_seconds", "seconds", POD, "From DNS query to answer."),
-    def(Network, Counter, "beelet_port_requests_total", "", &["namespace", "pod", "port"], "Requests that began at a port that the pod serves over TCP (of pipelined ones the first)."),
+    def(Network, Counter, "beelet_port_requests_total", "", &["namespace", "pod", "port"], "Requests that began at a port that the pod serves over TCP (of pipelined ones the first); port=\"other\" for all but the first 32 ports that a container was asked at."),
     def(Network, Counter, "beelet_port_unanswered_total", "", &["namespace", "pod", "port"], "Connections that ended with a request unanswered."),
     def(Network, Counter, "beelet_port_http_responses_total", "", &["namespace", "pod", "port", "code"], "Answers in clear HTTP/1, by class of the status: 1xx to 5xx."),
     def(Network, Histogram, "beelet_port_latency_seconds", "seconds", &["namespace", "pod", "port"], "From a request's first byte to its answer's first byte, of any protocol in which the client speaks first."),
@@ -174,10 +175,11 @@ pub static METRICS: &[MetricDef] = &[
     def(Disk, Gauge, "beelet_storage_used_inodes", "", &["namespace", "pod", "kind", "name"], "Inodes in use there."),
 
     def(Processes, Counter, "beelet_process_starts_total", "", &["namespace", "pod", "container", "what"], "Processes made (what=\"fork\"), threads made (\"thread\"), programs begun (\"exec\"), by eBPF."),
+    def(Processes, Counter, "beelet_process_ends_total", "", &["namespace", "pod", "container", "reason", "value"], "Ends of processes, whether or not a container ended with them, by exit code (reason=\"code\") or fatal signal (reason=\"signal\"); 16 kinds of a container, then reason=\"other\"; by eBPF; outlives the pod."),
     def(Processes, Gauge, "beelet_tasks", "", &["namespace", "pod", "container", "state"], "Threads by state: running, sleeping, uninterruptible (D), stopped; and zombie processes."),
     def(Processes, Gauge, "beelet_processes", "", CONTAINER, "Processes, zombies included."),
     def(Processes, Gauge, "beelet_open_files", "", CONTAINER, "Open file descriptors of its processes."),
-    def(Processes, Gauge, "beelet_open_files_limit", "", CONTAINER, "The lowest soft limit of open files among its processes."),
+    def(Processes, Gauge, "beelet_open_files_limit", "", CONTAINER, "The lowest soft limit of open files among its processes; +Inf for none."),
 
     def(Node, Gauge, "beelet_node_time_to_oom_seconds", "seconds", &[], "Time until the pods' cgroup or the node runs out of memory at the present growth; +Inf for no growth."),
     def(Node, Gauge, "beelet_node_memory_available_bytes", "bytes", &[], "memory.available of the node, by what reclaim cannot free."),
@@ -219,9 +221,10 @@ pub static METRICS: &[MetricDef] = &[
     def(Agent, Gauge, "beelet_scrape_duration_seconds", "seconds", &["path"], "Time that the last answer took: rendering and compressing."),
     def(Agent, Gauge, "beelet_scrape_size_bytes", "bytes", &["path"], "Size of the last answer before compression."),
     def(Agent, Counter, "beelet_series_dropped_total", "", &["path"], "Series left out of answers, because there were too many of a container or in all."),
+    def(Agent, Counter, "beelet_series_forgotten_total", "", &[], "Series of counters that outlive their pods that were forgotten, because there were too many of pods that are gone."),
     def(Agent, Gauge, "beelet_bpf_map_entries", "", &["map"], "Entries in the eBPF map."),
     def(Agent, Gauge, "beelet_bpf_map_max_entries", "", &["map"], "Entries that fit into the eBPF map."),
-    def(Agent, Counter, "beelet_events_lost_total", "", &["what"], "Kernel events and records that did not fit and were dropped."),
+    def(Agent, Counter, "beelet_events_lost_total", "", &["what"], "What was lost, by what it was: kernel events (what=\"events\" for a full ring buffer, \"flood\" for too many at once) and counts (\"cpu\", \"net\", \"reclaim\", \"tcp\", \"dns\", \"ports\", \"drops\", \"disk\", \"life\", \"tasks\" for a full eBPF map). No loss: \"sample\" (looks that nobody took), \"stranger\" (kernel events of cgroups that were no pod's)."),
 
     def(Process, Counter, "process_cpu_seconds_total", "seconds", &[], "User and system CPU time of the agent."),
     def(Process, Gauge, "process_resident_memory_bytes", "bytes", &[], "Resident memory of the agent."),

@@ -170,7 +170,7 @@ fn cgroup(rows: &mut Rows, place: Place<'_>, detail: &CgroupDetail) {
         rows.put("beelet_open_files", &place, files as f64);
     }
     if let Some(limit) = detail.open_files_limit {
-        rows.put("beelet_open_files_limit", &place, limit as f64);
+        rows.put("beelet_open_files_limit", &place, if limit == u64::MAX { f64::INFINITY } else { limit as f64 });
     }
 }
 
@@ -246,7 +246,7 @@ fn network(rows: &mut Rows, place: [&str; 2], detail: &PodDetail) {
         rows.put_histogram("beelet_dns_latency_seconds", &place, &dns.latency);
     }
     for served in &detail.ports {
-        let port = served.port.to_string();
+        let port = if served.port == 0 { "other".to_owned() } else { served.port.to_string() };
         let labels = [namespace, pod, &port];
         for (name, value) in
             [("beelet_listen_backlog", served.backlog), ("beelet_listen_backlog_max", served.backlog_max)]
