@@ -306,3 +306,36 @@ pub(super) fn node(rows: &mut Rows, node: &NodeView) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::metrics::Metrics;
+    use super::super::scrapes::Scrapes;
+    use super::super::{AgentReport, Published, samples_detail};
+
+    #[test]
+    fn no_limit_is_infinite_and_ports_that_are_counted_together_are_other() {
+        let mut picture = samples_detail::detailed_node();
+        for pod in &mut picture.pods {
+            let pod = Arc::make_mut(pod);
+            if let Some(detail) = &mut pod.cgroup_detail {
+                Arc::make_mut(detail).open_files_limit = Some(u64::MAX);
+            }
+            if let Some(detail) = &mut pod.detail {
+                Arc::make_mut(detail).ports[0].port = 0;
+            }
+        }
+        let metrics = Metrics::new(Published::new(picture), AgentReport::default(), Scrapes::default()).unwrap();
+        let text = metrics.text().unwrap();
+        let web = r#"namespace="default",pod="web-node""#;
+        for line in [
+            format!(r#"beelet_open_files_limit{{{web},container=""}} +Inf"#),
+            format!(r#"beelet_open_files_limit{{{web},container="web"}} 1024"#),
+        ] {
+            assert!(text.lines().any(|l| l == line), "missing: {line}\nin:\n{text}");
+        }
+        assert!(text.contains(&format!(r#"beelet_port_requests_total{{{web},port="other"}}"#)), "{text}");
+    }
+}
