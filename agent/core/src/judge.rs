@@ -132,7 +132,7 @@ impl World {
                 if pod.state.is_live() {
                     pod.health.on_listening(ports, at);
                 }
-                pod.meter.listening.clone_from(ports);
+                pod.meter.listening = Some(ports.clone());
             }
             for container in &reading.containers {
                 let Some(track) = pod.tracks.get_mut(&container.name).filter(|t| t.run == container.id) else {

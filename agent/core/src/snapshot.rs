@@ -126,8 +126,8 @@ pub struct PodView {
     /// Why it is slow, most lost time first; empty if it is not, or if nobody can tell.
     #[serde(default)]
     pub slow: Vec<Slowness>,
-    /// Listening TCP ports.
-    pub listening: Vec<u16>,
+    /// Listening TCP ports; `None` where nobody could tell, as of pods in the host's network.
+    pub listening: Option<Vec<u16>>,
     /// Healthy or not, and why.
     pub health: Verdict,
     /// A resize under way: `Deferred: ...`, `InProgress`; "" for none.

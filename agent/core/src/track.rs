@@ -191,8 +191,8 @@ pub struct PodMeter {
     pub network_rate: Option<(u64, u64)>,
     /// What the network rate counts from.
     base: Option<(Micros, NetworkReading)>,
-    /// Listening ports.
-    pub listening: BTreeSet<u16>,
+    /// Listening ports; `None` until somebody has looked, and of pods that have none of their own.
+    pub listening: Option<BTreeSet<u16>>,
     /// The last reading of the sandbox's cgroup.
     pub sandbox: Option<CgroupReading>,
     /// The newest details of the pod's whole cgroup.

@@ -108,7 +108,7 @@ fn pod_view(config: &NodeConfig, pod: &Pod, runtime_down: Option<&str>, now: Now
             pod.meter.model.forecast(limit - m.unreclaimable()).map(|f| f.time_to_oom)
         }),
         slow: Vec::new(),
-        listening: pod.meter.listening.iter().copied().collect(),
+        listening: pod.meter.listening.as_ref().map(|ports| ports.iter().copied().collect()),
         // What does not run any more is neither well nor unwell; why it ended is in its reason and records.
         health: if pod.state.is_live() { pod.health.verdict(now) } else { Verdict::default() },
         resize: pod.resize.clone(),

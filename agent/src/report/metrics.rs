@@ -318,7 +318,9 @@ fn pod_rows(rows: &mut Rows, view: &PodView, now: Micros) {
     if let Some(growth) = view.memory_growth {
         rows.put("beelet_memory_growth_bytes_per_second", &key, growth as f64);
     }
-    rows.put("beelet_pod_listening_ports", &key, view.listening.len() as f64);
+    if let Some(ports) = &view.listening {
+        rows.put("beelet_pod_listening_ports", &key, ports.len() as f64);
+    }
     rows.put("beelet_pod_resize_pending", &key, flag(!view.resize.is_empty()));
     telemetry::pod(rows, view, now);
 

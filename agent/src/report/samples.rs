@@ -139,7 +139,7 @@ fn pod(spec: PodSpec, containers: Vec<ContainerView>) -> PodView {
         memory_growth: Some(0),
         time_to_oom: None,
         slow: vec![],
-        listening: vec![80],
+        listening: Some(vec![80]),
         health: Verdict {
             state: Health::Healthy,
             reason: String::new(),
@@ -174,7 +174,7 @@ pub(crate) fn busy_node() -> Snapshot {
         message: String::new(),
     });
     (leak.containers[0].restarts, leak.containers[0].oom_kills, leak.oom_kills) = (3, 3, 3);
-    (leak.network, leak.network_rate, leak.listening) = (None, None, vec![]);
+    (leak.network, leak.network_rate, leak.listening) = (None, None, None);
     (leak.memory_growth, leak.time_to_oom) = (Some(2 << 20), Some(Micros::secs(42)));
     leak.health = Verdict {
         state: Health::Unhealthy,

@@ -114,7 +114,7 @@ pub static METRICS: &[MetricDef] = &[
     def(Pod, Gauge, "beelet_pod_start_time_seconds", "seconds", POD, "When the pod was first seen, since 1970-01-01 UTC."),
     def(Pod, Gauge, "beelet_pod_health_state", "", &["namespace", "pod", "state", "reason"], "1 for the pod's verdict (Unknown, Healthy, Suspect, Unhealthy) with its reason."),
     def(Pod, Gauge, "beelet_pod_time_to_oom_seconds", "seconds", POD, "Time until the pod's own memory limit is hit at the present growth; +Inf for no limit or no growth."),
-    def(Pod, Gauge, "beelet_pod_listening_ports", "", POD, "TCP ports that the pod listens on."),
+    def(Pod, Gauge, "beelet_pod_listening_ports", "", POD, "TCP ports that the pod listens on; none of pods in the host's network, and before the first visit to the pod's."),
     def(Pod, Gauge, "beelet_pod_resize_pending", "", POD, "1 while a change of resources is deferred or under way."),
     def(Pod, Gauge, "beelet_memory_unreclaimable_bytes", "bytes", CONTAINER, "Memory that reclaim cannot free: usage less file cache and reclaimable slab."),
     def(Pod, Gauge, "beelet_memory_growth_bytes_per_second", "bytes per second", POD, "Growth of what reclaim cannot free."),
