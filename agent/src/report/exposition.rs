@@ -19,8 +19,8 @@ use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::io::Write as _;
 
-use beelet_core::telemetry::Histogram;
 use beelet_core::units::{Bytes, Micros};
+use prometheus::proto;
 
 use super::table::{Kind, MetricDef};
 
@@ -30,8 +30,8 @@ pub enum Format {
     /// Prometheus text format 0.0.4.
     #[default]
     Text,
-    /// OpenMetrics 1.0.0. A counter whose name does not end in `_total` is written as of unknown type there, so that its name
-    /// is the same in both formats.
+    /// OpenMetrics 1.0.0. A counter whose name does not end in `_total`, or is another metric's without it, is written as of
+    /// unknown type there, so that its name is the same in both formats.
     OpenMetrics,
 }
 
@@ -314,8 +314,8 @@ impl Writer {
         let open = self.format == Format::OpenMetrics;
         let (name, kind) = match def.kind {
             Kind::Counter if open => match def.name.strip_suffix("_total") {
-                Some(stem) => (stem, "counter"),
-                None => (def.name, "unknown"),
+                Some(stem) if self.table.iter().all(|other| other.name != stem) => (stem, "counter"),
+                _ => (def.name, "unknown"),
             },
             kind => (def.name, kind.as_str()),
         };
@@ -330,8 +330,9 @@ impl Writer {
         }
         let _ = write!(head, "\n# TYPE {name} {kind}\n");
         // OpenMetrics wants the unit in the name, which some of cAdvisor's lack.
-        if open && !def.unit.is_empty() && name.strip_suffix(def.unit).is_some_and(|stem| stem.ends_with('_')) {
-            let _ = writeln!(head, "# UNIT {name} {}", def.unit);
+        let unit = def.unit.replace(' ', "_");
+        if open && !unit.is_empty() && name.strip_suffix(unit.as_str()).is_some_and(|stem| stem.ends_with('_')) {
+            let _ = writeln!(head, "# UNIT {name} {unit}");
         }
         self.out.extend_from_slice(head.as_bytes());
     }
@@ -374,7 +375,7 @@ pub struct Family<'w> {
 impl Family<'_> {
     /// A sample of a counter or a gauge, with its extra labels in the table's order and the moment it was read (wall clock).
     pub fn sample(&mut self, row: RowId, extra: &[&str], value: impl Into<Value>, at: Option<Micros>) {
-        let Some(def) = self.begin(row, extra, false) else { return };
+        let Some(def) = self.begin(row, extra, None) else { return };
         let start = self.open(def, "", row, extra);
         if self.is_again(row, start) {
             return;
@@ -383,42 +384,36 @@ impl Family<'_> {
         self.writer.written.series += 1;
     }
 
-    /// A histogram: every second power of two is a bucket: 1 us, 4 us, ... 4.19 s, a dozen in all.
-    pub fn histogram(&mut self, row: RowId, extra: &[&str], value: &Histogram, at: Option<Micros>) {
-        let Some(def) = self.begin(row, extra, true) else { return };
-        let mut seen: u64 = 0;
-        for (slot, count) in value.counts.iter().enumerate() {
-            seen = seen.saturating_add(*count);
-            if slot % 2 == 0
-                && let Some(bound) = Histogram::upper_bound(slot)
-            {
-                let start = self.open(def, "_bucket", row, extra);
-                if slot == 0 && self.is_again(row, start) {
-                    return;
-                }
-                self.le(start, Value::Seconds(bound));
-                self.close(Value::Count(seen), at);
+    /// A histogram: its buckets, one more without a bound, sum and count.
+    pub fn histogram(&mut self, row: RowId, extra: &[&str], value: &proto::Histogram, at: Option<Micros>) {
+        let series = histogram_series(value);
+        let Some(def) = self.begin(row, extra, Some(series)) else { return };
+        let bounded = value.get_bucket().iter().map(|bucket| (bucket.upper_bound(), bucket.cumulative_count()));
+        for (n, (bound, seen)) in bounded.chain([(f64::INFINITY, value.get_sample_count())]).enumerate() {
+            let start = self.open(def, "_bucket", row, extra);
+            if n == 0 && self.is_again(row, start) {
+                return;
             }
+            self.le(start, Value::Float(bound));
+            self.close(Value::Count(seen), at);
         }
-        let start = self.open(def, "_bucket", row, extra);
-        self.le(start, Value::Float(f64::INFINITY));
-        self.close(Value::Count(seen), at);
         self.open(def, "_sum", row, extra);
-        self.close(Value::Float(value.sum_ns as f64 / 1e9), at);
+        self.close(Value::Float(value.get_sample_sum()), at);
         self.open(def, "_count", row, extra);
-        self.close(Value::Count(seen), at);
-        self.writer.written.series += HISTOGRAM_SERIES;
+        self.close(Value::Count(value.get_sample_count()), at);
+        self.writer.written.series += series;
     }
 
-    /// What is written of a sample, if it fits.
-    fn begin(&mut self, row: RowId, extra: &[&str], histogram: bool) -> Option<&'static MetricDef> {
-        let fits = self.def.filter(|def| (def.kind == Kind::Histogram) == histogram && extra.len() == self.extras);
+    /// What is written of a sample, or of a histogram of so many series, if it fits.
+    fn begin(&mut self, row: RowId, extra: &[&str], histogram: Option<u64>) -> Option<&'static MetricDef> {
+        let is_kind = |def: &&MetricDef| (def.kind == Kind::Histogram) == histogram.is_some();
+        let fits = self.def.filter(|def| is_kind(def) && extra.len() == self.extras);
         let backwards = self.last.is_some_and(|last| row < last);
         let (Some(def), Some(labels), false) = (fits, self.sets.rows.get(row.0), backwards) else {
             self.writer.written.misfits += 1;
             return None;
         };
-        let series = if histogram { HISTOGRAM_SERIES } else { 1 };
+        let series = histogram.unwrap_or(1);
         let used = u64::from(labels.used.get()) + series;
         if row.0 >= self.sets.caps.rows || used > u64::from(self.sets.caps.series_per_row) {
             self.writer.written.dropped += series;
@@ -522,8 +517,11 @@ impl Family<'_> {
     }
 }
 
-/// Series of one histogram: a dozen buckets (24 slots, each second, the last has no bound), `+Inf`, sum and count.
-const HISTOGRAM_SERIES: u64 = 15;
+/// Series of a histogram: its buckets, `+Inf`, sum and count.
+#[must_use]
+pub fn histogram_series(value: &proto::Histogram) -> u64 {
+    value.get_bucket().len() as u64 + 3
+}
 
 /// `name="value"`, escaped.
 fn label(out: &mut Vec<u8>, name: &str, value: &str) {

@@ -1,33 +1,37 @@
 //! `/metrics`: the picture as Prometheus series.
 //!
-//! Problem: a gauge per pod that somebody must remember to delete outlives its pod. Approach: no gauges are kept. A
-//! [`Collector`] renders the current picture at each scrape, through the table in [`super::table`], so a series lives exactly
-//! as long as what it is about.
+//! Problem: a gauge per pod that somebody must remember to delete outlives its pod; and a pod that drops packets for a hundred
+//! reasons must not make an answer that nobody can hold. Approach: no gauges are kept. A [`Collector`] renders the current picture
+//! at each scrape, through the table in [`super::table`], so a series lives exactly as long as what it is about; the registry
+//! checks, merges and sorts, and the [`Writer`] of all endpoints writes what it gathered.
 //!
-//! Terms: a *row* is one set of label values of a metric.
+//! Terms: a *row* is one set of label values of a metric; its *place* is the pod or container that it is about, nothing for the
+//! node and the agent.
 //!
 //! Properties: only metrics of the table come out, with its labels; no two rows of a metric have the same labels, even while a
-//! pod and its successor of the same name are both there; floats are made here and nowhere before.
+//! pod and its successor of the same name are both there; floats are made here and nowhere before. There are never more series
+//! than [`Bounds`] says, neither in the answer nor on the way to it, and what is left out is counted; it is of pods before it is of
+//! the node or the agent.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use beelet_core::health::Health;
 use beelet_core::snapshot::{ContainerState, ExitKind, Phase, PodView, Snapshot, Totals};
 use beelet_core::spec::QosClass;
 use beelet_core::telemetry::Histogram;
 use beelet_core::units::{Bytes, Micros, MilliCpu};
+use prometheus::Registry;
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::{self, Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
-use prometheus::{Encoder as _, Registry, TextEncoder};
 
+use super::exposition::{Format, LabelSets, RowId, Writer, Written, histogram_series};
 use super::process::{self, ProcessUse};
 use super::scrapes::{Endpoint, Scrapes};
 use super::table::{Kind, METRICS, MetricDef};
 use super::telemetry;
 use super::{AgentReport, Published, SelfReport};
-
-/// The content type of [`Metrics::text`].
-pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
 
 /// Why there are no metrics.
 #[derive(Debug, thiserror::Error)]
@@ -35,27 +39,42 @@ pub enum MetricsError {
     /// The table has an entry that Prometheus does not take.
     #[error("a metric of the table cannot be registered: {0}")]
     Register(#[source] prometheus::Error),
-    /// The series could not be written.
-    #[error("the metrics cannot be written as text: {0}")]
-    Encode(#[source] prometheus::Error),
-    /// The text is not UTF-8.
-    #[error("the metrics are not UTF-8")]
-    Utf8,
+}
+
+/// How many series there are at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// Of one metric about one pod or container; the node and the agent count as one.
+    pub per_place: u64,
+    /// In the whole answer.
+    pub whole: u64,
+}
+
+impl Bounds {
+    /// Room for the latency of 34 ports, or of 11 disks; and for 500 pods of 400 series each, some 30 MB of text.
+    pub const DEFAULT: Self = Self { per_place: 512, whole: 200_000 };
 }
 
 /// What `/metrics` serves.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     registry: Registry,
+    /// Series that the collector left out since this was last read.
+    left_out: Arc<AtomicU64>,
 }
 
 impl Metrics {
-    /// Metrics of what these two hold at each scrape.
+    /// Metrics of what these hold at each scrape.
     ///
     /// # Errors
     /// If the table has an entry that Prometheus does not take.
-    pub fn new(published: Published, agent: AgentReport, scrapes: Scrapes) -> Result<Self, MetricsError> {
-        let registry = Registry::new();
+    pub fn new(
+        published: Published,
+        agent: AgentReport,
+        scrapes: Scrapes,
+        bounds: Bounds,
+    ) -> Result<Self, MetricsError> {
+        let (registry, left_out) = (Registry::new(), Arc::<AtomicU64>::default());
         let descs = METRICS
             .iter()
             .map(|m| {
@@ -64,20 +83,33 @@ impl Metrics {
             })
             .collect::<Result<Vec<_>, _>>()
             .map_err(MetricsError::Register)?;
-        registry
-            .register(Box::new(PictureCollector { published, agent, scrapes, descs }))
-            .map_err(MetricsError::Register)?;
-        Ok(Self { registry })
+        let collector = PictureCollector { published, agent, scrapes, descs, bounds, left_out: Arc::clone(&left_out) };
+        registry.register(Box::new(collector)).map_err(MetricsError::Register)?;
+        Ok(Self { registry, left_out })
     }
 
-    /// The text format 0.0.4.
-    ///
-    /// # Errors
-    /// If a series cannot be written; then none is.
-    pub fn text(&self) -> Result<String, MetricsError> {
-        let mut out = Vec::with_capacity(64 << 10);
-        TextEncoder::new().encode(&self.registry.gather(), &mut out).map_err(MetricsError::Encode)?;
-        String::from_utf8(out).map_err(|_| MetricsError::Utf8)
+    /// The newest picture as text.
+    #[must_use]
+    pub fn render(&self, format: Format) -> (Vec<u8>, Written) {
+        let families = self.registry.gather();
+        let none = LabelSets::none();
+        let metrics: usize = families.iter().map(|family| family.get_metric().len()).sum();
+        let mut writer = Writer::new(METRICS, format, 192 * metrics);
+        for family in &families {
+            let mut out = writer.family(family.name(), &none);
+            let kind = family.get_field_type();
+            for metric in family.get_metric() {
+                let labels: Vec<&str> = metric.get_label().iter().map(LabelPair::value).collect();
+                match kind {
+                    MetricType::HISTOGRAM => out.histogram(RowId::ONLY, &labels, metric.get_histogram(), None),
+                    MetricType::COUNTER => out.sample(RowId::ONLY, &labels, metric.get_counter().get_value(), None),
+                    _ => out.sample(RowId::ONLY, &labels, metric.get_gauge().get_value(), None),
+                }
+            }
+        }
+        let (out, mut written) = writer.finish();
+        written.dropped += self.left_out.swap(0, Ordering::Relaxed);
+        (out, written)
     }
 }
 
@@ -87,6 +119,8 @@ struct PictureCollector {
     agent: AgentReport,
     scrapes: Scrapes,
     descs: Vec<Desc>,
+    bounds: Bounds,
+    left_out: Arc<AtomicU64>,
 }
 
 impl Collector for PictureCollector {
@@ -95,26 +129,40 @@ impl Collector for PictureCollector {
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
-        render(&self.published.current(), &self.agent.current(), &self.scrapes, process::read()).into_families()
+        let mut rows = Rows::new(self.bounds);
+        render(&mut rows, &self.published.current(), &self.agent.current(), &self.scrapes, process::read());
+        self.left_out.fetch_add(rows.left_out, Ordering::Relaxed);
+        rows.into_families()
     }
 }
 
 /// What stands in a row.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 enum Value {
     Number(f64),
-    Histogram(Histogram),
+    Histogram(proto::Histogram),
 }
 
+/// The rows of a metric by their place: the values of the other labels, and what stands there.
+type Places = BTreeMap<Vec<String>, Vec<(Vec<String>, Value)>>;
+
 /// The rows of every metric.
-#[derive(Default)]
 pub(super) struct Rows {
-    by_name: BTreeMap<&'static str, BTreeMap<Vec<String>, Value>>,
+    by_name: BTreeMap<&'static str, Places>,
+    bounds: Bounds,
+    /// Series in them.
+    series: u64,
+    /// Series that were too many.
+    left_out: u64,
     /// Names that are not in the table, or were given too many or few label values: a mistake in this file, found by its test.
     misfits: BTreeSet<&'static str>,
 }
 
 impl Rows {
+    fn new(bounds: Bounds) -> Self {
+        Self { by_name: BTreeMap::new(), bounds, series: 0, left_out: 0, misfits: BTreeSet::new() }
+    }
+
     /// One row. A second one with the same labels is left out: Prometheus would refuse the whole scrape.
     pub(super) fn put(&mut self, name: &'static str, labels: &[&str], value: f64) {
         self.row(name, labels, Value::Number(value));
@@ -123,31 +171,46 @@ impl Rows {
     /// The same of a histogram; an empty one is left out, for a dozen series that say nothing are too many.
     pub(super) fn put_histogram(&mut self, name: &'static str, labels: &[&str], value: &Histogram) {
         if value.count() > 0 {
-            self.row(name, labels, Value::Histogram(*value));
+            self.row(name, labels, Value::Histogram(histogram(value)));
         }
     }
 
     fn row(&mut self, name: &'static str, labels: &[&str], value: Value) {
-        match super::table::find(name) {
-            Some(def)
-                if def.labels.len() == labels.len()
-                    && (def.kind == Kind::Histogram) == matches!(value, Value::Histogram(_)) =>
-            {
-                let labels = labels.iter().map(|&l| l.to_owned()).collect();
-                self.by_name.entry(name).or_default().entry(labels).or_insert(value);
-            }
-            _ => {
-                self.misfits.insert(name);
-            }
+        let fits = |def: &&MetricDef| {
+            def.labels.len() == labels.len() && (def.kind == Kind::Histogram) == matches!(value, Value::Histogram(_))
+        };
+        let Some(def) = super::table::find(name).filter(fits) else {
+            self.misfits.insert(name);
+            return;
+        };
+        let series = match &value {
+            Value::Number(_) => 1,
+            Value::Histogram(value) => histogram_series(value),
+        };
+        if self.series + series > self.bounds.whole {
+            self.left_out += series;
+            return;
         }
+        let owned = |labels: &[&str]| labels.iter().map(|&l| l.to_owned()).collect::<Vec<_>>();
+        let (place, others) = labels.split_at(def.place());
+        let rows = self.by_name.entry(name).or_default().entry(owned(place)).or_default();
+        if rows.iter().any(|(held, _)| held == others) {
+            return;
+        }
+        if (rows.len() as u64 + 1) * series > self.bounds.per_place {
+            self.left_out += series;
+            return;
+        }
+        rows.push((owned(others), value));
+        self.series += series;
     }
 
-    fn into_families(self) -> Vec<MetricFamily> {
-        METRICS.iter().filter_map(|def| Some(family(def, self.by_name.get(def.name)?))).collect()
+    fn into_families(mut self) -> Vec<MetricFamily> {
+        METRICS.iter().filter_map(|def| Some(family(def, self.by_name.remove(def.name)?))).collect()
     }
 }
 
-fn family(def: &MetricDef, rows: &BTreeMap<Vec<String>, Value>) -> MetricFamily {
+fn family(def: &MetricDef, places: Places) -> MetricFamily {
     let mut family = MetricFamily::default();
     family.set_name(def.name.to_owned());
     family.set_help(def.help.to_owned());
@@ -156,39 +219,43 @@ fn family(def: &MetricDef, rows: &BTreeMap<Vec<String>, Value>) -> MetricFamily 
         Kind::Gauge => MetricType::GAUGE,
         Kind::Histogram => MetricType::HISTOGRAM,
     });
-    let metrics = rows.iter().map(|(values, value)| {
-        let labels = def.labels.iter().zip(values).map(|(&name, text)| {
-            let mut pair = LabelPair::default();
-            pair.set_name(name.to_owned());
-            pair.set_value(text.clone());
-            pair
-        });
-        let mut metric = Metric::from_label(labels.collect());
-        match *value {
-            Value::Number(value) if def.kind == Kind::Counter => {
-                let mut counter = Counter::default();
-                counter.set_value(value);
-                metric.set_counter(counter);
+    let mut metrics = Vec::new();
+    for (place, rows) in places {
+        for (others, value) in rows {
+            let values = place.iter().cloned().chain(others);
+            let labels = def.labels.iter().zip(values).map(|(&name, text)| {
+                let mut pair = LabelPair::default();
+                pair.set_name(name.to_owned());
+                pair.set_value(text);
+                pair
+            });
+            let mut metric = Metric::from_label(labels.collect());
+            match value {
+                Value::Number(value) if def.kind == Kind::Counter => {
+                    let mut counter = Counter::default();
+                    counter.set_value(value);
+                    metric.set_counter(counter);
+                }
+                Value::Number(value) => {
+                    let mut gauge = Gauge::default();
+                    gauge.set_value(value);
+                    metric.set_gauge(gauge);
+                }
+                Value::Histogram(value) => metric.set_histogram(value),
             }
-            Value::Number(value) => {
-                let mut gauge = Gauge::default();
-                gauge.set_value(value);
-                metric.set_gauge(gauge);
-            }
-            Value::Histogram(value) => metric.set_histogram(histogram(&value)),
+            metrics.push(metric);
         }
-        metric
-    });
-    family.set_metric(metrics.collect());
+    }
+    family.set_metric(metrics);
     family
 }
 
 /// Every second power of two is a bucket: 1 us, 4 us, ... 4.19 s, a dozen in all.
-fn histogram(value: &Histogram) -> proto::Histogram {
-    let mut seen = 0;
+pub(super) fn histogram(value: &Histogram) -> proto::Histogram {
+    let mut seen: u64 = 0;
     let mut buckets = Vec::new();
     for (slot, count) in value.counts.iter().enumerate() {
-        seen += count;
+        seen = seen.saturating_add(*count);
         if slot % 2 == 0
             && let Some(bound) = Histogram::upper_bound(slot)
         {
@@ -221,26 +288,13 @@ fn flag(on: bool) -> f64 {
     f64::from(u8::from(on))
 }
 
-fn render(picture: &Snapshot, agent: &SelfReport, scrapes: &Scrapes, own: Option<ProcessUse>) -> Rows {
-    let mut rows = Rows::default();
-    node(&mut rows, picture);
-    telemetry::node(&mut rows, &picture.node);
-    for pod in one_per_name(picture) {
-        pod_rows(&mut rows, pod, picture.at.mono);
-    }
-    let names: BTreeMap<&str, &PodView> = picture.pods.iter().map(|p| (p.spec.uid.as_str(), p.as_ref())).collect();
-    for view in &picture.pods {
-        let spec = &view.spec;
-        telemetry::preemptors(&mut rows, view, &names);
-        let foreign = if view.foreign { "true" } else { "false" };
-        let labels =
-            [&spec.namespace, &spec.name, spec.uid.as_str(), &picture.node.name, qos(view.qos), &view.ip, foreign];
-        rows.put("beelet_pod_info", &labels, 1.0);
-    }
-    running(&mut rows, picture);
-    totals(&mut rows, &picture.totals);
-    itself(&mut rows, picture, agent);
-    asked(&mut rows, scrapes);
+/// What is about the node and the agent comes first: it is there even where pods have too much to tell.
+fn render(rows: &mut Rows, picture: &Snapshot, agent: &SelfReport, scrapes: &Scrapes, own: Option<ProcessUse>) {
+    node(rows, picture);
+    telemetry::node(rows, &picture.node);
+    running(rows, picture);
+    itself(rows, picture, agent);
+    asked(rows, scrapes);
     if let Some(own) = own {
         rows.put("process_cpu_seconds_total", &[], own.cpu_seconds);
         rows.put("process_resident_memory_bytes", &[], own.resident_bytes as f64);
@@ -250,7 +304,19 @@ fn render(picture: &Snapshot, agent: &SelfReport, scrapes: &Scrapes, own: Option
         rows.put("process_max_fds", &[], own.max_fds as f64);
         rows.put("process_threads", &[], own.threads as f64);
     }
-    rows
+    totals(rows, &picture.totals);
+    for pod in one_per_name(picture) {
+        pod_rows(rows, pod, picture.at.mono);
+    }
+    let names: BTreeMap<&str, &PodView> = picture.pods.iter().map(|p| (p.spec.uid.as_str(), p.as_ref())).collect();
+    for view in &picture.pods {
+        let spec = &view.spec;
+        telemetry::preemptors(rows, view, &names);
+        let foreign = if view.foreign { "true" } else { "false" };
+        let labels =
+            [&spec.namespace, &spec.name, spec.uid.as_str(), &picture.node.name, qos(view.qos), &view.ip, foreign];
+        rows.put("beelet_pod_info", &labels, 1.0);
+    }
 }
 
 /// The pods, one per namespace and name: while a pod waits for its predecessor of the same name to be cleaned, both are in
@@ -485,14 +551,32 @@ fn asked(rows: &mut Rows, scrapes: &Scrapes) {
 mod tests {
     use std::time::Duration;
 
-    use super::super::{samples, samples_detail};
+    use super::super::strict::{Families, Order};
+    use super::super::{samples, samples_detail, strict};
     use super::*;
+
+    const OPEN: Bounds = Bounds { per_place: u64::MAX, whole: u64::MAX };
+
+    fn metrics_of(published: &Published, agent: SelfReport, bounds: Bounds) -> Metrics {
+        Metrics::new(published.clone(), AgentReport::new(agent), Scrapes::default(), bounds).unwrap()
+    }
+
+    fn text(metrics: &Metrics) -> String {
+        let (out, written) = metrics.render(Format::Text);
+        assert_eq!((written.dropped, written.misfits), (0, 0));
+        String::from_utf8(out).unwrap()
+    }
+
+    fn text_of(picture: Snapshot) -> String {
+        text(&metrics_of(&Published::new(picture), samples::agent(), Bounds::DEFAULT))
+    }
 
     #[test]
     fn every_metric_of_the_table_is_filled_and_no_other() {
         let scrapes = Scrapes::default();
         scrapes.note(Endpoint::Summary, Duration::from_millis(3), 100, 10, 7);
-        let rows = render(&samples_detail::detailed_node(), &samples::agent(), &scrapes, process::read());
+        let mut rows = Rows::new(OPEN);
+        render(&mut rows, &samples_detail::detailed_node(), &samples::agent(), &scrapes, process::read());
         assert!(rows.misfits.is_empty(), "not in the table, or other labels: {:?}", rows.misfits);
         let missing: Vec<_> = METRICS.iter().map(|m| m.name).filter(|n| !rows.by_name.contains_key(n)).collect();
         assert!(missing.is_empty(), "nothing fills {missing:?}");
@@ -500,10 +584,7 @@ mod tests {
 
     #[test]
     fn the_text_has_pod_and_container_rows_that_do_not_count_twice() {
-        let metrics =
-            Metrics::new(Published::new(samples::busy_node()), AgentReport::new(samples::agent()), Scrapes::default())
-                .unwrap();
-        let text = metrics.text().unwrap();
+        let text = text_of(samples::busy_node());
         for line in [
             r#"beelet_cpu_ebpf_seconds_total{namespace="default",pod="web-node",container="web"} 12.5"#,
             r#"beelet_cpu_ebpf_seconds_total{namespace="default",pod="web-node",container=""} 13"#,
@@ -521,16 +602,18 @@ mod tests {
             assert!(text.lines().any(|l| l == line), "missing: {line}\nin:\n{text}");
         }
         assert!(!text.contains("\ncontainer_"), "these are at /metrics/cadvisor");
+        let listening: Vec<&str> = text.lines().filter(|l| l.starts_with("beelet_pod_listening_ports")).collect();
+        let known = r#"beelet_pod_listening_ports{namespace="default",pod="web-node"} 1"#;
+        assert_eq!(listening, [known], "what nobody could tell is not 0");
     }
 
     #[test]
     fn details_are_written_and_what_never_happened_is_not() {
-        let picture = Published::new(samples_detail::detailed_node());
-        let text = Metrics::new(picture, AgentReport::default(), Scrapes::default()).unwrap().text().unwrap();
+        let text = text_of(samples_detail::detailed_node());
         let web = r#"namespace="default",pod="web-node""#;
         for line in [
-            format!(r#"beelet_runq_latency_seconds_bucket{{{web},container="web",le="0.000001"}} 0"#),
-            format!(r#"beelet_runq_latency_seconds_bucket{{{web},container="web",le="0.000004"}} 9"#),
+            format!(r#"beelet_runq_latency_seconds_bucket{{{web},container="web",le="1e-06"}} 0"#),
+            format!(r#"beelet_runq_latency_seconds_bucket{{{web},container="web",le="4e-06"}} 9"#),
             format!(r#"beelet_runq_latency_seconds_bucket{{{web},container="web",le="4.194304"}} 9"#),
             format!(r#"beelet_runq_latency_seconds_bucket{{{web},container="web",le="+Inf"}} 10"#),
             format!(r#"beelet_runq_latency_seconds_sum{{{web},container="web"}} 5.000027"#),
@@ -550,10 +633,10 @@ mod tests {
     #[test]
     fn a_pod_that_is_gone_leaves_no_series() {
         let published = Published::new(samples::busy_node());
-        let metrics = Metrics::new(published.clone(), AgentReport::default(), Scrapes::default()).unwrap();
-        assert!(metrics.text().unwrap().contains("web-node"));
+        let metrics = metrics_of(&published, SelfReport::default(), Bounds::DEFAULT);
+        assert!(text(&metrics).contains("web-node"));
         published.publish(Snapshot { pods: Vec::new(), ..samples::busy_node() });
-        let text = metrics.text().unwrap();
+        let text = text(&metrics);
         assert!(!text.contains("web-node") && text.contains("beelet_oom_kills_total"), "{text}");
     }
 
@@ -561,11 +644,10 @@ mod tests {
     fn a_pod_and_its_successor_of_the_same_name_give_one_row_each() {
         let mut picture = samples::busy_node();
         let mut successor = (*picture.pods[0]).clone();
-        std::sync::Arc::make_mut(&mut successor.spec).uid = "2222".into();
+        Arc::make_mut(&mut successor.spec).uid = "2222".into();
         (successor.reading, successor.phase) = (None, Phase::Pending);
         picture.pods.push(successor.into());
-        let text =
-            Metrics::new(Published::new(picture), AgentReport::default(), Scrapes::default()).unwrap().text().unwrap();
+        let text = text_of(picture);
         let mut seen = BTreeSet::new();
         for line in text.lines().filter(|l| !l.starts_with('#')) {
             let series = line.rsplit_once(' ').unwrap().0;
@@ -573,5 +655,98 @@ mod tests {
         }
         assert_eq!(text.matches("beelet_pod_info{").count(), 3);
         assert!(text.contains(r#"beelet_pod_phase{namespace="default",pod="web-node",phase="Running"} 1"#));
+    }
+
+    fn parsed(metrics: &Metrics, format: Format) -> (Families, Written) {
+        let (out, written) = metrics.render(format);
+        let text = String::from_utf8(out).unwrap();
+        (
+            strict::parse_in(text.as_str(), format, Order::Any).unwrap_or_else(|why| panic!("{why}\nin:\n{text}")),
+            written,
+        )
+    }
+
+    #[test]
+    fn both_formats_read_back_and_have_the_same_series() {
+        let published = Published::new(samples_detail::detailed_node());
+        let metrics = metrics_of(&published, samples::agent(), Bounds::DEFAULT);
+        let (text, written) = parsed(&metrics, Format::Text);
+        let (open, _) = parsed(&metrics, Format::OpenMetrics);
+        assert_eq!((written.dropped, written.misfits), (0, 0));
+        let series = |families: &Families| -> BTreeSet<(String, Vec<(String, String)>)> {
+            families.values().flat_map(|f| &f.samples).map(|s| (s.name.clone(), s.labels.clone())).collect()
+        };
+        assert_eq!(series(&text), series(&open));
+        assert_eq!(series(&text).len() as u64, written.series, "what is written is what is counted");
+        for (name, family) in &text {
+            let def = super::super::table::find(name).unwrap();
+            assert_eq!(family.kind, def.kind.as_str(), "{name}");
+        }
+        // A counter beside a gauge of the same stem cannot be both in OpenMetrics.
+        let unknown: Vec<&String> = open.iter().filter(|(_, f)| f.kind == "unknown").map(|(name, _)| name).collect();
+        assert_eq!(unknown, ["beelet_container_restarts_total", "kubelet_evictions"]);
+    }
+
+    #[test]
+    fn histograms_are_cumulative_and_end_in_their_count() {
+        let published = Published::new(samples_detail::detailed_node());
+        let metrics = metrics_of(&published, samples::agent(), Bounds::DEFAULT);
+        for format in [Format::Text, Format::OpenMetrics] {
+            let (families, _) = parsed(&metrics, format);
+            let mut seen = 0;
+            for (name, family) in families.iter().filter(|(_, f)| f.kind == "histogram") {
+                let buckets = format!("{name}_bucket");
+                for one in family.samples.chunks(15) {
+                    let (bounds, rest) = one.split_at(13);
+                    assert!(bounds.iter().all(|s| s.name == buckets), "{name}");
+                    assert!(bounds.is_sorted_by(|a, b| a.value <= b.value), "{name}");
+                    let le = |s: &strict::Sample| s.label("le").replace("+Inf", "inf").parse::<f64>().unwrap();
+                    assert!(bounds.is_sorted_by(|a, b| le(a) < le(b)), "{name}");
+                    assert_eq!(bounds[12].label("le"), "+Inf");
+                    assert_eq!(
+                        (rest[0].name.as_str(), rest[1].name.as_str()),
+                        (&*format!("{name}_sum"), &*format!("{name}_count"))
+                    );
+                    assert_eq!(bounds[12].value, rest[1].value, "{name}");
+                    seen += 1;
+                }
+            }
+            assert!(seen > 8, "{seen} histograms");
+        }
+    }
+
+    #[test]
+    fn one_pod_with_too_many_series_of_a_metric_loses_those_only() {
+        let all = parsed(
+            &metrics_of(&Published::new(samples_detail::dropping_node(30)), samples::agent(), OPEN),
+            Format::Text,
+        )
+        .0;
+        let bounds = Bounds { per_place: 20, whole: u64::MAX };
+        let metrics = metrics_of(&Published::new(samples_detail::dropping_node(30)), samples::agent(), bounds);
+        for format in [Format::Text, Format::OpenMetrics] {
+            let (some, written) = parsed(&metrics, format);
+            assert_eq!(some["beelet_network_drops_total"].samples.len(), 20);
+            // A histogram is whole or not there: one of a place fits.
+            let missing: usize =
+                all.iter().map(|(name, f)| f.samples.len() - some.get(name).map_or(0, |f| f.samples.len())).sum();
+            assert!(missing >= 10, "{missing}");
+            assert_eq!(written.dropped, missing as u64, "each time anew");
+            assert!(some["beelet_disk_latency_seconds"].samples.len() % 15 == 0);
+            assert!(some.keys().eq(all.keys()), "no metric is lost as a whole");
+        }
+    }
+
+    #[test]
+    fn the_whole_answer_is_bounded_and_the_agent_still_tells_of_itself() {
+        let published = Published::new(samples_detail::dropping_node(30));
+        let (all, everything) = parsed(&metrics_of(&published, samples::agent(), OPEN), Format::Text);
+        let bounds = Bounds { per_place: u64::MAX, whole: 120 };
+        let (some, written) = parsed(&metrics_of(&published, samples::agent(), bounds), Format::Text);
+        assert!((106..=120).contains(&written.series), "{written:?}");
+        assert_eq!(written.series + written.dropped, everything.series);
+        for name in ["beelet_series_dropped_total", "beelet_build_info", "process_threads"] {
+            assert_eq!(some[name].samples.len(), all[name].samples.len(), "{name}");
+        }
     }
 }

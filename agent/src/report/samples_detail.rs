@@ -135,6 +135,17 @@ pub(crate) fn node_detail() -> NodeDetail {
     }
 }
 
+/// [`detailed_node`] whose pod `web-node` lost packets for so many reasons.
+pub(crate) fn dropping_node(reasons: u32) -> Snapshot {
+    let mut picture = detailed_node();
+    for pod in picture.pods.iter_mut().map(Arc::make_mut) {
+        if let Some(detail) = &mut pod.detail {
+            Arc::make_mut(detail).drops = (0..reasons).map(|n| (format!("REASON_{n:03}"), 1)).collect();
+        }
+    }
+    picture
+}
+
 /// [`samples::busy_node`] with all details of the pod `web-node` and of the node.
 pub(crate) fn detailed_node() -> Snapshot {
     let mut picture = samples::busy_node();

@@ -40,8 +40,22 @@ impl Sample {
 /// By the names of their samples: in OpenMetrics a counter's family has no `_total`, here it has.
 pub(crate) type Families = BTreeMap<String, Family>;
 
-/// Reads all of it.
+/// In which order the labels of a series stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// Sorted by name, as the stock kubelet writes them.
+    Sorted,
+    /// Any; none twice.
+    Any,
+}
+
+/// Reads all of it, with sorted labels.
 pub(crate) fn parse(text: &str, format: Format) -> Result<Families, String> {
+    parse_in(text, format, Order::Sorted)
+}
+
+/// Reads all of it.
+pub(crate) fn parse_in(text: &str, format: Format, order: Order) -> Result<Families, String> {
     let open = format == Format::OpenMetrics;
     let body = match (open, text.strip_suffix("# EOF\n")) {
         (true, Some(body)) => body,
@@ -52,7 +66,7 @@ pub(crate) fn parse(text: &str, format: Format) -> Result<Families, String> {
     if !body.is_empty() && !body.ends_with('\n') {
         return Err("the last line does not end".into());
     }
-    let (mut families, mut seen) = (Families::new(), BTreeSet::new());
+    let (mut families, mut seen, mut names) = (Families::new(), BTreeSet::new(), BTreeSet::new());
     let mut current: Option<(String, Family)> = None;
     let mut help: Option<(String, String)> = None;
     for (n, line) in body.lines().enumerate() {
@@ -68,6 +82,9 @@ pub(crate) fn parse(text: &str, format: Format) -> Result<Families, String> {
             };
             if !["counter", "gauge", "histogram", "unknown"].contains(&kind) || (kind == "unknown" && !open) {
                 return fail("no such type");
+            }
+            if !names.insert(name.to_owned()) {
+                return fail("a name of two families");
             }
             let name = if open && kind == "counter" { format!("{name}_total") } else { name.to_owned() };
             current = Some((name, Family { kind: kind.to_owned(), help: text, samples: Vec::new() }));
@@ -94,11 +111,14 @@ pub(crate) fn parse(text: &str, format: Format) -> Result<Families, String> {
             if !fits {
                 return fail("not of this family");
             }
-            let mut names = sample.label_names();
-            if names.last() == Some(&"le") {
-                names.pop();
+            let mut labels = sample.label_names();
+            if labels.last() == Some(&"le") {
+                labels.pop();
             }
-            if !names.is_sorted_by(|a, b| a < b) {
+            if order == Order::Any {
+                labels.sort_unstable();
+            }
+            if !labels.is_sorted_by(|a, b| a < b) {
                 return fail("labels are not sorted, or stand twice");
             }
             if !seen.insert((sample.name.clone(), sample.labels.clone())) {
@@ -227,4 +247,9 @@ fn it_refuses_what_is_wrong() {
     ] {
         assert!(parse(&format!("{head}{wrong}"), Format::Text).is_err(), "{wrong:?} was taken");
     }
+    let in_any = |labels: &str| parse_in(&format!("{head}a{{{labels}}} 1\n"), Format::Text, Order::Any);
+    assert!(in_any("c=\"\",b=\"\"").is_ok() && in_any("c=\"\",b=\"\",c=\"\"").is_err());
+    // The gauge's name and the counter's family are one.
+    let both = format!("{head}a 1\n# HELP a help\n# TYPE a counter\na_total 1\n# EOF\n");
+    assert!(parse(&both, Format::OpenMetrics).is_err());
 }

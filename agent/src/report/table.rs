@@ -80,6 +80,14 @@ pub struct MetricDef {
     pub help: &'static str,
 }
 
+impl MetricDef {
+    /// So many labels, the first ones, say which pod or container it is about.
+    #[must_use]
+    pub fn place(&self) -> usize {
+        self.labels.iter().zip(CONTAINER).take_while(|(label, of)| label == of).count()
+    }
+}
+
 const fn def(
     group: Group,
     kind: Kind,

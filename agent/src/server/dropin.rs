@@ -1,4 +1,5 @@
-//! The routes that stand in for the stock kubelet's: `/metrics/cadvisor`, `/metrics/resource`, `/metrics/probes`, `/stats/summary`.
+//! The routes that are scraped: `/metrics`, and those that stand in for the stock kubelet's: `/metrics/cadvisor`,
+//! `/metrics/resource`, `/metrics/probes`, `/stats/summary`.
 //!
 //! **Problem.** An answer is megabytes of text and milliseconds of work; a dozen clients at once must not take the agent's threads or
 //! memory. **Approach.** Answers are made off the threads that serve, one at a time, from the picture as it is then; what they cost
@@ -30,7 +31,7 @@ pub(super) struct DropIn {
     summaries: Arc<Summaries>,
     pub(super) scrapes: Scrapes,
     /// Held by the answer that is being made.
-    turn: Arc<Mutex<()>>,
+    pub(super) turn: Arc<Mutex<()>>,
 }
 
 impl DropIn {
@@ -90,6 +91,15 @@ fn all(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
 
 fn format(headers: &HeaderMap) -> Format {
     Format::negotiate(all(headers, &header::ACCEPT).as_deref())
+}
+
+pub(super) async fn metrics(State(state): State<ServerState>, headers: HeaderMap) -> Response {
+    let format = format(&headers);
+    answer(state, Endpoint::Metrics, &headers, move |state| {
+        let (body, written) = state.metrics.render(format);
+        Ok((format.content_type(), body, written))
+    })
+    .await
 }
 
 pub(super) async fn cadvisor(State(state): State<ServerState>, headers: HeaderMap) -> Response {

@@ -13,11 +13,11 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Path, State};
-use axum::http::{StatusCode, Uri, header};
+use axum::http::{StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use beelet_core::units::{Micros, Now};
@@ -30,9 +30,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::report::explain::explain;
-use crate::report::metrics::{self, Metrics, MetricsError};
+use crate::report::metrics::{Bounds, Metrics, MetricsError};
 use crate::report::podlist::pod_list;
-use crate::report::scrapes::{Endpoint, Scrapes};
+use crate::report::scrapes::Scrapes;
 use crate::report::{AgentReport, Manifests, Published, words};
 
 /// The agent is stuck when its last step, look or listing is longer ago.
@@ -60,7 +60,7 @@ impl ServerState {
     /// If the metrics cannot be registered, which a test of the table rules out.
     pub fn new(published: Published, agent: AgentReport, manifests: Manifests) -> Result<Self, MetricsError> {
         let scrapes = Scrapes::default();
-        let metrics = Metrics::new(published.clone(), agent.clone(), scrapes.clone())?;
+        let metrics = Metrics::new(published.clone(), agent.clone(), scrapes.clone(), Bounds::DEFAULT)?;
         let dropin = DropIn::new(scrapes);
         Ok(Self { published, agent, manifests, metrics, dropin, now: Arc::new(|| Clock.now()) })
     }
@@ -145,7 +145,7 @@ pub fn router(state: ServerState) -> Router {
     Router::new()
         .route("/", get(index))
         .route("/healthz", get(healthz))
-        .route("/metrics", get(metrics_text))
+        .route("/metrics", get(dropin::metrics))
         .route("/metrics/cadvisor", get(dropin::cadvisor))
         .route("/metrics/resource", get(dropin::resource))
         .route("/metrics/probes", get(dropin::probes))
@@ -225,7 +225,7 @@ const PATHS: &str = "\
 beelet
 
 /healthz                           ok, or why not
-/metrics                           Prometheus text format
+/metrics                           what beelet measures, for Prometheus
 /metrics/cadvisor                  containers by cAdvisor's names, as the stock kubelet's
 /metrics/resource                  CPU and memory for metrics-server, as the stock kubelet's
 /metrics/probes                    nothing yet
@@ -263,17 +263,6 @@ async fn healthz(State(state): State<ServerState>) -> Response {
         }
     }
     "ok".into_response()
-}
-
-async fn metrics_text(State(state): State<ServerState>) -> Response {
-    let begun = Instant::now();
-    match state.metrics.text() {
-        Ok(text) => {
-            state.dropin.scrapes.note(Endpoint::Metrics, begun.elapsed(), text.len(), 0, 0);
-            ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response()
-        }
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
-    }
 }
 
 async fn pods(State(state): State<ServerState>) -> Response {

@@ -5,7 +5,9 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
 use crate::report::exposition::Format;
-use crate::report::{Latest, SelfReport, samples, strict};
+use crate::report::scrapes::Endpoint;
+use crate::report::strict::Order;
+use crate::report::{Latest, SelfReport, samples, samples_detail, strict};
 use crate::top::client::{Server, get_text};
 
 struct Running {
@@ -13,6 +15,7 @@ struct Running {
     published: Published,
     agent: AgentReport,
     scrapes: Scrapes,
+    turn: Arc<tokio::sync::Mutex<()>>,
     stop: CancellationToken,
     task: tokio::task::JoinHandle<()>,
 }
@@ -21,11 +24,11 @@ async fn start(limits: Limits, now: Now) -> Running {
     let published = Published::new(samples::busy_node());
     let agent = AgentReport::new(samples::agent());
     let state = ServerState::new(published.clone(), agent.clone(), Latest::default()).unwrap().with_clock(move || now);
-    let scrapes = state.scrapes().clone();
+    let (scrapes, turn) = (state.scrapes().clone(), Arc::clone(&state.dropin.turn));
     let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
     let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
     let task = tokio::spawn(serve_within(listener, state, stop.clone(), limits));
-    Running { address, published, agent, scrapes, stop, task }
+    Running { address, published, agent, scrapes, turn, stop, task }
 }
 
 fn soon() -> Now {
@@ -103,6 +106,52 @@ async fn what_stands_in_for_the_kubelet_answers_as_it_does() {
     let noted = server.scrapes.of(Endpoint::Cadvisor);
     assert!(noted.answers == 2 && noted.series > 50 && noted.bytes > 5_000 && !noted.spent.is_zero(), "{noted:?}");
     assert_eq!(server.scrapes.of(Endpoint::Summary).answers, 5);
+}
+
+#[tokio::test]
+async fn metrics_come_in_the_format_that_is_asked_for() {
+    let server = start(Limits::default(), soon()).await;
+    let (head, body) = raw(&server, "GET", "/metrics", "").await;
+    let text = "content-type: text/plain; version=0.0.4; charset=utf-8; escaping=underscores\r\n";
+    assert!(head.contains(text) && !head.contains("content-encoding"), "{head}");
+    let plain = strict::parse_in(&String::from_utf8(body).unwrap(), Format::Text, Order::Any).unwrap();
+
+    let asked = "Accept: application/openmetrics-text;version=1.0.0\r\nAccept-Encoding: gzip\r\n";
+    let (head, body) = raw(&server, "GET", "/metrics", asked).await;
+    assert!(head.contains("content-type: application/openmetrics-text; version=1.0.0"), "{head}");
+    assert!(head.contains("content-encoding: gzip"), "{head}");
+    let mut open = String::new();
+    io::Read::read_to_string(&mut flate2::read::GzDecoder::new(&body[..]), &mut open).unwrap();
+    assert!(open.contains("# UNIT beelet_cpu_ebpf_seconds seconds\n"), "{open}");
+    let open = strict::parse_in(&open, Format::OpenMetrics, Order::Any).unwrap();
+    // The second answer knows what the first one cost.
+    let later = ["beelet_scrape_duration_seconds", "beelet_scrape_size_bytes"];
+    assert!(open.keys().filter(|name| !later.contains(&name.as_str())).eq(plain.keys()));
+    let noted = server.scrapes.of(Endpoint::Metrics);
+    assert!(noted.answers == 2 && noted.series > 50 && noted.dropped == 0, "{noted:?}");
+}
+
+#[tokio::test]
+async fn metrics_that_are_too_many_are_left_out_and_counted() {
+    let server = start(Limits::default(), soon()).await;
+    server.published.publish(samples_detail::dropping_node(600));
+    for before in [0, 88, 176] {
+        let (_, body) = server.get("/metrics").await;
+        assert_eq!(body.lines().filter(|l| l.starts_with("beelet_network_drops_total{")).count(), 512);
+        let line = format!("beelet_series_dropped_total{{path=\"/metrics\"}} {before}");
+        assert!(body.lines().any(|l| l == line), "no {line}");
+    }
+}
+
+#[tokio::test]
+async fn metrics_wait_for_their_turn_and_hold_up_nobody_else() {
+    let server = start(Limits::default(), soon()).await;
+    let turn = server.turn.lock().await;
+    let waits = tokio::time::timeout(Duration::from_millis(300), server.get("/metrics")).await;
+    assert!(waits.is_err(), "it was answered while another answer was being made");
+    assert_eq!(server.get("/healthz").await.0, 200);
+    drop(turn);
+    assert_eq!(server.get("/metrics").await.0, 200);
 }
 
 #[tokio::test]

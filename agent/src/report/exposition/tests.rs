@@ -1,4 +1,7 @@
+use beelet_core::telemetry::Histogram;
+
 use super::*;
+use crate::report::metrics::histogram;
 use crate::report::strict::parse;
 use crate::report::table::Group;
 
@@ -40,7 +43,7 @@ fn some_of_each(writer: &mut Writer) {
     writer.family("c_evictions", &none).sample(RowId::ONLY, &["memory.available"], 3_u64, None);
     let mut value = Histogram::default();
     (value.counts[0], value.counts[21], value.sum_ns) = (2, 1, 1_500_000_000);
-    writer.family("d_seconds", &sets).histogram(one, &[], &value, None);
+    writer.family("d_seconds", &sets).histogram(one, &[], &histogram(&value), None);
     writer.family("e", &none).sample(RowId::ONLY, &[], f64::INFINITY, None);
 }
 
@@ -83,6 +86,26 @@ fn openmetrics_has_its_names_units_and_end() {
 }
 
 #[test]
+fn a_counter_that_has_a_gauges_name_without_total_is_of_unknown_type_in_openmetrics() {
+    static BOTH: &[MetricDef] = &[
+        def(Kind::Gauge, "a_bytes_per_second", "bytes per second", &[]),
+        def(Kind::Gauge, "b", "", &[]),
+        def(Kind::Counter, "b_total", "", &[]),
+    ];
+    let none = LabelSets::none();
+    for (format, kind) in [(Format::Text, "counter"), (Format::OpenMetrics, "unknown")] {
+        let mut writer = Writer::new(BOTH, format, 0);
+        for def in BOTH {
+            writer.family(def.name, &none).sample(RowId::ONLY, &[], 1_u64, None);
+        }
+        let text = String::from_utf8(writer.finish().0).unwrap();
+        assert_eq!(parse(&text, format).unwrap()["b_total"].kind, kind, "{text}");
+        let unit = "# UNIT a_bytes_per_second bytes_per_second\n";
+        assert_eq!(text.contains(unit), format == Format::OpenMetrics, "{text}");
+    }
+}
+
+#[test]
 fn what_the_table_does_not_have_does_not_come_out() {
     let (sets, one, _) = rows(Caps::default());
     let none = LabelSets::none();
@@ -115,8 +138,8 @@ fn no_series_comes_out_twice() {
             a.sample(one, &["c", ""], 5_u64, None);
             w.family("a_seconds_total", &sets).sample(two, &["d", ""], 6_u64, None);
             let mut d = w.family("d_seconds", &sets);
-            d.histogram(one, &[], &Histogram::default(), None);
-            d.histogram(one, &[], &Histogram::default(), None);
+            d.histogram(one, &[], &histogram(&Histogram::default()), None);
+            d.histogram(one, &[], &histogram(&Histogram::default()), None);
         },
         Format::Text,
     );
@@ -137,7 +160,7 @@ fn what_is_too_much_is_left_out_and_counted() {
             }
             a.sample(two, &["0", ""], 1_u64, None);
             w.family("b_bytes", &sets).sample(one, &[], 1_u64, None);
-            w.family("d_seconds", &sets).histogram(one, &[], &Histogram::default(), None);
+            w.family("d_seconds", &sets).histogram(one, &[], &histogram(&Histogram::default()), None);
         },
         Format::Text,
     );
