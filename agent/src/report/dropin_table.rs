@@ -301,7 +301,7 @@ pub const ALL_OTHER: &[Difference] = &[
     diff(&["OpenMetrics"], "Served where the client asks for it; the stock kubelet's text endpoints know the text format (and protobuf, which beelet does not serve)."),
     diff(&["/metrics/probes"], "Empty: beelet runs no probes yet, it tells from the kernel whether a pod is well."),
     diff(&["Process-Start-Time-Unix"], "The header is not sent; `process_start_time_seconds` stands in /metrics."),
-    diff(&["bounds"], "At most 256 series per row and 4000 rows; what is left out is counted in `beelet_series_dropped_total`."),
+    diff(&["bounds"], "At most 256 series per row and 4000 rows; what is left out is counted in `beelet_series_dropped_total`. The bounds of `/metrics` are in [metrics.md](metrics.md)."),
 ];
 
 /// Whether that family of `/metrics/cadvisor` is left out on purpose.
@@ -349,9 +349,9 @@ pub fn markdown_section() -> String {
     let mut out = String::from(
         "\n## What stands in for the stock kubelet's\n\n\
          Names, labels and timestamps are the stock kubelet's, so that what was made for it goes on working;\n\
-         [compatibility-metrics.md](compatibility-metrics.md) lists the differences.\n\n\
-         ### GET /metrics/cadvisor\n",
+         [compatibility-metrics.md](compatibility-metrics.md) lists the differences.\n\n",
     );
+    let _ = write!(out, "*Cost:* {}\n\n### GET /metrics/cadvisor\n", Group::Container.cost());
     rows(&mut out, CADVISOR);
     out.push_str("\n### GET /metrics/resource\n");
     rows(&mut out, RESOURCE);

@@ -157,10 +157,14 @@ pub struct Caps {
     pub series_per_row: u32,
 }
 
-impl Default for Caps {
+impl Caps {
     /// Room for 500 pods of four rows each and as much again.
+    pub const DEFAULT: Self = Self { rows: 4_000, series_per_row: 256 };
+}
+
+impl Default for Caps {
     fn default() -> Self {
-        Self { rows: 4_000, series_per_row: 256 }
+        Self::DEFAULT
     }
 }
 

@@ -13,6 +13,9 @@
 
 use std::fmt::Write as _;
 
+use super::exposition::Caps;
+use super::metrics::Bounds;
+
 /// Counter, gauge or histogram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -61,6 +64,64 @@ pub enum Group {
     Agent,
     /// The process.
     Process,
+}
+
+impl Group {
+    /// Where its metrics come from, how often that is read, and what it costs. Numbers are those of the modules that are named.
+    #[must_use]
+    pub const fn cost(self) -> &'static str {
+        match self {
+            Self::Container => {
+                "The readings of the groups above by other names: `cpu.stat`, `memory.stat` and the like, `io.stat`, `/proc/PID/fd`, \
+                 the pods' network devices. Nothing is read for a scrape."
+            }
+            Self::Kubelet => "What the agent decided and did, counted as it happens. Nothing is read for it.",
+            Self::Pod => {
+                "State, health and restarts: what the agent decided, with each step. Memory: the pod's cgroup files with each full look, \
+                 every second, and down to every 20 ms while memory is short; 1 us for a cgroup in which nothing ran, 15 us for one in \
+                 which something did (measure/watched.rs). CPU by eBPF: program `sched_switch`, its table read with each full look. \
+                 Kills: program `oom_victim`, once for each kill. Listening ports: program `socket_state`, and a visit to the pod's \
+                 network namespace (see Network)."
+            }
+            Self::Cpu => {
+                "Program `sched_switch`, once for each context switch of the node: the dearest of all programs, for nothing happens as \
+                 often. Its tables are read every 5 s, sums with each full look; histograms and preemptions come with a pod's details, \
+                 every 10 s, every 30 s where nothing runs."
+            }
+            Self::Memory => {
+                "`memory.stat`, `memory.events` and the like of each cgroup with a full look, `memory.stat`, the dearest file of a \
+                 cgroup, only if enough ran since to change it (measure/watched.rs). Stalls and memory freed: programs `reclaim_begin`, \
+                 `reclaim_end`, `limit_begin`, `limit_end`, which run only when a task must free memory itself; their table is read \
+                 every 5 s."
+            }
+            Self::Network => {
+                "Programs `skb_ingress` and `skb_egress`, once for each packet of a pod's sockets; `socket_state`, `tcp_retransmit`, \
+                 `tcp_send_reset`, `tcp_receive_reset`, `packet_drop`, once for each such event; their tables are read every 5 s. \
+                 Listeners and the stack's counters: a visit to the pod's network namespace every 10 s, and soon after a new listener \
+                 was told of; 155 us each by netlink, 8.2 ms by files (measure/network.rs)."
+            }
+            Self::Disk => {
+                "Requests: program `disk_request`, once for each request that ends; its table is read every 5 s. Disk space of \
+                 logs and volumes: a walk over their files, again 15 s after it ended, at 1 % of a core at most while it goes on \
+                 (measure/storage.rs); of writable layers the runtime's word, about a millisecond of the runtime's for each container."
+            }
+            Self::Processes => {
+                "Programs `process_fork` and `process_exec`, once for each. Threads by state: the iterator `task_walk` over all tasks, \
+                 or where the kernel takes none `/proc`, at 15 us for each process of the node and each thread of a pod \
+                 (kernel/task_walk.rs). Open files: `/proc/PID/fd` of each process; a container with more than 256 is left out. \
+                 All come with a pod's details, every 10 s, every 30 s where nothing runs."
+            }
+            Self::Node => {
+                "`/proc/meminfo` and the cgroup of all pods with each look, 0.09 ms (benchmarks.md); `/proc/stat` with full ones; switches \
+                 and pressure every 10 s. The rest is what the agent decided."
+            }
+            Self::Agent => {
+                "Counted as it happens. Times of eBPF programs: the kernel measures them for one second in every thirty, in which each \
+                 run costs 60 ns more. How full the maps are: each is gone through every 10 s."
+            }
+            Self::Process => "`/proc/self`, read for each scrape of `/metrics`.",
+        }
+    }
 }
 
 /// A metric.
@@ -256,11 +317,29 @@ pub fn markdown() -> String {
         "# Metrics\n\n\
          <!-- Rendered from agent/src/report/table.rs; a test compares them. To write it anew:\n\
          BEELET_WRITE_DOCS=1 cargo test -p beelet --lib report::table -->\n\n\
-         `GET /metrics` serves the Prometheus text format 0.0.4. Each scrape is made from the picture after the agent's newest\n\
-         step, so a series ends when its pod is gone; counters that say so outlive it.\n\n\
+         Each scrape is made from the picture after the agent's newest step, so a series ends when its pod is gone; counters that\n\
+         say so outlive it.\n\n\
+         **Formats.** All endpoints serve the Prometheus text format 0.0.4, or OpenMetrics 1.0.0 where `Accept` asks for it, and gzip\n\
+         where `Accept-Encoding` takes it. Series have the same names in both formats; in OpenMetrics, `kubelet_evictions` and\n\
+         `beelet_container_restarts_total` are of type `unknown`: the one does not end in `_total`, the other would share its name\n\
+         with a gauge. One answer is made at a time, off the threads that serve.\n\n\
          Rows of containers have a non-empty `container`, rows of whole pods `container=\"\"`: filter with `container!=\"\"`, or sum one\n\
          kind only. A histogram in which nothing was counted yet, and a kind that the kernel does not tell, give no series.\n\
          The `container_*` series are at `/metrics/cadvisor`, as with the stock kubelet; see below.\n",
+    );
+    let Bounds { per_place, whole } = Bounds::DEFAULT;
+    let _ = write!(
+        out,
+        "\n**Bounds.** `GET /metrics` has at most {per_place} series of a metric about one pod or container (the node and the agent count \
+         as\none), and {whole} in all; a histogram is 15 series, and whole or not there. `/metrics/cadvisor` and `/metrics/resource`\n\
+         have at most {} series of a cgroup and {} cgroups. What is left out is counted in\n\
+         `beelet_series_dropped_total`.\n\n\
+         **Cost.** Below each heading stands where its metrics come from, how often that is read and what it costs. Looks are taken\n\
+         further apart where they would cost more than the agent's budget (`beelet_own_budget_cores`). What each eBPF program costs\n\
+         on this node is in `beelet_bpf_program_event_seconds` and `beelet_bpf_program_run_seconds_total`, what looks, visits and\n\
+         walks cost in `beelet_look_seconds_total`, what a scrape costs in `beelet_scrape_duration_seconds`.\n",
+        Caps::DEFAULT.series_per_row,
+        Caps::DEFAULT.rows,
     );
     for (group, heading) in [
         (Kubelet, "The kubelet's names"),
@@ -274,7 +353,11 @@ pub fn markdown() -> String {
         (Agent, "The agent"),
         (Process, "The agent's process"),
     ] {
-        let _ = write!(out, "\n## {heading}\n\n| name | type | unit | labels | meaning |\n|---|---|---|---|---|\n");
+        let _ = write!(
+            out,
+            "\n## {heading}\n\n*Cost:* {}\n\n| name | type | unit | labels | meaning |\n|---|---|---|---|---|\n",
+            group.cost()
+        );
         for m in METRICS.iter().filter(|m| m.group == group) {
             let kind = m.kind.as_str();
             let labels: Vec<String> = m.labels.iter().map(|l| format!("`{l}`")).collect();
@@ -310,6 +393,25 @@ mod tests {
             if ![Kubelet, Process].contains(&m.group) {
                 assert!(m.name.starts_with("beelet_"), "{} is not a kubelet name", m.name);
             }
+        }
+    }
+
+    #[test]
+    fn what_a_metric_is_about_is_in_its_first_labels() {
+        for m in METRICS {
+            let named = CONTAINER.iter().filter(|label| m.labels.contains(label)).count();
+            assert_eq!(m.place(), named, "{}", m.name);
+        }
+    }
+
+    #[test]
+    fn each_heading_says_what_its_metrics_cost() {
+        let document = markdown();
+        for section in document.split("\n## ").skip(1).filter(|section| section.contains("\n| name |")) {
+            assert!(section.contains("*Cost:* "), "{section}");
+        }
+        for m in METRICS.iter().chain(super::super::dropin_table::CADVISOR) {
+            assert!(document.contains(m.group.cost()), "{:?}", m.group);
         }
     }
 
