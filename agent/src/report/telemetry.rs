@@ -330,11 +330,10 @@ mod tests {
         let metrics = Metrics::new(Published::new(picture), AgentReport::default(), Scrapes::default()).unwrap();
         let text = metrics.text().unwrap();
         let web = r#"namespace="default",pod="web-node""#;
-        for line in [
-            format!(r#"beelet_open_files_limit{{{web},container=""}} +Inf"#),
-            format!(r#"beelet_open_files_limit{{{web},container="web"}} 1024"#),
-        ] {
-            assert!(text.lines().any(|l| l == line), "missing: {line}\nin:\n{text}");
+        for (container, limit) in [("", f64::INFINITY), ("web", 1_024.0)] {
+            let row = format!(r#"beelet_open_files_limit{{{web},container="{container}"}} "#);
+            let value = text.lines().find_map(|line| line.strip_prefix(&row)).map(str::parse);
+            assert_eq!(value, Some(Ok(limit)), "{row}in:\n{text}");
         }
         assert!(text.contains(&format!(r#"beelet_port_requests_total{{{web},port="other"}}"#)), "{text}");
     }
