@@ -311,7 +311,8 @@ pub(super) fn node(rows: &mut Rows, node: &NodeView) {
 mod tests {
     use std::sync::Arc;
 
-    use super::super::metrics::Metrics;
+    use super::super::exposition::Format;
+    use super::super::metrics::{Bounds, Metrics};
     use super::super::scrapes::Scrapes;
     use super::super::{AgentReport, Published, samples_detail};
 
@@ -327,8 +328,9 @@ mod tests {
                 Arc::make_mut(detail).ports[0].port = 0;
             }
         }
-        let metrics = Metrics::new(Published::new(picture), AgentReport::default(), Scrapes::default()).unwrap();
-        let text = metrics.text().unwrap();
+        let (published, agent) = (Published::new(picture), AgentReport::default());
+        let metrics = Metrics::new(published, agent, Scrapes::default(), Bounds::DEFAULT).unwrap();
+        let text = String::from_utf8(metrics.render(Format::Text).0).unwrap();
         let web = r#"namespace="default",pod="web-node""#;
         for (container, limit) in [("", f64::INFINITY), ("web", 1_024.0)] {
             let row = format!(r#"beelet_open_files_limit{{{web},container="{container}"}} "#);
