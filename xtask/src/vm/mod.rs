@@ -84,6 +84,9 @@ pub(crate) enum VmCommand {
         /// 6.1, 6.12 or sid
         #[arg(long, default_value = machine::DEFAULT_KERNEL)]
         kernel: String,
+        /// Only the checks whose names contain one of these, and the start of the agent, which they stand on
+        #[arg(long, value_delimiter = ',')]
+        only: Vec<String>,
     },
     #[command(hide = true)]
     Monitor { dir: PathBuf },
@@ -129,7 +132,7 @@ impl VmCommand {
             }
             Self::Push { name, local, remote } => Vm::find(ctx, &name)?.push(&local, &remote),
             Self::Down { name } => Vm::find(ctx, &name)?.down(),
-            Self::Test { kernel } => node::test(ctx, &kernel),
+            Self::Test { kernel, only } => node::test(ctx, &kernel, &only),
             Self::Monitor { dir } => monitor::run(&dir),
             Self::Tied { parent, command } => monitor::tied(parent, &command),
             Self::GuestAgent => agent::serve((Ipv4Addr::UNSPECIFIED, machine::AGENT_PORT).into()),
@@ -139,7 +142,7 @@ impl VmCommand {
 
 /// The VM part of `cargo xtask test`.
 pub(crate) fn test(ctx: &Ctx) -> Result<()> {
-    node::test(ctx, machine::DEFAULT_KERNEL)
+    node::test(ctx, machine::DEFAULT_KERNEL, &[])
 }
 
 /// Fetches and builds what the VM needs.

@@ -37,9 +37,12 @@ const V2: [&str; 9] = [
 /// A named check; what it gives is shown.
 pub(super) type Check = (&'static str, fn(&Node) -> Result<String>);
 
+/// The check that all others stand on.
+pub(super) const START: &str = "vm_agent_starts";
+
 /// In this order: later checks use pods of earlier ones, and the last two leave victims.
 pub(super) const CHECKS: &[Check] = &[
-    ("vm_agent_starts", start),
+    (START, start),
     ("vm_agent_loads_every_program_and_names_cgroup_v2", programs),
     ("vm_agent_cpu_time_is_that_of_cpu_stat", cpu_time),
     ("vm_agent_counts_a_transfer_at_both_ends", transfer),
