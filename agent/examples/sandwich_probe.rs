@@ -103,7 +103,7 @@ fn run(address: &str, rounds: u32) -> Result<bool> {
         let (pods, details) = fresh(address, began)?;
         for (subject, before) in before {
             let after = subject.read(&layout);
-            let Some(said) = subject.said(&pods, &details) else { continue };
+            let Some(said) = subject.said(&pods, &details, began) else { continue };
             subjects += 1;
             for (field, value) in said {
                 if frozen.is_some() || !field.starts_with("gauge ") {
@@ -248,8 +248,9 @@ fn subjects_of<'a>(
 }
 
 impl Subject {
-    /// What the agent says of it; `None` if it is gone or another run.
-    fn said(&self, pods: &[std::sync::Arc<PodView>], details: &Details) -> Option<Values> {
+    /// What the agent says of it; `None` if it is gone or another run. Details of a container that sleeps may be older than `began`, as
+    /// their moment says, while what it wrote before still goes to the disk: these are left out.
+    fn said(&self, pods: &[std::sync::Arc<PodView>], details: &Details, began: Micros) -> Option<Values> {
         let pod = pods.iter().find(|p| p.spec.uid.as_str() == self.uid)?;
         let mut values = Values::new();
         let details = &details.get(&self.uid)?.details;
@@ -262,7 +263,7 @@ impl Subject {
         } else {
             let container = pod.containers.iter().find(|c| c.name == self.container && c.id == self.id)?;
             said_of_cgroup(&mut values, container.reading.as_ref()?);
-            if let Some(detail) = details.containers.get(&self.container) {
+            if let Some(detail) = details.containers.get(&self.container).filter(|detail| detail.at > began) {
                 said_of_detail(&mut values, detail);
             }
         }
