@@ -224,15 +224,30 @@ fn network(rows: &mut Rows, place: [&str; 2], detail: &PodDetail) {
     }
     if let Some(tcp) = &detail.connections {
         rows.put("beelet_tcp_connects_total", &place, tcp.connects as f64);
-        rows.put("beelet_tcp_connect_failures_total", &place, tcp.connect_failures as f64);
         rows.put("beelet_tcp_accepts_total", &place, tcp.accepts as f64);
         rows.put("beelet_tcp_resets_total", &[namespace, pod, "transmit"], tcp.resets_sent as f64);
         rows.put("beelet_tcp_resets_total", &[namespace, pod, "receive"], tcp.resets_received as f64);
-        rows.put("beelet_tcp_retransmits_total", &place, tcp.retransmits as f64);
         rows.put_histogram("beelet_tcp_connect_seconds", &place, &tcp.connect);
         rows.put_histogram("beelet_tcp_rtt_seconds", &place, &tcp.rtt);
     }
-    if let Some(stack) = &detail.stack {
+    // Where no program counts them, the namespace does.
+    let (tcp, stack) = (detail.connections, detail.stack);
+    for (name, count) in [
+        (
+            "beelet_tcp_connect_failures_total",
+            tcp.map(|tcp| tcp.connect_failures).or(stack.map(|stack| stack.connect_failures)),
+        ),
+        ("beelet_tcp_retransmits_total", tcp.map(|tcp| tcp.retransmits).or(stack.map(|stack| stack.retransmits))),
+    ] {
+        if let Some(count) = count {
+            rows.put(name, &place, count as f64);
+        }
+    }
+    if let Some(stack) = &stack {
+        rows.put("beelet_tcp_timeouts_total", &place, stack.timeouts as f64);
+        rows.put("beelet_tcp_sockets", &place, stack.tcp_sockets as f64);
+        rows.put("beelet_udp_receive_errors_total", &place, stack.udp_receive_errors as f64);
+        rows.put("beelet_udp_no_port_total", &place, stack.udp_no_port as f64);
         rows.put("beelet_tcp_segments_sent_total", &place, stack.segments_sent as f64);
         rows.put("beelet_listen_overflows_total", &place, stack.listen_overflows as f64);
         rows.put("beelet_listen_drops_total", &place, stack.listen_drops as f64);
@@ -311,10 +326,40 @@ pub(super) fn node(rows: &mut Rows, node: &NodeView) {
 mod tests {
     use std::sync::Arc;
 
+    use beelet_core::snapshot::Snapshot;
+
     use super::super::exposition::Format;
     use super::super::metrics::{Bounds, Metrics};
     use super::super::scrapes::Scrapes;
     use super::super::{AgentReport, Published, samples_detail};
+
+    #[test]
+    fn without_the_programs_the_namespace_counts_connections() {
+        let mut picture = samples_detail::detailed_node();
+        for pod in &mut picture.pods {
+            let pod = Arc::make_mut(pod);
+            if let Some(detail) = &mut pod.detail {
+                let detail = Arc::make_mut(detail);
+                detail.connections = None;
+                let stack = detail.stack.get_or_insert_default();
+                (stack.connect_failures, stack.retransmits) = (71, 72);
+            }
+        }
+        let text = text_of(picture);
+        for row in [
+            r#"beelet_tcp_connect_failures_total{namespace="default",pod="web-node"} 71"#,
+            r#"beelet_tcp_retransmits_total{namespace="default",pod="web-node"} 72"#,
+        ] {
+            assert!(text.lines().any(|line| line == row), "{row}: {text}");
+        }
+        assert!(!text.contains("beelet_tcp_connects_total{"), "nobody counts them");
+    }
+
+    fn text_of(picture: Snapshot) -> String {
+        let (published, agent) = (Published::new(picture), AgentReport::default());
+        let metrics = Metrics::new(published, agent, Scrapes::default(), Bounds::DEFAULT).unwrap();
+        String::from_utf8(metrics.render(Format::Text).0).unwrap()
+    }
 
     #[test]
     fn no_limit_is_infinite_and_ports_that_are_counted_together_are_other() {
@@ -328,9 +373,7 @@ mod tests {
                 Arc::make_mut(detail).ports[0].port = 0;
             }
         }
-        let (published, agent) = (Published::new(picture), AgentReport::default());
-        let metrics = Metrics::new(published, agent, Scrapes::default(), Bounds::DEFAULT).unwrap();
-        let text = String::from_utf8(metrics.render(Format::Text).0).unwrap();
+        let text = text_of(picture);
         let web = r#"namespace="default",pod="web-node""#;
         for (container, limit) in [("", f64::INFINITY), ("web", 1_024.0)] {
             let row = format!(r#"beelet_open_files_limit{{{web},container="{container}"}} "#);
