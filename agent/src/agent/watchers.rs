@@ -165,7 +165,7 @@ pub(super) async fn memory_events(
                     && directory.is_dir()
                     && !std::mem::replace(&mut told, true)
                 {
-                    warn!(%error, "the memory events of a container do not wake; those of all pods do");
+                    warn!(%error, "the memory events of a pod or container do not wake; those of all pods do");
                 }
             }
         }

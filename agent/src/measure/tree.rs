@@ -264,6 +264,8 @@ impl Tree {
             self.own = open(at.layout, relative).map(Watched::new);
             let Some(own) = &self.own else { return };
             at.owners.add(own.id(), uid, "");
+            // A pod may have a limit of its own, whose events are no container's.
+            at.owners.is_born(own.id(), relative.to_owned());
             self.list_soon();
         }
         if !ran && at.now < self.scan_due {

@@ -103,6 +103,22 @@ fn the_ids_of_pods_that_are_gone_are_forgotten_at_last() {
 }
 
 #[test]
+fn who_watches_memory_events_hears_of_the_pods_cgroup_and_of_those_in_it_once() {
+    let mut bed = Bed::new();
+    a_pod(&mut bed);
+    let born = |bed: &mut Bed| {
+        let mut paths: Vec<PathBuf> = bed.pods.take_born().into_iter().map(|(_, path)| path).collect();
+        paths.sort();
+        paths
+    };
+    let all =
+        ["", "/cri-containerd-idside.scope", "/idapp", "/idpause"].map(|p| PathBuf::from(format!("kubepods/u{p}")));
+    assert_eq!(born(&mut bed), all);
+    bed.scan();
+    assert_eq!(born(&mut bed), [PathBuf::new(); 0]);
+}
+
+#[test]
 fn containers_have_their_names_and_the_rest_is_the_sandbox() {
     let mut bed = Bed::new();
     a_pod(&mut bed);
