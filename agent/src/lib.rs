@@ -9,6 +9,7 @@ pub mod agent;
 pub mod cgroup;
 pub mod clock;
 pub mod config;
+pub mod heap;
 pub mod kernel;
 pub mod kubelet;
 pub mod measure;

@@ -75,6 +75,7 @@ enum LogFormat {
 }
 
 fn main() -> ExitCode {
+    beelet::heap::tame();
     let cli = Cli::parse();
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,

@@ -115,7 +115,7 @@ fn who_watches_memory_events_hears_of_the_pods_cgroup_and_of_those_in_it_once() 
         ["", "/cri-containerd-idside.scope", "/idapp", "/idpause"].map(|p| PathBuf::from(format!("kubepods/u{p}")));
     assert_eq!(born(&mut bed), all);
     bed.scan();
-    assert_eq!(born(&mut bed), [PathBuf::new(); 0]);
+    assert!(born(&mut bed).is_empty());
 }
 
 #[test]
