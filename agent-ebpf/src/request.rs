@@ -9,8 +9,8 @@
 //! socket; then a request is counted twice or a time is off by that moment, no more.
 //!
 //! **Properties.** A cgroup has records for its first [`MOST_PORTS`] ports; all further ones share one, so that who serves ports
-//! that change all the time (passive FTP) takes no room from others. Connections accepted before the programs were loaded are not seen. A packet of another socket costs a look
-//! for a storage that is not there.
+//! that change all the time (passive FTP) takes no room from others. Connections accepted before the programs were loaded are
+//! not seen. A packet of another socket costs a look for a storage that is not there.
 
 use aya_ebpf::{
     bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
@@ -136,27 +136,22 @@ unsafe fn record_of(served: *const Served) -> Option<*mut PortRecord> {
     if let Some(record) = PORTS.get_ptr_mut(key) {
         return Some(record);
     }
-    if !takes_port(key.cgroup) {
-        key.port = OTHER_PORTS;
-    }
-    record::shared(&PORTS, &key, Lost::Ports)
-}
-
-/// Whether a cgroup may have a record for one more port. Two ports that are new at once may count as one, or a port as two.
-#[inline(always)]
-fn takes_port(cgroup: u64) -> bool {
-    let Some(ports) = PORTS_OF.get_ptr_mut(cgroup) else {
-        let _ = PORTS_OF.insert(cgroup, 1, record::NO_REPLACE);
-        return true;
-    };
+    let ports = PORTS_OF.get_ptr_mut(key.cgroup);
     // SAFETY: the map gave a valid pointer.
-    unsafe {
-        if *ports >= MOST_PORTS {
-            return false;
-        }
-        record::add(ports, 1);
+    if ports.is_some_and(|ports| unsafe { *ports } >= MOST_PORTS) {
+        key.port = OTHER_PORTS;
+        return record::shared(&PORTS, &key, Lost::Ports);
     }
-    true
+    let record = record::shared(&PORTS, &key, Lost::Ports)?;
+    // Only what has a record counts. Two ports that are new at once may count as one, or a port as two.
+    match ports {
+        // SAFETY: as above.
+        Some(ports) => unsafe { record::add(ports, 1) },
+        None => {
+            let _ = PORTS_OF.insert(key.cgroup, 1, record::NO_REPLACE);
+        }
+    }
+    Some(record)
 }
 
 /// What a TCP packet carries.

@@ -7,7 +7,10 @@
 //!
 //! **Properties.** Where the C library is another than glibc, both do nothing.
 
-#![expect(unsafe_code, reason = "mallopt(3) and malloc_trim(3) are functions of the C library")]
+#![cfg_attr(
+    target_env = "gnu",
+    expect(unsafe_code, reason = "mallopt(3) and malloc_trim(3) are functions of the C library")
+)]
 
 use std::time::Duration;
 
@@ -31,7 +34,7 @@ pub fn tame() {
     }
 }
 
-/// Gives free pages back. Takes the locks of the heap one after the other, for some 100 us each.
+/// Gives free pages back. Meanwhile whoever allocates waits.
 pub fn trim() {
     #[cfg(target_env = "gnu")]
     // SAFETY: touches only what is free, under the allocator's own locks.
@@ -40,13 +43,13 @@ pub fn trim() {
     }
 }
 
-/// Trims, first a moment after the start, for ever.
-pub async fn keep_small() {
+/// Trims, first a moment after the start, for ever; but not while something `is_urgent`.
+pub async fn keep_small(is_urgent: impl Fn() -> bool) {
     const FIRST: Duration = Duration::from_secs(5);
     tokio::time::sleep(FIRST).await;
     loop {
         // Somewhere where nobody waits for it.
-        if tokio::task::spawn_blocking(trim).await.is_err() {
+        if !is_urgent() && tokio::task::spawn_blocking(trim).await.is_err() {
             tracing::debug!("the heap is not trimmed any more");
             return;
         }
@@ -74,7 +77,8 @@ mod tests {
         let before = resident_kib();
         trim();
         let after = resident_kib();
-        assert!(after + 40_000 < before, "{before} KiB, then {after}");
+        // Other tests of this process take and free memory, too.
+        assert!(after + 20_000 < before, "{before} KiB, then {after}");
         drop(last);
     }
 }

@@ -12,7 +12,7 @@
 //!
 //! Properties (tested): the stretch is 1000..=[`MOST`]; it rises only after [`LONG`] of looks above what they may take, and falls
 //! only after [`CALM`] in which the next smaller one would fit; looks within their quarter are never stretched, whatever the rest
-//! costs; costs around the budget do not make it swing.
+//! costs; costs around the budget do not make it swing; what looks cost while memory is urgent is not held against them.
 
 use std::collections::VecDeque;
 
@@ -153,6 +153,12 @@ impl Budget {
         }
         let since = *self.calm.get_or_insert(at);
         (at - since >= CALM).then(|| self.turn(scaled(self.stretch, 2, 3).max(NONE)))
+    }
+
+    /// Takes nothing of what is spent now for a sign: looks have another reason to be as close as they are.
+    pub fn pause(&mut self) {
+        self.costs.clear();
+        self.calm = None;
     }
 
     fn turn(&mut self, stretch: u32) -> Turn {

@@ -258,7 +258,7 @@ pub struct PodDetail {
     pub connections: Option<TcpReading>,
     /// DNS, by eBPF.
     pub dns: Option<DnsReading>,
-    /// Ports that the pod serves, by port; at most [`MOST_PORTS`].
+    /// Ports that the pod serves, by port; at most [`SHOWN_PORTS`].
     pub ports: Vec<PortReading>,
     /// Packets that the kernel dropped, by its reason, by eBPF; sorted.
     pub drops: Vec<(String, u64)>,
@@ -270,8 +270,8 @@ pub struct PodDetail {
     pub storage: Option<StorageReading>,
 }
 
-/// So many ports of a pod are shown, those with the most requests.
-pub const MOST_PORTS: usize = 16;
+/// So many ports of a pod are shown, those with the most requests: all that the programs count apart in two containers.
+pub const SHOWN_PORTS: usize = 66;
 
 /// TCP connections of a pod's sockets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use beelet_core::World;
 use beelet_core::event::{Action, Event, Record, RuntimeFacts};
+use beelet_core::sample::Sample;
 use beelet_core::spec::PodUid;
 use beelet_core::units::Micros;
 use tokio::sync::{Notify, mpsc};
@@ -77,7 +78,7 @@ impl Cycle {
             if ticked {
                 wake = None;
             }
-            if matches!(&event, Event::Sample(sample) if sample.pods.is_some()) {
+            if matches!(&event, Event::Sample(sample) if self.is_full(sample)) {
                 let began = thread_cpu();
                 self.step(event, &mut wake);
                 let spent = (thread_cpu() - began).get();
@@ -97,6 +98,11 @@ impl Cycle {
         self.published.publish(self.world.snapshot(self.clock.now()));
         self.notes.stop();
         self.executor
+    }
+
+    /// A look at all pods, and not at some of which the kernel told something.
+    fn is_full(&self, sample: &Sample) -> bool {
+        sample.at.get() == self.sampler.health().full_at_us.load(Ordering::Relaxed)
     }
 
     fn step(&mut self, event: Event, wake: &mut Option<Instant>) {

@@ -321,7 +321,11 @@ pub async fn run(
     tasks.spawn("pressure", watchers::pressure(layout.clone(), pods_root.clone(), sampler.clone(), report.clone()));
     let memory_events = watchers::memory_events(layout.clone(), pods_root, born, sampler.clone(), report.clone());
     tasks.spawn("memory events", memory_events);
-    tasks.spawn("heap", crate::heap::keep_small());
+    let heap = crate::heap::keep_small({
+        let sampler = sampler.clone();
+        move || sampler.health().is_urgent()
+    });
+    tasks.spawn("heap", heap);
     tasks.spawn("disk stats", slow.clone().follow_runtime(Arc::clone(&runtime)));
     match programs.take_events() {
         Ok(Some(stream)) => {

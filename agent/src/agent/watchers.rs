@@ -124,7 +124,7 @@ pub(super) async fn pressure(layout: CgroupLayout, kubepods: PathBuf, sampler: S
     }
 }
 
-/// Looks at a pod whenever the `memory.events` of one of its containers change, and at the node whenever those of `kubepods` do,
+/// Looks at a pod whenever the `memory.events` of its own or of a container's change, and at the node whenever those of `kubepods` do,
 /// which count all below (v2). On hybrid layouts pressure ([`pressure`]) and the eBPF program at the OOM killer take its place.
 pub(super) async fn memory_events(
     layout: CgroupLayout,

@@ -1,7 +1,7 @@
 //! What the sampler counts of itself.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use beelet_core::units::Micros;
@@ -45,6 +45,10 @@ pub struct Health {
     pub samples: AtomicU64,
     /// Looks dropped, because the core had not taken them when the next came.
     pub dropped: AtomicU64,
+    /// Looks are as close as they get.
+    pub urgent: AtomicBool,
+    /// When the last full look was taken: microseconds of the monotonic clock.
+    pub full_at_us: AtomicU64,
     /// Microseconds of CPU time of full looks, those with details among them.
     pub full_us: AtomicU64,
     /// Microseconds of CPU time in which the core judged what these saw.
@@ -82,6 +86,12 @@ pub struct Health {
 }
 
 impl Health {
+    /// Looks are as close as they get: memory is short, and every millisecond counts.
+    #[must_use]
+    pub fn is_urgent(&self) -> bool {
+        self.urgent.load(Ordering::Relaxed)
+    }
+
     /// So much could not be recorded.
     pub(crate) fn set_lost(&self, lost: &[(Lost, u64)]) {
         for (what, count) in lost {

@@ -117,6 +117,9 @@ impl Looker {
     pub(super) fn look(&mut self, at: Micros) {
         let full = self.all_pods || at - self.last.full >= self.stretched(FULL_EVERY);
         let spent = full.then(thread_cpu);
+        if full {
+            self.health.full_at_us.store(at.0, Ordering::Relaxed);
+        }
         let cpu = at - self.last.cpu >= Micros::millis(500);
         let node = match self.node.read(cpu) {
             Ok(node) => node,

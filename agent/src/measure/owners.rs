@@ -22,7 +22,8 @@ pub(super) struct Owners {
     names: BTreeMap<String, String>,
     /// Ids that are gone, oldest first.
     gone: VecDeque<u64>,
-    /// Containers that were found since somebody last asked, with their paths from the roots of the hierarchies.
+    /// Cgroups of pods and of what is in them that were found since somebody last asked, with their paths from the roots of the
+    /// hierarchies.
     born: Vec<(u64, PathBuf)>,
 }
 
@@ -31,6 +32,8 @@ impl Owners {
         if self.ids.get(&id).is_none_or(|(u, r)| u != uid || r != runtime_id) {
             self.ids.insert(id, (uid.clone(), runtime_id.to_owned()));
         }
+        // It was out of sight, not gone.
+        self.gone.retain(|gone| *gone != id);
     }
 
     pub(super) fn name(&mut self, runtime_id: &str, name: &str) {
@@ -49,7 +52,7 @@ impl Owners {
         self.born.push((id, path));
     }
 
-    /// The containers that were found since the last call.
+    /// The cgroups of pods, sandboxes and containers that were found since the last call.
     pub(super) fn take_born(&mut self) -> Vec<(u64, PathBuf)> {
         std::mem::take(&mut self.born)
     }
@@ -58,8 +61,8 @@ impl Owners {
     pub(super) fn is_gone(&mut self, id: u64) {
         self.gone.push_back(id);
         while self.gone.len() > REMEMBERED {
-            if let Some((_, runtime_id)) = self.gone.pop_front().and_then(|id| self.ids.remove(&id)) {
-                self.names.remove(&runtime_id);
+            if let Some(id) = self.gone.pop_front() {
+                self.ids.remove(&id);
             }
         }
     }
@@ -130,6 +133,9 @@ mod tests {
         owners.add(2, &"a".into(), "c2");
         owners.is_gone(1);
         assert_eq!(owners.living(), [2].into());
+        owners.is_gone(2);
+        owners.add(2, &"a".into(), "c2");
+        assert_eq!(owners.living(), [2].into(), "it was out of sight only");
         assert!(owners.owner(1).is_some());
     }
 }

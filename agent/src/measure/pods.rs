@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use beelet_core::sample::{CgroupReading, ContainerReading, PodReading};
 use beelet_core::spec::PodUid;
-use beelet_core::telemetry::{CgroupDetail, MOST_PORTS, PodDetail, PortReading, StorageReading};
+use beelet_core::telemetry::{CgroupDetail, PodDetail, PortReading, SHOWN_PORTS, StorageReading};
 use beelet_core::units::Micros;
 use tracing::{debug, warn};
 
@@ -176,7 +176,7 @@ impl Pods {
         (there().any(|pod| now >= pod.detail_due), there().any(|pod| pod.cgroup_detail.is_none()))
     }
 
-    /// The containers that were found since the last call: id and path from the roots of the hierarchies.
+    /// The cgroups of pods and containers that were found since the last call: id and path from the roots of the hierarchies.
     pub(super) fn take_born(&mut self) -> Vec<(u64, PathBuf)> {
         self.owners.take_born()
     }
@@ -444,7 +444,7 @@ fn same<T>(a: Option<&Arc<T>>, b: Option<&Arc<T>>) -> bool {
     }
 }
 
-/// Adds who listens to what was requested; at most [`MOST_PORTS`] stay.
+/// Adds who listens to what was requested; at most [`SHOWN_PORTS`] stay.
 fn merge_ports(ports: &mut Vec<PortReading>, network: Option<&NetworkPart>) {
     if let Some(network) = network {
         for port in ports.iter_mut() {
@@ -461,9 +461,10 @@ fn merge_ports(ports: &mut Vec<PortReading>, network: Option<&NetworkPart>) {
         }
     }
     ports.retain(|port| port.listening || port.requests > 0 || port.unanswered > 0);
-    if ports.len() > MOST_PORTS {
-        ports.sort_by_key(|port| (std::cmp::Reverse(port.requests), !port.listening, port.port));
-        ports.truncate(MOST_PORTS);
+    if ports.len() > SHOWN_PORTS {
+        // Those together stay in any case.
+        ports.sort_by_key(|port| (port.port != 0, std::cmp::Reverse(port.requests), !port.listening, port.port));
+        ports.truncate(SHOWN_PORTS);
     }
     ports.sort_by_key(|port| port.port);
 }

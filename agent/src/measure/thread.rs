@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use beelet_core::event::Event;
+use beelet_core::forecast::MIN_INTERVAL;
 use beelet_core::units::Micros;
 use tokio::sync::{mpsc, oneshot};
 use tracing::debug;
@@ -147,6 +148,7 @@ impl Looker {
                 Ok(Command::Aim(targets)) => self.aim(targets),
                 Ok(Command::Pace { interval, all_pods, stretch }) => {
                     (self.interval, self.all_pods, self.stretch) = (interval, all_pods, stretch);
+                    self.health.urgent.store(interval <= MIN_INTERVAL, Ordering::Relaxed);
                     next = next.min(self.now() + interval);
                 }
                 Ok(Command::Now) => next = next.min(self.now().max(began + BREATH)),

@@ -280,7 +280,8 @@ mod tests {
         let mut agent = loaded();
         agent.programs[0] = Program { loaded: false, reason: "switched off".to_owned(), ..agent.programs[0].clone() };
         let text = sentences(&explain(&samples::busy_node(), &agent, "default", "leak-node").unwrap());
-        let line = "Of waits for a CPU, switches, cpu.pressure tells; not eBPF sched_switch: switched off.\n";
+        let line =
+            "Of waits for a CPU, summed over tasks; switches, nothing tells; not eBPF sched_switch: switched off.\n";
         assert!(text.contains(line), "{text}");
     }
 

@@ -44,11 +44,12 @@ type Row = (&'static str, &'static str, &'static str, Part);
 const TABLE: &[Row] = &[
     ("CPU time", "", "cpu.stat (v1: cpuacct.usage)", Part::Reading),
     ("throttling", "", "cpu.stat", Part::Reading),
-    ("waits for a CPU, switches", program::SCHED_SWITCH, "cpu.pressure", Part::Reading),
+    ("waits for a CPU, summed over tasks; switches", program::SCHED_SWITCH, "nothing", Part::Reading),
     ("memory in use, by kind; faults, refaults", "", "memory.current, memory.stat", Part::Reading),
     ("pressure", "", "cpu.pressure, memory.pressure, io.pressure", Part::Reading),
     ("traffic", program::SKB_EGRESS, "the pod's devices", Part::Reading),
-    ("OOM kills", program::OOM_VICTIM, "memory.events (v1: memory.oom_control)", Part::Reading),
+    ("OOM kills", "", "the larger of memory.events (v1: memory.oom_control) and the kernel's events", Part::Reading),
+    ("victims of OOM kills, by name", program::OOM_VICTIM, "nothing", Part::Reading),
     ("preemptions, by whom", program::SCHED_SWITCH, "nothing", Part::Cgroup),
     ("time freeing memory for the node", program::RECLAIM_END, "memory.pressure", Part::Cgroup),
     ("time freeing memory for a limit", program::LIMIT_END, "memory.pressure", Part::Cgroup),
@@ -58,7 +59,8 @@ const TABLE: &[Row] = &[
     ("starts of processes", program::PROCESS_FORK, "nothing", Part::Cgroup),
     ("ends of processes", program::PROCESS_EXIT, "the runtime, of containers only", Part::Cgroup),
     ("connections, round trips", program::SOCKET_STATE, "nothing", Part::Pod),
-    ("segments sent again", program::TCP_RETRANSMIT, "/proc/net/snmp of the pod's network", Part::Pod),
+    ("segments sent again, by cgroup", program::TCP_RETRANSMIT, "nothing", Part::Pod),
+    ("segments, timeouts, overflows of the network namespace", "", "/proc/net/snmp and netstat there", Part::Pod),
     ("requests and names asked for", program::SKB_INGRESS, "nothing", Part::Pod),
     ("dropped packets", program::PACKET_DROP, "the pod's devices", Part::Pod),
     ("listening sockets and their queues", "", "netlink in the pod's network", Part::Pod),
@@ -107,7 +109,7 @@ mod tests {
         let programs = vec![program(program::SCHED_SWITCH, ""), program(program::DISK_REQUEST, "no field bio.bi_blkg")];
         let sources = of(pod, picture.at, &SelfReport { programs, ..SelfReport::default() });
         let find = |values: &str| sources.iter().find(|source| source.values == values).unwrap();
-        let waits = find("waits for a CPU, switches");
+        let waits = find("waits for a CPU, summed over tasks; switches");
         assert_eq!((waits.from.as_str(), waits.instead.as_str()), ("eBPF sched_switch", ""));
         assert_eq!(waits.age, pod.reading.map(|reading| picture.at.mono - reading.at));
         let disks = find("latency of disks");

@@ -106,9 +106,8 @@ impl Group {
                  (measure/storage.rs); of writable layers the runtime's word, about a millisecond of the runtime's for each container."
             }
             Self::Processes => {
-                "Programs `process_fork` and `process_exec`, once for each. Threads by state: the iterator `task_walk` over all tasks, \
-                 or where the kernel takes none `/proc`, at 15 us for each process of the node and each thread of a pod \
-                 (kernel/task_walk.rs). Open files: `/proc/PID/fd` of each process; a container with more than 256 is left out. \
+                "Programs `process_fork` and `process_exec`, once for each. Threads by state: the iterator `task_walk` over all tasks. \
+                 Open files: `/proc/PID/fd` of each process; a container with more than 256 is left out. \
                  All come with a pod's details, every 10 s, every 30 s where nothing runs."
             }
             Self::Node => {
@@ -218,10 +217,10 @@ pub static METRICS: &[MetricDef] = &[
     def(Network, Counter, "beelet_network_packets_total", "", &["namespace", "pod", "protocol", "direction"], "Packets of the pod's sockets."),
     def(Network, Counter, "beelet_network_drops_total", "", &["namespace", "pod", "reason"], "Packets of the pod's sockets that the kernel dropped, by its reason, by eBPF."),
     def(Network, Counter, "beelet_tcp_connects_total", "", POD, "TCP connections begun by the pod."),
-    def(Network, Counter, "beelet_tcp_connect_failures_total", "", POD, "TCP connections begun by the pod that were refused, timed out or given up; where no program counts them, by the pod's network namespace."),
+    def(Network, Counter, "beelet_tcp_connect_failures_total", "", POD, "TCP connections begun by the pod that were refused, timed out or given up."),
     def(Network, Counter, "beelet_tcp_accepts_total", "", POD, "TCP connections to the pod that were established."),
     def(Network, Counter, "beelet_tcp_resets_total", "", &["namespace", "pod", "direction"], "TCP resets sent (direction=\"transmit\") and received."),
-    def(Network, Counter, "beelet_tcp_retransmits_total", "", POD, "TCP segments sent again; where no program counts them, by the pod's network namespace."),
+    def(Network, Counter, "beelet_tcp_retransmits_total", "", POD, "TCP segments sent again."),
     def(Network, Counter, "beelet_tcp_segments_sent_total", "", POD, "TCP segments sent, by the pod's network namespace."),
     def(Network, Histogram, "beelet_tcp_connect_seconds", "seconds", POD, "From SYN to established, of connections begun by the pod."),
     def(Network, Histogram, "beelet_tcp_rtt_seconds", "seconds", POD, "Smoothed round-trip times, seen at one of 16 packets received."),

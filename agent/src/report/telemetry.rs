@@ -224,26 +224,15 @@ fn network(rows: &mut Rows, place: [&str; 2], detail: &PodDetail) {
     }
     if let Some(tcp) = &detail.connections {
         rows.put("beelet_tcp_connects_total", &place, tcp.connects as f64);
+        rows.put("beelet_tcp_connect_failures_total", &place, tcp.connect_failures as f64);
+        rows.put("beelet_tcp_retransmits_total", &place, tcp.retransmits as f64);
         rows.put("beelet_tcp_accepts_total", &place, tcp.accepts as f64);
         rows.put("beelet_tcp_resets_total", &[namespace, pod, "transmit"], tcp.resets_sent as f64);
         rows.put("beelet_tcp_resets_total", &[namespace, pod, "receive"], tcp.resets_received as f64);
         rows.put_histogram("beelet_tcp_connect_seconds", &place, &tcp.connect);
         rows.put_histogram("beelet_tcp_rtt_seconds", &place, &tcp.rtt);
     }
-    // Where no program counts them, the namespace does.
-    let (tcp, stack) = (detail.connections, detail.stack);
-    for (name, count) in [
-        (
-            "beelet_tcp_connect_failures_total",
-            tcp.map(|tcp| tcp.connect_failures).or(stack.map(|stack| stack.connect_failures)),
-        ),
-        ("beelet_tcp_retransmits_total", tcp.map(|tcp| tcp.retransmits).or(stack.map(|stack| stack.retransmits))),
-    ] {
-        if let Some(count) = count {
-            rows.put(name, &place, count as f64);
-        }
-    }
-    if let Some(stack) = &stack {
+    if let Some(stack) = &detail.stack {
         rows.put("beelet_tcp_timeouts_total", &place, stack.timeouts as f64);
         rows.put("beelet_tcp_sockets", &place, stack.tcp_sockets as f64);
         rows.put("beelet_udp_receive_errors_total", &place, stack.udp_receive_errors as f64);
@@ -332,28 +321,6 @@ mod tests {
     use super::super::metrics::{Bounds, Metrics};
     use super::super::scrapes::Scrapes;
     use super::super::{AgentReport, Published, samples_detail};
-
-    #[test]
-    fn without_the_programs_the_namespace_counts_connections() {
-        let mut picture = samples_detail::detailed_node();
-        for pod in &mut picture.pods {
-            let pod = Arc::make_mut(pod);
-            if let Some(detail) = &mut pod.detail {
-                let detail = Arc::make_mut(detail);
-                detail.connections = None;
-                let stack = detail.stack.get_or_insert_default();
-                (stack.connect_failures, stack.retransmits) = (71, 72);
-            }
-        }
-        let text = text_of(picture);
-        for row in [
-            r#"beelet_tcp_connect_failures_total{namespace="default",pod="web-node"} 71"#,
-            r#"beelet_tcp_retransmits_total{namespace="default",pod="web-node"} 72"#,
-        ] {
-            assert!(text.lines().any(|line| line == row), "{row}: {text}");
-        }
-        assert!(!text.contains("beelet_tcp_connects_total{"), "nobody counts them");
-    }
 
     fn text_of(picture: Snapshot) -> String {
         let (published, agent) = (Published::new(picture), AgentReport::default());

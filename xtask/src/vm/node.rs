@@ -254,6 +254,14 @@ fn said_nothing(ended: Result<Ended>) -> Result<String> {
 
 /// The VM part of `cargo xtask test`: what everything in the VM stands on, then the agent there.
 pub(crate) fn test(ctx: &Ctx, kernel: &str, only: &[String]) -> Result<()> {
+    let names = || CHECKS.iter().map(|(name, _)| *name).chain(truth::CHECKS.iter().map(|(name, _)| *name));
+    for part in only {
+        let all = names().collect::<Vec<_>>().join(", ");
+        ensure!(
+            names().any(|name| name.contains(part.as_str())),
+            "--only {part}: no check has this in its name; {all}"
+        );
+    }
     let step = ctx::step("building the agent and the eBPF object");
     let agent = run::build_agent(ctx, run::Profile::Debug)?;
     ebpf::build(ctx)?;

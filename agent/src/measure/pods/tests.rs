@@ -312,11 +312,14 @@ fn listening_ports_are_those_of_the_last_visit_and_what_the_kernel_told_since() 
 #[test]
 fn of_many_ports_those_with_the_most_requests_are_shown() {
     let mut ports: Vec<PortReading> =
-        (1..=40).map(|port| PortReading { port, requests: u64::from(port), ..PortReading::default() }).collect();
+        (1..=90).map(|port| PortReading { port, requests: u64::from(port), ..PortReading::default() }).collect();
+    // All that the programs count together.
+    ports.push(PortReading { port: 0, requests: 1, ..PortReading::default() });
     let part =
         NetworkPart { listeners: vec![ListenPort { port: 9_000, waiting: 0, most: None }], ..NetworkPart::default() };
     merge_ports(&mut ports, Some(&part));
-    assert_eq!(ports.iter().map(|port| port.port).collect::<Vec<_>>(), (25..=40).collect::<Vec<u16>>());
+    let shown: Vec<u16> = ports.iter().map(|port| port.port).collect();
+    assert_eq!(shown, std::iter::once(0).chain(26..=90).collect::<Vec<u16>>());
 }
 
 #[test]
