@@ -17,6 +17,8 @@ const RING: (&str, f64) = ("state records", 1_000.0);
 
 /// What must not grow, at one moment.
 fn sizes(agent: &Agent<'_>) -> BTreeMap<String, f64> {
+    // On a machine that is busy with something else an answer may take its time.
+    agent.wait("an answer", secs(120), |agent| agent.get("/metrics").ok());
     let metrics = agent.metrics();
     let mut sizes = BTreeMap::new();
     let status = fs::read_to_string(format!("/proc/{}/status", agent.pid())).expect("the agent's status");
@@ -63,7 +65,9 @@ fn churn(bed: &Bed, time: Duration, warm: Duration) {
         }
         std::thread::sleep(secs(2));
         if Instant::now() >= look {
-            seen.push(sizes(&agent));
+            let now = sizes(&agent);
+            say(&format!("soak: {made} pods, {:.0} KiB, {:.0} series", now["resident KiB"], now["series"]));
+            seen.push(now);
             look += (time - warm) / 24;
         }
     }

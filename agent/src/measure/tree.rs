@@ -19,6 +19,7 @@ use std::{fs, io};
 use beelet_core::spec::PodUid;
 use beelet_core::telemetry::{CgroupDetail, Preemptor};
 use beelet_core::units::Micros;
+use rustix::io::Errno;
 use tracing::warn;
 
 use super::open_files::{self, OpenFiles};
@@ -168,8 +169,12 @@ impl Child {
             if processes.len() > open_files::MOST {
                 return None;
             }
-            // One that is gone has none.
-            let text = fs::read_to_string(layout.unified().join(path).join("cgroup.procs")).unwrap_or_default();
+            let text = match fs::read_to_string(layout.unified().join(path).join("cgroup.procs")) {
+                Ok(text) => text,
+                // One that is gone has none.
+                Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::NOENT | Errno::NODEV)) => continue,
+                Err(_) => return None,
+            };
             processes.extend(text.lines().filter_map(|line| line.parse::<u32>().ok()));
         }
         open_files::count(Path::new("/proc"), &processes)

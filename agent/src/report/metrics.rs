@@ -187,20 +187,19 @@ impl Rows {
             Value::Number(_) => 1,
             Value::Histogram(value) => histogram_series(value),
         };
-        if self.series + series > self.bounds.whole {
-            self.left_out += series;
-            return;
-        }
         let owned = |labels: &[&str]| labels.iter().map(|&l| l.to_owned()).collect::<Vec<_>>();
         let (place, others) = labels.split_at(def.place());
-        let rows = self.by_name.entry(name).or_default().entry(owned(place)).or_default();
-        if rows.iter().any(|(held, _)| held == others) {
+        let (place, places) = (owned(place), self.by_name.entry(name).or_default());
+        let held = places.get(&place).map_or(&[][..], Vec::as_slice);
+        if held.iter().any(|(held, _)| held == others) {
             return;
         }
-        if (rows.len() as u64 + 1) * series > self.bounds.per_place {
+        let too_many = (held.len() as u64 + 1) * series > self.bounds.per_place;
+        if too_many || self.series + series > self.bounds.whole {
             self.left_out += series;
             return;
         }
+        let rows = places.entry(place).or_default();
         rows.push((owned(others), value));
         self.series += series;
     }
@@ -304,10 +303,10 @@ fn render(rows: &mut Rows, picture: &Snapshot, agent: &SelfReport, scrapes: &Scr
         rows.put("process_max_fds", &[], own.max_fds as f64);
         rows.put("process_threads", &[], own.threads as f64);
     }
-    totals(rows, &picture.totals);
     for pod in one_per_name(picture) {
         pod_rows(rows, pod, picture.at.mono);
     }
+    totals(rows, &picture.totals);
     let names: BTreeMap<&str, &PodView> = picture.pods.iter().map(|p| (p.spec.uid.as_str(), p.as_ref())).collect();
     for view in &picture.pods {
         let spec = &view.spec;
