@@ -83,6 +83,8 @@ pub struct Budget {
     stretch: u32,
     /// Since when the next smaller stretch would fit.
     calm: Option<Micros>,
+    /// When looks last had another reason to be close.
+    excused: Option<Micros>,
 }
 
 impl Budget {
@@ -98,6 +100,7 @@ impl Budget {
             budget: per_100_pods,
             stretch: NONE,
             calm: None,
+            excused: None,
         }
     }
 
@@ -135,7 +138,8 @@ impl Budget {
         let share_of = |time: Micros| Ppm(time.scale(1_000_000, (at - from).get()).get());
         let (share, looking) = (share_of(spent.all - before.all), share_of(spent.looking - before.looking));
         (self.share, self.looking) = (Some(share), Some(looking));
-        if self.per_100_pods == Ppm(0) || at - began < START + LONG {
+        let excused = self.excused.is_some_and(|last| at - last <= LONG);
+        if self.per_100_pods == Ppm(0) || at - began < START + LONG || excused {
             return None;
         }
         let rest = Ppm(share.get().saturating_sub(looking.get()));
@@ -155,9 +159,9 @@ impl Budget {
         (at - since >= CALM).then(|| self.turn(scaled(self.stretch, 2, 3).max(NONE)))
     }
 
-    /// Takes nothing of what is spent now for a sign: looks have another reason to be as close as they are.
-    pub fn pause(&mut self) {
-        self.costs.clear();
+    /// Takes nothing of what is spent for a sign until [`LONG`] after `at`: looks have another reason to be as close as they are.
+    pub fn excuse(&mut self, at: Micros) {
+        self.excused = Some(at);
         self.calm = None;
     }
 

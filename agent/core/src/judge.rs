@@ -82,8 +82,7 @@ impl World {
     pub(crate) fn on_own_cost(&mut self, spent: Spent, now: Now) {
         if self.evict.standing().pace.interval < URGENT {
             // All looks are as close as memory wants them, whatever they cost.
-            self.budget.pause();
-            return;
+            self.budget.excuse(now.mono);
         }
         let turn = self.budget.observe(now.mono, spent, self.pods.len());
         if self.pace.is_some() {
