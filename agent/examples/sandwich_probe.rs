@@ -195,7 +195,11 @@ fn fresh(address: &str, began: Micros) -> Result<(Vec<std::sync::Arc<PodView>>, 
                 let path = format!("/debug/explain/{}/{}", pod.spec.namespace, pod.spec.name);
                 details.insert(pod.spec.uid.as_str().to_owned(), serde_json::from_str(&get(address, &path)?)?);
             }
-            let old = |d: &Explanation| d.details.cgroup.as_ref().is_none_or(|c| c.at <= began);
+            // The network is visited at moments of its own.
+            let visited = |d: &Explanation| d.details.pod.as_ref().and_then(|pod| pod.network_at);
+            let old = |d: &Explanation| {
+                d.details.cgroup.as_ref().is_none_or(|c| c.at <= began) || visited(d).is_some_and(|at| at <= began)
+            };
             let waiting: Vec<&String> = details.iter().filter(|(_, d)| old(d)).map(|(uid, _)| uid).collect();
             if waiting.is_empty() {
                 return Ok((pods, details));

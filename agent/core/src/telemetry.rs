@@ -262,6 +262,9 @@ pub struct PodDetail {
     pub ports: Vec<PortReading>,
     /// Packets that the kernel dropped, by its reason, by eBPF; sorted.
     pub drops: Vec<(String, u64)>,
+    /// When the pod's network namespace was visited (monotonic): the moment of its devices, counters and listeners; `None` before.
+    #[serde(default)]
+    pub network_at: Option<Micros>,
     /// The devices of the pod's network namespace but loopback, as the kernel counts them; empty for host-network pods.
     pub interfaces: Vec<InterfaceReading>,
     /// The counters of the network namespace; `None` for host-network pods.

@@ -397,6 +397,7 @@ impl Pod {
         if let Some(network) = network {
             detail.interfaces.clone_from(&network.interfaces);
             detail.stack = network.stack;
+            detail.network_at = Some(network.at);
         }
         detail.storage = storage.map(|it| StorageReading::clone(it));
         (self.network, self.storage) = (network.cloned(), storage.cloned());

@@ -36,6 +36,8 @@ enum Part {
     Cgroup,
     /// Details of the pod's network and disks.
     Pod,
+    /// What a visit to its network namespace told.
+    Visit,
 }
 
 /// Values, the program that tells them ("" for none), what else does, and the part.
@@ -60,10 +62,10 @@ const TABLE: &[Row] = &[
     ("ends of processes", program::PROCESS_EXIT, "the runtime, of containers only", Part::Cgroup),
     ("connections, round trips", program::SOCKET_STATE, "nothing", Part::Pod),
     ("segments sent again, by cgroup", program::TCP_RETRANSMIT, "nothing", Part::Pod),
-    ("segments, timeouts, overflows of the network namespace", "", "/proc/net/snmp and netstat there", Part::Pod),
+    ("segments, timeouts, overflows of the network namespace", "", "/proc/net/snmp and netstat there", Part::Visit),
     ("requests and names asked for", program::SKB_INGRESS, "nothing", Part::Pod),
     ("dropped packets", program::PACKET_DROP, "the pod's devices", Part::Pod),
-    ("listening sockets and their queues", "", "netlink in the pod's network", Part::Pod),
+    ("listening sockets and their queues", "", "netlink in the pod's network", Part::Visit),
     ("disk space", "", "a walk over the pod's files, and the runtime", Part::Pod),
 ];
 
@@ -75,6 +77,7 @@ pub fn of(pod: &PodView, at: Now, agent: &SelfReport) -> Vec<Source> {
             Part::Reading => pod.reading.map(|reading| reading.at),
             Part::Cgroup => pod.cgroup_detail.as_ref().map(|detail| detail.at),
             Part::Pod => pod.detail.as_ref().map(|detail| detail.at),
+            Part::Visit => pod.detail.as_ref().and_then(|detail| detail.network_at),
         };
         read.map(|read| at.mono - read)
     };
