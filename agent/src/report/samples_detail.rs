@@ -90,6 +90,7 @@ pub(crate) fn pod_detail() -> PodDetail {
             latency: histogram(10),
         }],
         drops: vec![("SOCKET_RCVBUFF".into(), 3)],
+        network_at: Some(Micros::secs(994)),
         interfaces: vec![InterfaceReading {
             name: "eth0".into(),
             traffic: traffic(20),
