@@ -266,10 +266,10 @@ impl Subject {
             }
         } else {
             let container = pod.containers.iter().find(|c| c.name == self.container && c.id == self.id)?;
+            // Some files are read with the details only, such as memory.peak.
+            let detail = details.containers.get(&self.container).filter(|detail| detail.at > began)?;
             said_of_cgroup(&mut values, container.reading.as_ref()?);
-            if let Some(detail) = details.containers.get(&self.container).filter(|detail| detail.at > began) {
-                said_of_detail(&mut values, detail);
-            }
+            said_of_detail(&mut values, detail);
         }
         Some(values)
     }
