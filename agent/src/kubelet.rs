@@ -143,9 +143,9 @@ impl Kubelet {
         let uid = spec.uid.clone();
         self.wishes.send_modify(|state| {
             let state = Arc::make_mut(state);
-            state.originals.insert(uid.clone(), Arc::new(pod));
+            state.originals.insert(uid.clone(), pod);
             state.warnings.insert(uid.clone(), warnings);
-            state.pods.push(Arc::new(spec));
+            state.pods.push(spec);
         });
         Ok(uid)
     }

@@ -13,7 +13,6 @@ use crate::event::{Action, ContainerFact, ContainerFactState, RuntimeFacts, Sand
 use crate::pod::{Pod, PodState, Why};
 use crate::snapshot::ExitKind;
 use crate::spec::{PodSpec, PodUid};
-use crate::track::ContainerTrack;
 use crate::units::{Micros, Now};
 use crate::world::World;
 
@@ -126,7 +125,7 @@ impl World {
         for (name, exit, first_look) in ends {
             let Some(pod) = self.pods.get_mut(uid) else { return };
             let (again, restarts) =
-                (backing_off(pod, &name), pod.tracks.get(&name).map_or(0, ContainerTrack::restarts));
+                (backing_off(pod, &name), pod.tracks.get(&name).map_or(0, |track| track.restarts()));
             let stopping = !pod.state.is_live();
             if !stopping {
                 pod.health.on_exit(&name, &exit, restarts, again, now);

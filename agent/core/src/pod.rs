@@ -205,7 +205,7 @@ pub struct Pod {
     /// Nothing is planned before facts asked at `facts_from` or later have come.
     pub needs_facts: bool,
     /// What is remembered of each container.
-    pub tracks: BTreeMap<String, ContainerTrack>,
+    pub tracks: BTreeMap<String, Box<ContainerTrack>>,
     /// The back-off of the pod's own operations (cgroup, volumes, sandbox).
     pub retry: Backoff,
     /// The pod's own operations are not tried before this moment.
@@ -235,7 +235,7 @@ impl Pod {
         let tcp =
             spec.all_containers().flat_map(|c| &c.ports).filter(|p| p.protocol == "TCP").map(|p| p.container_port);
         let health = HealthModel::new(tcp.collect());
-        let tracks = spec.all_containers().map(|c| (c.name.clone(), ContainerTrack::default())).collect();
+        let tracks = spec.all_containers().map(|c| (c.name.clone(), Box::default())).collect();
         Self {
             spec,
             next_spec: None,

@@ -141,7 +141,7 @@ fn phase(pod: &Pod, containers: &[ContainerView], runtime_down: Option<&str>) ->
 
 fn container_view(config: &NodeConfig, pod: &Pod, spec: &ContainerSpec, init: bool, now: Now) -> ContainerView {
     let fallback = ContainerTrack::default();
-    let track = pod.tracks.get(&spec.name).unwrap_or(&fallback);
+    let track = pod.tracks.get(&spec.name).map_or(&fallback, AsRef::as_ref);
     let latest = pod.latest(&spec.name);
     let state = container_state(config, pod, spec, track, init, now);
     let shown_end = match &state {

@@ -73,8 +73,8 @@ impl Scratch {
     }
 }
 
-/// Words of the buffer of values: 256 KiB, a compromise between the number of calls and the caches.
-const VALUE_WORDS: usize = 32 * 1_024;
+/// Words of the buffers of keys and values together: 256 KiB, a compromise between the number of calls and the caches.
+const WORDS: usize = 32 * 1_024;
 /// Entries of a batch at least: a bucket holds a handful.
 const ENTRIES: usize = 64;
 /// The kernel's own error of maps that cannot be read in batches (`ENOTSUPP`, not among those of `errno.h`).
@@ -141,7 +141,8 @@ impl<K: Key, R: Pod + Default> Table<K, R> {
 
     fn read_batches(&mut self, scratch: &mut Scratch) -> io::Result<()> {
         let (key_words, value_words) = (size_of::<K>() / 8, self.map.value_bytes() / 8);
-        let mut entries = (VALUE_WORDS / value_words).max(ENTRIES);
+        let mut entries =
+            (WORDS / (key_words + value_words)).clamp(ENTRIES, (self.map.max_entries() as usize).max(ENTRIES));
         let mut from: Option<Position> = None;
         loop {
             if scratch.keys.len() < entries * key_words {

@@ -217,9 +217,13 @@ impl Looker {
             only,
             stretch: self.stretch,
             cost: Cost::default(),
+            visit: Vec::new(),
         };
         let readings = self.pods.read(&mut look);
-        let cost = look.cost;
+        let Look { cost, visit, .. } = look;
+        if !visit.is_empty() {
+            self.parts.slow.look(visit);
+        }
         self.tell_born();
         (readings, cost)
     }
@@ -287,7 +291,7 @@ impl Looker {
             // A port that is not known is looked up.
             RawEvent::Listen(Listen { port: 0, cgroup, .. }) => {
                 if let Some((uid, ..)) = self.pods.owner(cgroup) {
-                    self.parts.slow.look(&uid);
+                    self.parts.slow.look([uid]);
                 }
                 return;
             }
@@ -371,7 +375,7 @@ impl Looker {
                 self.pods.listen(&uid, Micros(at_ns / 1_000), *port, *opened);
                 if !opened {
                     // Another socket may listen on it still.
-                    self.parts.slow.look(&uid);
+                    self.parts.slow.look([uid.clone()]);
                 }
                 (*at_ns, KernelEventKind::Listen { port: *port, open: *opened })
             }

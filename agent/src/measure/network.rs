@@ -1,8 +1,9 @@
 //! What lies in the pods' network namespaces: who listens and how full the queues are, the devices, the stack's counters.
 //!
-//! **Approach.** A thread that visits one pod after the other ([`crate::kernel::netns`]), each every [`EVERY`] (the first visits are
-//! spread over that time by the pods' UIDs), a new pod at once, and a pod whose containers changed lately every [`YOUNG_EVERY`],
-//! for a server begins to listen some time after it began to run. Whoever knows of a new listener without its port asks for a visit.
+//! **Approach.** A thread that visits one pod after the other ([`crate::kernel::netns`]): a new pod at once, and a pod whose
+//! containers changed lately every [`YOUNG_EVERY`], for a server begins to listen some time after it began to run; each of the
+//! others every [`QUIET_EVERY`] (spread over that time by their UIDs), for most sleep. Whoever sees that something ran in a pod, or
+//! that packets came or went, asks for visits every [`EVERY`]; and whoever knows of a new listener without its port, for one at once.
 //!
 //! **Terms.** The *guide* of a pod is a process of it through which its namespace is reached: the sandbox's if there is one (no
 //! container can move that elsewhere), remembered with the namespace's number.
@@ -12,7 +13,7 @@
 //!
 //! **Cost.** A visit takes 155 us of wall time by netlink, whatever others have open, and 8.2 ms by the files, 9.9 ms with 8 000
 //! connected sockets elsewhere on the machine (test `what_a_visit_costs`, debug build, Linux 6.18, 2 vCPUs: the file of one namespace
-//! goes through the hash table of all). 100 pods cost 0.16 % of a core.
+//! goes through the hash table of all). 100 pods that do something cost 0.16 % of a core.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,6 +22,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use beelet_core::sample::NetworkReading;
 use beelet_core::spec::PodUid;
 use beelet_core::units::Micros;
 use tracing::{debug, warn};
@@ -33,9 +35,11 @@ use crate::kernel::netns::{Home, NetnsError, Visit};
 use crate::kernel::sock_diag::SockDiagError;
 use crate::kernel::{links, net_counters};
 
-/// A pod is visited this often.
+/// A pod in which something runs, or that talks, is visited this often.
 const EVERY: Micros = Micros::secs(10);
-/// And so often where the kernel does not tell when a socket begins or ceases to listen.
+/// And one that does neither.
+const QUIET_EVERY: Micros = Micros::secs(60);
+/// And each so often where the kernel does not tell when a socket begins or ceases to listen.
 const EVERY_WITHOUT_EVENTS: Micros = Micros::secs(3);
 /// Visits that were asked for are this far apart at least.
 const BREATH: Micros = Micros::millis(200);
@@ -45,6 +49,36 @@ const YOUNG_EVERY: Micros = Micros::secs(1);
 const YOUNG: Micros = Micros::secs(20);
 /// Visits that are due within this time are made together.
 const ROUND: Duration = Duration::from_millis(250);
+
+/// Whether a pod's network is worth a visit, by what the sampler sees: where nothing runs and no packet comes or goes, neither
+/// listeners nor counters change.
+#[derive(Debug, Default)]
+pub(super) struct Stir {
+    /// When something last ran, or a packet came or went.
+    last: Micros,
+    /// Packets at the last look; `None` if they are not known, and then there may always be some.
+    packets: Option<NetworkReading>,
+    /// When a visit was last asked for.
+    asked: Micros,
+}
+
+impl Stir {
+    /// A look at the pod.
+    pub(super) fn see(&mut self, now: Micros, ran: bool, packets: Option<NetworkReading>) {
+        if ran || packets.is_none() || packets != self.packets {
+            (self.last, self.packets) = (now, packets);
+        }
+    }
+
+    /// Whether to ask for a visit now; `visited`: when the last one was.
+    pub(super) fn wants_visit(&mut self, now: Micros, visited: Micros) -> bool {
+        let wants = self.last > visited && now >= visited.max(self.asked) + EVERY;
+        if wants {
+            self.asked = now;
+        }
+        wants
+    }
+}
 
 /// What is known of a pod between two visits.
 struct Stop {
@@ -93,7 +127,7 @@ pub(super) fn run(slow: &Slow, unified: &Path, listen_events: bool) -> Ended {
         // What a thread before this one published.
         parts: Parts::clone(&slow.network()),
         generation: 0,
-        every: if listen_events { EVERY } else { EVERY_WITHOUT_EVENTS },
+        every: if listen_events { QUIET_EVERY } else { EVERY_WITHOUT_EVENTS },
     };
     let mut wait = Duration::ZERO;
     loop {
@@ -443,7 +477,7 @@ sys.stdin.read()
         until("a new pod is visited", &|| slow.network().contains_key(&PodUid::from("u")));
         assert!(began.elapsed() < Duration::from_millis(900), "at once: {:?}", began.elapsed());
         let first = slow.network()[&PodUid::from("u")].at;
-        slow.look(&"u".into());
+        slow.look(["u".into()]);
         until("a visit that was asked for", &|| slow.network()[&PodUid::from("u")].at > first);
         assert_eq!(slow.network().len(), 1);
         slow.aim(&[]);
@@ -509,6 +543,38 @@ sys.stdin.read()
         })
         .join()
         .unwrap();
+    }
+
+    #[test]
+    fn a_pod_that_sleeps_is_not_worth_a_visit() {
+        let packets = |n| Some(NetworkReading { rx_packets: n, ..NetworkReading::default() });
+        let mut stir = Stir::default();
+        let mut visited = Micros::secs(100);
+        // (second, something ran, packets so far, a visit is worth it)
+        for (second, ran, count, worth) in [
+            (101, false, packets(5), false),
+            (105, true, packets(5), false),
+            (109, false, packets(5), false),
+            // It ran since the last visit.
+            (110, false, packets(5), true),
+            // One that was asked for is not asked for again at once, whatever became of it.
+            (111, true, packets(5), false),
+            (120, false, packets(5), true),
+            (131, false, packets(5), false),
+            (190, false, packets(5), false),
+            (191, false, packets(6), true),
+            (202, false, packets(6), false),
+            // Packets that nobody counts may have come.
+            (215, false, None, true),
+            (226, false, None, true),
+        ] {
+            let now = Micros::secs(second);
+            stir.see(now, ran, count);
+            assert_eq!(stir.wants_visit(now, visited), worth, "at {second}");
+            if worth && second > 110 {
+                visited = now + Micros::millis(200);
+            }
+        }
     }
 
     #[test]

@@ -19,6 +19,7 @@ use beelet_core::units::Micros;
 use tracing::{debug, warn};
 
 use super::Target;
+use super::network::Stir;
 use super::open_files::OpenFiles;
 use super::owners::Owners;
 use super::slow::{NetworkPart, Parts};
@@ -57,6 +58,8 @@ pub(super) struct Look<'a> {
     /// Factor on the distance of details, in parts per thousand.
     pub(super) stretch: u32,
     pub(super) cost: Cost,
+    /// Pods whose networks are to be visited.
+    pub(super) visit: Vec<PodUid>,
 }
 
 /// What a look read.
@@ -86,6 +89,8 @@ struct Pod {
     storage: Option<Arc<StorageReading>>,
     /// Changes of listening sockets, as the kernel told them.
     changes: Vec<(Micros, u16, bool)>,
+    /// Whether its network is worth a visit.
+    stir: Stir,
 }
 
 /// All pods' cgroups.
@@ -145,12 +150,19 @@ impl Pods {
                         network: None,
                         storage: None,
                         changes: Vec::new(),
+                        stir: Stir::default(),
                     };
                     self.pods.insert(target.uid, pod);
                 }
             }
         }
         let old: Vec<PodUid> = self.pods.keys().filter(|uid| !wanted.contains(*uid)).cloned().collect();
+        if !old.is_empty()
+            && let Err(error) = counters.refresh_slow()
+        {
+            // What is not known now is swept later.
+            debug!(%error, "eBPF details are not known");
+        }
         for uid in old {
             let Some(mut pod) = self.pods.remove(&uid) else { continue };
             for inner in pod.tree.all() {
@@ -296,12 +308,18 @@ impl Pod {
         if cgroup.at == Micros::ZERO {
             return None;
         }
+        let network = sum.network();
+        self.stir.see(now, !own.is_quiet(), network);
+        let visited = look.network.get(uid).map_or(Micros::ZERO, |part| part.at);
+        if !self.target.host_network && self.stir.wants_visit(now, visited) {
+            look.visit.push(uid.clone());
+        }
         Some(PodReading {
             containers,
             sandbox: self.sandbox(look.counters),
             cgroup_detail: self.cgroup_detail.clone(),
             detail: self.detail.clone(),
-            network: sum.network(),
+            network,
             listening: self.listening(look.network.get(uid)),
             ..PodReading::of(uid.clone(), cgroup)
         })

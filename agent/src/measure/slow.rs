@@ -148,9 +148,9 @@ impl Slow {
         self.0.ordered.notify_all();
     }
 
-    /// Looks up what listens in this pod at once.
-    pub fn look(&self, uid: &PodUid) {
-        self.orders().look.insert(uid.clone());
+    /// Visits the networks of these pods at once.
+    pub fn look(&self, uids: impl IntoIterator<Item = PodUid>) {
+        self.orders().look.extend(uids);
         self.0.ordered.notify_all();
     }
 
@@ -334,7 +334,7 @@ mod tests {
     #[test]
     fn a_request_to_look_is_taken_once() {
         let slow = Slow::default();
-        slow.look(&"u".into());
+        slow.look(["u".into()]);
         assert_eq!(slow.wait(Duration::from_secs(60), true, |orders| !orders.look.is_empty()).look.len(), 1);
         assert_eq!(slow.wait(Duration::ZERO, true, |orders| !orders.look.is_empty()).look.len(), 0);
     }

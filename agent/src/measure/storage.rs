@@ -11,7 +11,7 @@
 //! told. No place waits for another one's pass: each gets so many entries in its turn ([`TURN`]). What lies under folders that could
 //! not be read is not in the sum, and that is logged once per place.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -31,12 +31,16 @@ use crate::clock::{Clock, thread_cpu};
 use crate::runtime::{DiskStats, DiskUse};
 use crate::volumes::{Place, PlaceKind, Volumes};
 
-/// From the end of a pass to the begin of the next; and pods' folders are listed so often.
+/// From the end of a pass to the begin of the next.
 const EVERY: Micros = Micros::secs(15);
+/// Pods' folders are listed so often; and when their containers change, for with them their folders do.
+const LIST_EVERY: Micros = Micros::secs(60);
 /// So long it walks at once.
 const SLICE: Duration = Duration::from_millis(1);
 /// And rests between.
 const PAUSE: Duration = Duration::from_millis(100);
+/// What is due within this time is done together.
+const ROUND: Micros = Micros::secs(1);
 /// So many entries of a place, then the next one has its turn.
 const TURN: u64 = 512;
 /// The node is read this often.
@@ -59,7 +63,7 @@ struct Item {
 struct Pod {
     target: Target,
     listing_due: Micros,
-    items: BTreeMap<Key, Item>,
+    items: BTreeMap<Key, Box<Item>>,
 }
 
 pub(super) struct Disks<'a> {
@@ -70,6 +74,10 @@ pub(super) struct Disks<'a> {
     turns: VecDeque<(PodUid, Key)>,
     generation: u64,
     stats: Option<Arc<DiskStats>>,
+    /// What is published.
+    parts: Parts<StorageReading>,
+    /// Pods of which something else is to be told.
+    changed: BTreeSet<PodUid>,
 }
 
 /// Walks and reads until told to stop.
@@ -98,7 +106,16 @@ pub(super) fn run(slow: &Slow, volumes: &Volumes, mut node: NodeDetailReader) ->
 
 impl<'a> Disks<'a> {
     pub(super) fn new(slow: &'a Slow, volumes: &'a Volumes) -> Self {
-        Self { slow, volumes, pods: BTreeMap::new(), turns: VecDeque::new(), generation: 0, stats: None }
+        Self {
+            slow,
+            volumes,
+            pods: BTreeMap::new(),
+            turns: VecDeque::new(),
+            generation: 0,
+            stats: None,
+            parts: Parts::new(),
+            changed: BTreeSet::new(),
+        }
     }
 
     pub(super) fn aim(&mut self, generation: u64, targets: &[Target]) {
@@ -110,8 +127,11 @@ impl<'a> Disks<'a> {
         for target in targets {
             let pod = match before.remove(&target.uid) {
                 Some(pod) if pod.target == *target => pod,
-                Some(pod) => Pod { target: target.clone(), listing_due: Micros::ZERO, ..pod },
-                None => Pod { target: target.clone(), listing_due: Micros::ZERO, items: BTreeMap::new() },
+                before => {
+                    self.changed.insert(target.uid.clone());
+                    let items = before.map(|pod| pod.items).unwrap_or_default();
+                    Pod { target: target.clone(), listing_due: Micros::ZERO, items }
+                }
             };
             self.pods.insert(target.uid.clone(), pod);
         }
@@ -120,15 +140,18 @@ impl<'a> Disks<'a> {
     /// Does what is due, but walks for so long at most; when something is due next.
     pub(super) fn round(&mut self, now: Micros, slice: Duration) -> Micros {
         let stats = self.slow.disk_stats();
-        let mut changed = stats.as_ref().map(Arc::as_ptr) != self.stats.as_ref().map(Arc::as_ptr);
-        self.stats = stats;
-        changed |= self.slow.storage().len() != self.pods.len();
+        if stats.as_ref().map(Arc::as_ptr) != self.stats.as_ref().map(Arc::as_ptr) {
+            self.stats = stats;
+            self.changed.extend(self.pods.keys().cloned());
+        }
         for (uid, pod) in &mut self.pods {
             if pod.listing_due > now {
                 continue;
             }
-            pod.listing_due = next_due(uid, now, EVERY);
-            changed |= list(pod, self.volumes);
+            pod.listing_due = next_due(uid, now, LIST_EVERY);
+            if list(pod, self.volumes) {
+                self.changed.insert(uid.clone());
+            }
         }
         for (uid, pod) in &mut self.pods {
             for (key, item) in &mut pod.items {
@@ -139,22 +162,18 @@ impl<'a> Disks<'a> {
                 }
             }
         }
-        changed |= self.walk(slice);
-        if changed {
-            self.publish();
-        }
+        self.walk(slice);
+        self.publish();
         if !self.turns.is_empty() {
             return now;
         }
         let pods = self.pods.values();
         let due = pods.flat_map(|pod| pod.items.values().map(|item| item.due).chain([pod.listing_due])).min();
-        due.unwrap_or(now + EVERY)
+        due.map_or(now + EVERY, |due| due.max(now + ROUND))
     }
 
-    /// Whether a pass came to its end.
-    fn walk(&mut self, slice: Duration) -> bool {
+    fn walk(&mut self, slice: Duration) {
         let until = Instant::now() + slice;
-        let mut ended = false;
         while Instant::now() < until {
             let Some((uid, key)) = self.turns.pop_front() else { break };
             // The pod or the place went meanwhile.
@@ -165,18 +184,22 @@ impl<'a> Disks<'a> {
                 if let Some(found) = &mut item.found {
                     found.at = now.wall;
                 }
-                ended = true;
+                self.changed.insert(uid);
             } else {
                 self.turns.push_back((uid, key));
             }
         }
-        ended
     }
 
-    fn publish(&self) {
-        let mut parts = Parts::new();
+    fn publish(&mut self) {
+        let before = self.parts.len();
+        self.parts.retain(|uid, _| self.pods.contains_key(uid));
+        if self.changed.is_empty() && self.parts.len() == before {
+            return;
+        }
         let mut capacities = BTreeMap::new();
-        for (uid, pod) in &self.pods {
+        for uid in std::mem::take(&mut self.changed) {
+            let Some(pod) = self.pods.get(&uid) else { continue };
             let of = |kind: PlaceKind| {
                 let items = pod.items.iter().filter(move |((it, _), _)| *it == kind);
                 items.filter_map(|((_, name), item)| Some((name.clone(), item.found?))).collect()
@@ -187,9 +210,9 @@ impl<'a> Disks<'a> {
                 logs: of(PlaceKind::Log),
                 volumes: of(PlaceKind::Volume),
             };
-            parts.insert(uid.clone(), Arc::new(reading));
+            self.parts.insert(uid, Arc::new(reading));
         }
-        self.slow.publish_storage(parts);
+        self.slow.publish_storage(self.parts.clone());
     }
 }
 
@@ -373,10 +396,10 @@ mod tests {
         disks.round(Micros::secs(2), Duration::from_secs(5));
         assert_eq!(bed.slow.health().walks.load(Ordering::Relaxed), walks);
         fs::remove_dir_all(&volume).unwrap();
-        disks.round(Micros::secs(40), Duration::from_secs(5));
+        disks.round(Micros::secs(1) + LIST_EVERY + LIST_EVERY, Duration::from_secs(5));
         assert_eq!(bed.slow.storage()[&PodUid::from("u")].volumes, []);
         disks.aim(2, &[]);
-        disks.round(Micros::secs(41), Duration::from_secs(5));
+        disks.round(Micros::secs(200), Duration::from_secs(5));
         assert!(bed.slow.storage().is_empty());
     }
 

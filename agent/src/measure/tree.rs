@@ -249,7 +249,7 @@ pub(super) struct Tree {
     /// `None` until it is made.
     pub(super) own: Option<Watched>,
     /// By the directory's name.
-    pub(super) children: BTreeMap<String, Child>,
+    pub(super) children: BTreeMap<String, Box<Child>>,
     pub(super) remains: Remains,
     links: Option<u64>,
     /// When it is to be listed again.
@@ -300,7 +300,7 @@ impl Tree {
             }
             let Some(cgroup) = open(at.layout, &relative.join(&name)) else { continue };
             self.bury(&name, at.now, at.owners);
-            let child = Child::new(&name, cgroup);
+            let child = Box::new(Child::new(&name, cgroup));
             at.owners.add(child.watched.id(), uid, &child.id);
             at.owners.is_born(child.watched.id(), relative.join(&name));
             self.children.insert(name, child);

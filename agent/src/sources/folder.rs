@@ -212,6 +212,10 @@ impl Scanner {
                 again = true;
                 pods = self.good.get(&file).cloned().unwrap_or_default();
             }
+            // What is the same is kept once.
+            if let Some(before) = self.good.get(&file).filter(|before| **before == pods) {
+                pods.clone_from(before);
+            }
             read.insert(file, pods);
         }
         let known = self.state.ready;
@@ -336,8 +340,8 @@ fn merge(files: &BTreeMap<PathBuf, Reading>) -> SourceState {
             )));
         } else {
             names.insert(spec.full_name(), &spec.origin);
-            state.pods.push(Arc::new(spec.clone()));
-            state.originals.insert(spec.uid.clone(), Arc::new(parsed.pod.clone()));
+            state.pods.push(Arc::clone(spec));
+            state.originals.insert(spec.uid.clone(), Arc::clone(&parsed.pod));
             if !parsed.warnings.is_empty() {
                 state.warnings.insert(spec.uid.clone(), parsed.warnings.clone());
             }

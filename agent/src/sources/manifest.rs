@@ -12,6 +12,7 @@
 //! difference gives another one, unless `metadata.uid` is set; the same bytes give the same pods.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use beelet_core::event::Rejected;
 use beelet_core::spec::PodSpec;
@@ -26,9 +27,9 @@ use crate::config::tree::{Fault, Node, Value, did_you_mean, documents};
 #[derive(Clone, Debug, PartialEq)]
 pub struct Parsed {
     /// For the core.
-    pub spec: PodSpec,
+    pub spec: Arc<PodSpec>,
     /// As it was written, with what the kubelet adds to a static pod: for `/pods`.
-    pub pod: api::Pod,
+    pub pod: Arc<api::Pod>,
     /// What is left out, each beginning with the field's name.
     pub warnings: Vec<String>,
 }
@@ -128,7 +129,7 @@ fn read(document: &Node, origin: &str, node_name: &str) -> Result<Parsed, Fault>
     let mut warnings = support::survey(document)?;
     identify(&mut pod, origin, node_name, &mut warnings)?;
     let spec = convert::pod(&pod, origin, &mut warnings)?;
-    Ok(Parsed { spec, pod, warnings })
+    Ok(Parsed { spec: Arc::new(spec), pod: Arc::new(pod), warnings })
 }
 
 /// Checks and completes the metadata.

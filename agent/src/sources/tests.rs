@@ -25,7 +25,7 @@ fn good(text: &str) -> Parsed {
 fn bad(text: &str) -> String {
     let pods = parse(text.as_bytes(), "/pods/web.yaml", "node-1");
     assert_eq!(pods.len(), 1, "{text}");
-    pods.into_iter().next().unwrap().map(|p| p.spec.name).expect_err(text).to_string()
+    pods.into_iter().next().unwrap().map(|p| p.spec.name.clone()).expect_err(text).to_string()
 }
 
 #[test]
@@ -252,7 +252,7 @@ fn several_pods_in_a_file() {
     let item = "{metadata: {name: a}, spec: {containers: [{name: c, image: i}]}}";
     let list = format!("apiVersion: v1\nkind: PodList\nitems: [{item}, {}]", item.replace("name: a", "name: b"));
     let both = format!("{}---\n{list}\n---\nkind: Nothing\n", with("", ""));
-    let names: Vec<_> = parse(both.as_bytes(), "f", "n").into_iter().map(|p| p.map(|p| p.spec.name)).collect();
+    let names: Vec<_> = parse(both.as_bytes(), "f", "n").into_iter().map(|p| p.map(|p| p.spec.name.clone())).collect();
     assert!(
         matches!(names.as_slice(), [Ok(a), Ok(b), Ok(c), Err(_)] if a == "web-n" && b == "a-n" && c == "b-n"),
         "{names:?}"

@@ -63,6 +63,7 @@ impl Bed {
             only,
             stretch: 1_000,
             cost: Cost::default(),
+            visit: Vec::new(),
         };
         let readings = self.pods.read(&mut look);
         self.cost = look.cost;
