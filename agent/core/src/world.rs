@@ -199,6 +199,11 @@ impl World {
     /// One event in, the actions that follow from it out.
     pub fn step(&mut self, event: Event, now: Now) -> Vec<Action> {
         self.out = Vec::new();
+        // A look at the node alone changes no plan, unless it led to a decision; nor does the agent's own cost.
+        let plans = match &event {
+            Event::Sample(sample) => sample.pods.is_some(),
+            event => !matches!(event, Event::OwnCost { .. }),
+        };
         match event {
             Event::Pods { pods, rejected } => self.on_wishes(pods, rejected, now),
             Event::Runtime(facts) => self.on_facts(facts, now),
@@ -212,7 +217,9 @@ impl World {
             }
             Event::Tick => self.waking = None,
         }
-        self.plan_all(now);
+        if plans || !self.out.is_empty() {
+            self.plan_all(now);
+        }
         std::mem::take(&mut self.out)
     }
 

@@ -56,8 +56,9 @@ impl Cycle {
         let mut ticked = false;
         loop {
             if Instant::now() >= publish {
-                // Whatever else may have changed the pods.
-                self.aim(&mut targets);
+                if news {
+                    self.aim(&mut targets);
+                }
                 self.published.publish(self.world.snapshot(self.clock.now()));
                 publish = Instant::now() + PUBLISH_IDLE;
                 news = false;

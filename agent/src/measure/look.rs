@@ -35,6 +35,8 @@ const WAITS_AT_MOST: Micros = Micros::secs(10);
 const UNKNOWN_FOR: Micros = Micros::secs(3);
 /// And so many of them are kept.
 pub(super) const UNKNOWN_MOST: usize = 1_024;
+/// The node's CPU time is read this often.
+const CPU_EVERY: Micros = Micros::millis(900);
 /// How full the eBPF maps are is counted this often.
 const FILL_EVERY: Micros = Micros::secs(10);
 /// Counters of cgroups that are no pod's are removed this often.
@@ -120,7 +122,7 @@ impl Looker {
         if full {
             self.health.full_at_us.store(at.0, Ordering::Relaxed);
         }
-        let cpu = at - self.last.cpu >= Micros::millis(500);
+        let cpu = at - self.last.cpu >= CPU_EVERY;
         let node = match self.node.read(cpu) {
             Ok(node) => node,
             Err(error) => {

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use beelet_core::sample::{CgroupReading, Pressure, PressureReading, Stall};
 use beelet_core::telemetry::{CgroupDetail, FsUse, InterfaceReading, NodeDetail, SliceReading};
-use beelet_core::units::{Bytes, Micros};
+use beelet_core::units::{Bytes, Micros, Now};
 use procfs::{Current as _, CurrentSI as _, FromRead as _};
 use rustix::fs::statvfs;
 use tracing::debug;
@@ -44,11 +44,12 @@ pub struct NodeSources {
 pub(super) struct NodeDetailReader {
     from: NodeSources,
     buffer: Buffer,
+    mounts: Mounts,
 }
 
 impl NodeDetailReader {
     pub(super) fn new(from: NodeSources) -> Self {
-        Self { from, buffer: Buffer::default() }
+        Self { from, buffer: Buffer::default(), mounts: Mounts::default() }
     }
 
     /// A reading; `stats` is the runtime's newest word on disks.
@@ -66,7 +67,7 @@ impl NodeDetailReader {
             pids: pids(),
             services: self.services(&services),
             slices: self.slices(services),
-            filesystems: filesystems(now.wall),
+            filesystems: self.mounts.filesystems(now),
             ..NodeDetail::default()
         };
         cpu(&mut it);
@@ -279,12 +280,33 @@ fn no_project_quota(mountinfo: &[u8], folder: &Path) -> String {
     }
 }
 
-/// Mounted file systems on block devices or in memory, each once.
-fn filesystems(now: Micros) -> Vec<(String, FsUse)> {
+/// Mounted file systems on block devices or in memory, each once: name and mount point. Each pod adds mounts, so the list is long, and
+/// is read seldom.
+#[derive(Debug, Default)]
+struct Mounts {
+    listed: Option<Micros>,
+    list: Vec<(String, PathBuf)>,
+}
+
+impl Mounts {
+    fn filesystems(&mut self, now: Now) -> Vec<(String, FsUse)> {
+        if self.listed.is_none_or(|at| now.mono - at >= MOUNTS_EVERY) {
+            self.listed = Some(now.mono);
+            self.list = mounts();
+        }
+        let used = |(name, at): &(String, PathBuf)| {
+            let vfs = statvfs(at).ok()?;
+            Some((name.clone(), FsUse { at: now.wall, ..whole(&vfs) }))
+        };
+        self.list.iter().filter_map(used).collect()
+    }
+}
+
+fn mounts() -> Vec<(String, PathBuf)> {
     let Ok(text) = fs::read("/proc/self/mountinfo") else { return Vec::new() };
     let Ok(mounts) = procfs::process::MountInfos::from_read(text.as_slice()) else { return Vec::new() };
     let mut devices = BTreeSet::new();
-    let mut found: BTreeMap<String, FsUse> = BTreeMap::new();
+    let mut found: BTreeMap<String, PathBuf> = BTreeMap::new();
     for mount in mounts {
         let source = mount.mount_source.unwrap_or_default();
         let name = match mount.fs_type.as_str() {
@@ -294,11 +316,8 @@ fn filesystems(now: Micros) -> Vec<(String, FsUse)> {
             _ if source.starts_with("/dev/") => source,
             _ => continue,
         };
-        if found.len() >= MOST_FILESYSTEMS || !devices.insert(mount.majmin) {
-            continue;
-        }
-        if let Ok(vfs) = statvfs(&mount.mount_point) {
-            found.entry(name).or_insert(FsUse { at: now, ..whole(&vfs) });
+        if found.len() < MOST_FILESYSTEMS && devices.insert(mount.majmin) {
+            found.entry(name).or_insert(mount.mount_point);
         }
     }
     found.into_iter().collect()
@@ -309,6 +328,8 @@ fn is_of_pod(mount_point: &Path) -> bool {
     mount_point.components().any(|part| folders.iter().any(|folder| part.as_os_str() == *folder))
 }
 
+/// Mounts are listed this often.
+const MOUNTS_EVERY: Micros = Micros::secs(60);
 /// So many file systems are told at most.
 const MOST_FILESYSTEMS: usize = 64;
 
