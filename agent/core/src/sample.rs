@@ -36,6 +36,9 @@ pub struct NodeReading {
     pub cpu_busy: Micros,
     /// CPU time idle (idle and iowait) by all CPUs together since boot.
     pub cpu_idle: Micros,
+    /// When these were read (monotonic): not at each look. Zero: with the sample.
+    #[serde(default)]
+    pub cpu_at: Micros,
     /// `MemTotal`.
     pub memory_total: Bytes,
     /// What is in use and not reclaimable file cache. In terms of /proc/meminfo: `MemTotal - MemFree - Active(file) -

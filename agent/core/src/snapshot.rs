@@ -255,6 +255,18 @@ impl NodeView {
         let told = self.detail.as_deref().and_then(|detail| detail.memory_working_set);
         told.or_else(|| self.reading.map(|reading| reading.memory_working_set))
     }
+
+    /// When that was read (monotonic): with the details, which are older than the picture. `None`: with the picture.
+    #[must_use]
+    pub fn memory_at(&self) -> Option<Micros> {
+        self.detail.as_deref().filter(|detail| detail.memory_working_set.is_some()).map(|detail| detail.at)
+    }
+
+    /// When its CPU times were read (monotonic); `None`: with the picture.
+    #[must_use]
+    pub fn cpu_at(&self) -> Option<Micros> {
+        self.reading.map(|reading| reading.cpu_at).filter(|at| *at > Micros::ZERO)
+    }
 }
 
 /// Which pod a view is of.

@@ -100,6 +100,7 @@ impl Node {
             detail: Some(Arc::new(detail)),
         });
         let node = NodeReading {
+            cpu_at: Micros::ZERO,
             cpu_busy: Micros::millis(200 * self.second),
             cpu_idle: Micros::millis(1_800 * self.second),
             memory_total: Bytes::gib(4),

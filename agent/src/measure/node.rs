@@ -10,6 +10,8 @@ use std::os::unix::fs::FileExt as _;
 use beelet_core::sample::NodeReading;
 use beelet_core::units::{Bytes, Micros};
 
+use crate::clock::Clock;
+
 /// Both files begin with what is wanted, and `/proc/meminfo` is shorter as a whole (some 1.5 KiB).
 const ENOUGH: usize = 4 << 10;
 
@@ -45,6 +47,7 @@ impl NodeReader {
             let text = load(&mut self.stat, "/proc/stat", &mut self.buffer[..])?;
             (self.last.cpu_busy, self.last.cpu_idle) = cpu_times(text, self.tick)
                 .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "/proc/stat: it begins with no `cpu`"))?;
+            self.last.cpu_at = Clock.now().mono;
         }
         Ok(self.last)
     }

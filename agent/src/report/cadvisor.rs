@@ -97,6 +97,8 @@ struct Row<'a> {
     pod: &'a str,
     /// When it was read (wall clock); `None` of a container that does not run.
     at: Option<Micros>,
+    /// When its CPU time was read, if not with the rest.
+    cpu_at: Option<Micros>,
     cpu: Option<CpuReading>,
     memory: Memory<'a>,
     pressure: Option<PressureReading>,
@@ -203,8 +205,8 @@ fn root(picture: &Snapshot) -> Option<Row<'_>> {
     let usage = detail.and_then(|d| d.memory_usage);
     Some(Row {
         id: "/".to_owned(),
-        // The node is read at each look, which is what the step that made the picture came from.
-        at: Some(now.wall),
+        at: Some(detail.map_or(now.wall, |d| moment(d.at, now))),
+        cpu_at: Some(node.cpu_at().map_or(now.wall, |at| moment(at, now))),
         cpu: Some(CpuReading {
             usage: Some(reading.cpu_busy),
             user: detail.and_then(|d| d.cpu).map(|(user, _)| user),
@@ -328,6 +330,8 @@ fn resources(view: &PodView, container: &ContainerView) -> Option<(u64, Option<M
 enum When {
     /// With the cgroup's files.
     Reading,
+    /// As CPU time was.
+    Cpu,
     /// With the details.
     Detail,
     /// With the interfaces.
@@ -340,6 +344,7 @@ impl When {
     fn of(self, row: &Row<'_>) -> Option<Micros> {
         match self {
             Self::Reading => row.at,
+            Self::Cpu => row.cpu_at.or(row.at),
             Self::Detail => row.detail_at,
             Self::Interfaces => row.interfaces_at,
             Self::Never => None,
@@ -379,7 +384,7 @@ const fn node(name: &'static str, fill: fn(&mut Family<'_>, &MachineFacts, &Snap
     Source { name, what: What::Node(fill) }
 }
 
-use When::{Detail, Interfaces, Never, Reading};
+use When::{Cpu, Detail, Interfaces, Never, Reading};
 
 /// One per family of [`CADVISOR`], in its order.
 #[rustfmt::skip]
@@ -398,7 +403,7 @@ static SOURCES: &[Source] = &[
     row("container_cpu_cfs_throttled_periods_total", Reading, |r| limited(r)?.throttled_periods.map(Value::from)),
     row("container_cpu_cfs_throttled_seconds_total", Reading, |r| limited(r)?.throttled.map(Value::from)),
     row("container_cpu_system_seconds_total", Reading, |r| r.cpu?.system.map(Value::from)),
-    many("container_cpu_usage_seconds_total", Reading, |r, put| {
+    many("container_cpu_usage_seconds_total", Cpu, |r, put| {
         if let Some(usage) = r.cpu.and_then(|c| c.best()).filter(|usage| *usage > Micros::ZERO) {
             put(&["total"], usage.into());
         }

@@ -109,8 +109,13 @@ fn node(writer: &mut Writer, none: &LabelSets, picture: &Snapshot) {
         }
     };
     let (reading, detail, now) = (picture.node.reading, picture.node.detail.as_deref(), picture.at);
-    one("node_cpu_usage_seconds_total", reading.map(|r| r.cpu_busy.into()), now.wall);
-    one("node_memory_working_set_bytes", picture.node.memory_working_set().map(Value::from), now.wall);
+    let at = |read: Option<Micros>| read.map_or(now.wall, |at| moment(at, now));
+    one("node_cpu_usage_seconds_total", reading.map(|r| r.cpu_busy.into()), at(picture.node.cpu_at()));
+    one(
+        "node_memory_working_set_bytes",
+        picture.node.memory_working_set().map(Value::from),
+        at(picture.node.memory_at()),
+    );
     let swap: Option<Bytes> = detail.and_then(|d| d.swap).map(|(used, _)| used);
     one("node_swap_usage_bytes", swap.map(Value::from), detail.map_or(now.wall, |d| moment(d.at, now)));
 }
@@ -164,6 +169,7 @@ mod tests {
         let web = Arc::make_mut(&mut picture.pods[2]);
         let reading = web.containers[0].reading.as_mut().unwrap();
         (reading.at, reading.cpu.as_mut().unwrap().usage) = (Micros::secs(991), Some(Micros::ZERO));
+        Arc::make_mut(picture.node.detail.as_mut().unwrap()).memory_working_set = Some(Bytes::gib(1));
         let families = ours(&picture);
         let of = |name: &str| {
             let samples = &families[name].samples;
@@ -175,6 +181,10 @@ mod tests {
         assert_eq!(of("container_cpu_usage_seconds_total"), (0.0, read));
         assert_eq!(of("container_memory_working_set_bytes"), (Bytes::mib(60 + 501 - 10).get() as f64, read));
         assert_eq!(of("container_start_time_seconds").1, None);
+        let cpu = families["node_cpu_usage_seconds_total"].samples[0].at;
+        assert_eq!(cpu, Some((samples::WALL - Micros::millis(700)).get() / 1_000));
+        let details = Some((samples::WALL - Micros::secs(5)).get() / 1_000);
+        assert_eq!(families["node_memory_working_set_bytes"].samples[0].at, details);
     }
 
     #[test]

@@ -147,6 +147,7 @@ fn node(picture: &mut Snapshot) {
     };
     let service = |name: &str| (name.to_owned(), WALL - Micros::secs(500), reading(11));
     picture.node.reading = Some(NodeReading {
+        cpu_at: picture.at.mono - Micros::millis(700),
         cpu_busy: Micros::secs(100),
         cpu_idle: Micros::secs(900),
         memory_total: Bytes::gib(4),

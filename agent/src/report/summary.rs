@@ -390,16 +390,17 @@ fn node(picture: &Snapshot, rates: &Rates) -> NodeStats {
     let (node, now) = (&picture.node, picture.at);
     let detail = node.detail.as_deref();
     let pressure = detail.and_then(|d| d.pressure);
-    let read = time(now.wall);
+    let read = |at: Option<Micros>| time(at.map_or(now.wall, |at| moment(at, now)));
+    let detailed = read(detail.map(|d| d.at));
     let usage = Usage {
         cpu: node.reading.map(|reading| CpuStats {
-            time: read.clone(),
+            time: read(node.cpu_at()),
             usage_nano_cores: node.cpu.map(nano_cores),
             usage_core_nano_seconds: Some(reading.cpu_busy.get().saturating_mul(1_000)),
             psi: pressure.map(|p| psi(p.cpu)),
         }),
         memory: node.reading.map(|reading| MemoryStats {
-            time: read.clone(),
+            time: read(node.memory_at()),
             available_bytes: node.memory_working_set().map(|used| (reading.memory_total - used).get()),
             usage_bytes: detail.and_then(|d| d.memory_usage).map(Bytes::get),
             working_set_bytes: node.memory_working_set().map(Bytes::get),
@@ -408,9 +409,9 @@ fn node(picture: &Snapshot, rates: &Rates) -> NodeStats {
             major_page_faults: detail.and_then(|d| d.page_faults).map(|(_, major)| major),
             psi: pressure.map(|p| psi(p.memory)),
         }),
-        io: pressure.map(|p| IoStats { time: read.clone(), psi: psi(p.io) }),
+        io: pressure.map(|p| IoStats { time: detailed.clone(), psi: psi(p.io) }),
         swap: detail.and_then(|d| d.swap).map(|(used, free)| SwapStats {
-            time: read,
+            time: detailed,
             swap_available_bytes: Some(free.get()),
             swap_usage_bytes: Some(used.get()),
         }),

@@ -446,6 +446,7 @@ impl Kernel {
         let cache: Bytes = self.procs.values().map(|p| p.cache).sum();
         let held = self.system + self.held();
         NodeReading {
+            cpu_at: Micros::ZERO,
             cpu_busy: self.busy,
             cpu_idle: self.idle,
             memory_total: self.total,

@@ -163,6 +163,10 @@ fn each_sample_has_the_time_of_its_reading() {
     let millis = |seconds_ago: u64| Some((samples::WALL - Micros::secs(seconds_ago)).get() / 1_000);
     assert_eq!(at("container_memory_rss"), millis(10));
     assert_eq!(at("container_processes"), millis(5), "the details have their own");
+    // The node's CPU time is read by itself, and its memory with its details.
+    let of_node = |name: &str| families[name].samples.iter().find(|s| s.label("id") == "/").unwrap().at;
+    assert_eq!(of_node("container_cpu_usage_seconds_total"), Some((samples::WALL - Micros::millis(700)).get() / 1_000));
+    assert_eq!(of_node("container_memory_rss"), millis(5));
     let seen = &families["container_last_seen"].samples[0];
     assert_eq!((seen.value, seen.at), (1_795_428_002.0, Some(1_795_428_002_500)));
 }
