@@ -2,7 +2,8 @@
 //!
 //! The rooms, in the order in which facts flow through them: [`kernel`] reads, [`measure`] merges the readings into samples,
 //! [`sources`] tells which pods are wanted, [`runtime`] talks to containerd; `beelet_core` decides; [`act`] executes with
-//! [`cgroup`] and [`volumes`]; [`report`], [`server`] and [`top`] show. [`agent`] ties them together: one task owns the state.
+//! [`cgroup`] and [`volumes`]; [`report`], [`server`] and [`top`] show. [`agent`] ties them together: one task owns the state;
+//! [`protect`] and [`heap`] keep it alive and small.
 
 pub mod act;
 pub mod agent;
@@ -13,6 +14,7 @@ pub mod heap;
 pub mod kernel;
 pub mod kubelet;
 pub mod measure;
+pub mod protect;
 pub mod report;
 pub mod runtime;
 pub mod server;

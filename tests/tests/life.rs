@@ -26,6 +26,35 @@ fn uid(pod: &Value) -> String {
     pod["metadata"]["uid"].as_str().unwrap_or_default().to_owned()
 }
 
+/// `CAP_SYS_RESOURCE`, without which nobody may lower an oom_score_adj.
+fn may_lower_scores() -> bool {
+    let status = fs::read_to_string("/proc/self/status").expect("the status of this process");
+    let mask = status.lines().find_map(|line| line.strip_prefix("CapEff:")).expect("CapEff");
+    u64::from_str_radix(mask.trim(), 16).expect("a mask") & (1 << 24) != 0
+}
+
+#[test]
+fn the_agent_protects_itself_as_it_is_told() {
+    let Some(bed) = BED.get("the_agent_protects_itself_as_it_is_told") else { return };
+    // The default lowers the score, which some machines do not allow even to root; to raise it is always allowed.
+    for (options, score, done) in [
+        (AgentOptions::default(), "-999", may_lower_scores()),
+        (AgentOptions::default().set("oomScoreAdj", "300"), "300", true),
+    ] {
+        let agent = Agent::start(&bed, &options);
+        let file = |name: &str| fs::read_to_string(format!("/proc/{}/{name}", agent.pid())).expect(name);
+        assert_eq!(file("oom_score_adj").trim() == score, done);
+        let status = file("status");
+        let locked = status.lines().find_map(|line| line.strip_prefix("VmLck:")).expect("VmLck");
+        let kib: u64 = locked.split_whitespace().next().and_then(|n| n.parse().ok()).expect("a number");
+        assert!(kib > 4_096, "its code is not locked: {locked}");
+        let metrics = agent.metrics();
+        let told = |name: &str| metrics.value("beelet_capability", &[("name", name)]);
+        assert_eq!((told("oom_score_adj"), told("locked_code")), (Some(f64::from(u8::from(done))), Some(1.0)));
+        agent.finish();
+    }
+}
+
 #[test]
 fn a_pod_from_a_file_runs_is_replaced_and_goes() {
     let Some(bed) = BED.get("a_pod_from_a_file_runs_is_replaced_and_goes") else { return };

@@ -45,6 +45,7 @@ use crate::kernel::programs::entries;
 use crate::measure::{
     Command, NodeSources, Sampler, SamplerParts, SamplerThread, Slow, SlowParts, project_quota, slot,
 };
+use crate::protect;
 use crate::report::metrics::MetricsError;
 use crate::report::{AgentReport, Capability, Manifests, Published, SelfReport};
 use crate::runtime::{NodeEnv, Runtime, RuntimeError};
@@ -177,6 +178,7 @@ pub async fn run(
             warn!(%error, "the limit of open files cannot be raised; files of cgroups beyond it are opened for each reading");
         }
     }
+    let protected = protect::this_process(options.config.kubelet.oom_score_adj);
     let machine = machine::find_out(&layout)?;
     if !options.beside
         && let Some(degraded) = options.config.check_cgroup_layout(&machine)?
@@ -280,7 +282,7 @@ pub async fn run(
         host_ip: host_ip.clone(),
         started: clock.now().mono,
         kubepods: node.kubepods.clone(),
-        capabilities: capabilities(&layout, &pods_root, &options.root, &programs),
+        capabilities: capabilities(&layout, &pods_root, &options.root, &programs, protected),
         ..SelfReport::default()
     });
     let listener = server::bind(kubelet.server_address()).await?;
@@ -439,7 +441,13 @@ fn load_options(config: &Config) -> LoadOptions {
     LoadOptions { off: off.collect(), log: config.policy.program_log, entries, ..LoadOptions::default() }
 }
 
-fn capabilities(layout: &CgroupLayout, pods_root: &Path, root: &Path, programs: &Programs) -> Vec<Capability> {
+fn capabilities(
+    layout: &CgroupLayout,
+    pods_root: &Path,
+    root: &Path,
+    programs: &Programs,
+    protected: Vec<protect::Fact>,
+) -> Vec<Capability> {
     let mut found: Vec<Capability> = preflight::probe(Some(layout), pods_root)
         .into_iter()
         .map(|c| Capability { name: c.name.to_owned(), available: c.available, reason: c.reason })
@@ -448,6 +456,11 @@ fn capabilities(layout: &CgroupLayout, pods_root: &Path, root: &Path, programs: 
         found.push(Capability { name: "btf_field".to_owned(), available: false, reason: field.clone() });
     }
     found.push(Capability { name: "project_quota".to_owned(), available: false, reason: project_quota(root) });
+    found.extend(protected.into_iter().map(|protect::Fact { name, outcome }| Capability {
+        name: name.to_owned(),
+        available: outcome.is_ok(),
+        reason: outcome.unwrap_or_else(|reason| reason),
+    }));
     for capability in &found {
         if !capability.available {
             warn!(capability = capability.name, reason = capability.reason, "not available here");
