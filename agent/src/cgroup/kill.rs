@@ -19,6 +19,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::error::Error;
 use super::layout::check;
+use super::reap::{self, Reaped};
 use super::tree::Tree;
 
 /// Rounds of the fallback: a fork bomb that survives as many is left to the next kill.
@@ -126,6 +127,14 @@ impl KillHandle {
             Err(rustix::io::Errno::NODEV | rustix::io::Errno::NOENT) => Ok(self.one_by_one()),
             Err(e) => Err(Error::write(&file(), "1", &e.into())),
         }
+    }
+
+    /// Frees the memory of what was killed, for whoever waits for it; after [`kill`](Self::kill), which waits for nothing.
+    #[must_use]
+    pub fn reap(&self) -> Reaped {
+        let mut pids = Vec::new();
+        processes(&self.unified, &mut pids);
+        reap::reap(&pids)
     }
 
     fn one_by_one(&self) -> Killed {

@@ -19,6 +19,7 @@ mod error;
 mod kill;
 mod knobs;
 mod layout;
+mod reap;
 mod remove;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -29,5 +30,6 @@ pub use kill::{KillHandle, Killed};
 pub use knobs::shares_from_weight;
 pub(crate) use layout::unescape;
 pub use layout::{Hierarchies, V1Mount};
+pub use reap::Reaped;
 pub use remove::Leftover;
 pub use tree::{Change, Tree};

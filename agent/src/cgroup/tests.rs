@@ -170,6 +170,35 @@ fn kill_is_fast_and_complete() {
     assert!(!child.wait().unwrap().success());
 }
 
+/// `dd` fills its buffer and then waits for a reader that does not read; beside it others take the CPU that it would need to exit.
+#[test]
+fn the_memory_of_what_was_killed_is_freed_for_it() {
+    const HELD: Bytes = Bytes::mib(256);
+    let Some(bed) = Bed::new("the_memory_of_what_was_killed_is_freed_for_it") else { return };
+    let (busy, path) = (bed.pod("busy"), bed.pod("a"));
+    for pod in [&busy, &path] {
+        bed.tree.create(pod).unwrap();
+    }
+    bed.tree.set(&path, &CgroupKnobs { cpu_shares: Some(2), ..CgroupKnobs::default() }).unwrap();
+    let mut spinners = inside(&bed.tree, &busy, "for n in 1 2 3 4; do while :; do :; done & done; wait");
+    let handle = bed.tree.kill_handle(&path).unwrap();
+    let mut child = inside(&bed.tree, &path, "dd if=/dev/zero bs=256M count=1 status=none | sleep 1000");
+    let begun = Instant::now();
+    while bed.tree.unreclaimable(&path).unwrap() < HELD {
+        assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", bed.tree.unreclaimable(&path));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    handle.kill().unwrap();
+    let reaped = handle.reap();
+    let left = bed.tree.unreclaimable(&path).unwrap();
+    println!("{reaped:?}, {left} left");
+    assert_eq!(reaped.left, 0, "{reaped:?}");
+    assert!(left < HELD.scale(1, 2), "{left} after {reaped:?}");
+    bed.tree.kill(&busy).unwrap();
+    spinners.wait().unwrap();
+    child.wait().unwrap();
+}
+
 #[test]
 fn unreclaimable_is_less_than_a_lot() {
     let Some(bed) = Bed::new("unreclaimable_is_less_than_a_lot") else { return };
