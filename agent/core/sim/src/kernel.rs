@@ -4,17 +4,22 @@
 //! at most 100 ms, of 2 ms near a limit; what processes hold comes from their [`Curve`], file cache fills what is left and is
 //! given back when it is needed, and what does not fit is killed.
 //!
-//! Simplified: no swap, no slab, no throttling of allocations (the worst case for beelet), reclaim costs pressure but no time; CPU
-//! is shared in proportion to what is wanted, not by weight.
+//! Simplified: no swap, no slab, no throttling of allocations (the worst case for beelet), reclaim costs pressure but no time, unless
+//! the kernel is given a [`Reclaim`], which models watermarks, refaults and what they cost; CPU is shared in proportion to what is
+//! wanted, not by weight.
 //!
 //! Terms: *dying* memory is that of killed processes, which the kernel gives back over some tens of ms.
+
+pub mod reclaim;
+
+use reclaim::{Files, MIN, Reclaim};
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use beelet_core::sample::{
-    CgroupReading, ContainerReading, CpuReading, MemoryReading, NetworkReading, NodeReading, PodReading, Pressure,
-    PressureReading, Stall,
+    CgroupReading, ContainerReading, CpuReading, MemoryMore, MemoryReading, NetworkReading, NodeReading, PodReading,
+    Pressure, PressureReading, Stall,
 };
 use beelet_core::spec::PodUid;
 use beelet_core::telemetry::{CgroupDetail, ExitKind, Preemptor};
@@ -42,7 +47,9 @@ pub struct Proc {
     cgroup: u64,
     anon: Bytes,
     shmem: Bytes,
+    /// File cache that was read once.
     cache: Bytes,
+    files: Files,
     used: Micros,
     /// Runnable and without a CPU, throttling included.
     waited: Micros,
@@ -122,6 +129,14 @@ pub struct OomKills {
     pub node: u64,
 }
 
+impl OomKills {
+    /// At walls that pods share.
+    #[must_use]
+    pub fn shared(&self) -> u64 {
+        self.kubepods + self.node
+    }
+}
+
 /// The kernel's side of a node.
 #[derive(Clone, Debug)]
 pub struct Kernel {
@@ -148,6 +163,8 @@ pub struct Kernel {
     dropped: (Micros, Bytes),
     /// The OOM killer's work.
     pub ooms: OomKills,
+    /// What reclaim does and costs; `None` for cache that is given back for nothing, down to the last page.
+    pub reclaim: Option<Reclaim>,
 }
 
 impl Kernel {
@@ -170,6 +187,7 @@ impl Kernel {
             idle: Micros::ZERO,
             dropped: (Micros::ZERO, Bytes::ZERO),
             ooms: OomKills::default(),
+            reclaim: None,
         }
     }
 
@@ -208,6 +226,7 @@ impl Kernel {
             anon: Bytes::ZERO,
             shmem: Bytes::ZERO,
             cache: Bytes::ZERO,
+            files: Files::default(),
             used: Micros::ZERO,
             waited: Micros::ZERO,
             periods: 0,
@@ -256,8 +275,9 @@ impl Kernel {
     /// Let time pass, to then or to the next death.
     pub fn advance(&mut self, to: Micros) {
         while self.now < to && self.deaths.is_empty() {
-            let room = self.limit.map_or(self.total, |l| l.min(self.total)) - self.held();
-            let step = Micros(room.scale(1_000_000, 4 << 30).get()).clamp(Micros::millis(2), Micros::millis(100));
+            // Stalls feed back on growth, so they want short steps.
+            let longest = Micros::millis(if self.reclaim.is_some() { 10 } else { 100 });
+            let step = Micros(self.room().scale(1_000_000, 4 << 30).get()).clamp(Micros::millis(2), longest);
             let mut next = to.min(self.now + step);
             // Ends are at their moment.
             for proc in self.procs.values() {
@@ -281,10 +301,13 @@ impl Kernel {
         let mut ends = Vec::new();
         let mut dropped = Bytes::ZERO;
         for (id, proc) in &mut self.procs {
-            let age = next - proc.started;
+            let age = next - proc.started - proc.files.lost;
+            let before = proc.held();
             (proc.anon, proc.shmem) = (proc.curve.anon(age), proc.curve.shmem(age));
             let (rate, drop_every) = proc.curve.cache();
-            proc.cache += rate.scale(span.get(), 1_000_000);
+            let read = rate.scale(span.get(), 1_000_000);
+            proc.cache += read;
+            proc.files.demand += read + (proc.held() - before);
             if let Some(every) = drop_every {
                 let drops = age.get() / every.get().max(1);
                 if drops > proc.drops {
@@ -294,12 +317,13 @@ impl Kernel {
                 }
             }
             if let Some(limit) = proc.limit {
-                let over = proc.held() + proc.cache > limit;
+                let over = proc.held() + proc.cache + proc.files.resident > limit;
                 wanted_reclaim |= over;
                 if over && let Some(group) = self.groups.get_mut(&proc.uid) {
                     group.stalled.1 += span.scale(5, 100);
                 }
-                proc.cache = proc.cache.min(limit - proc.held());
+                proc.files.resident = proc.files.resident.min(limit - proc.held());
+                proc.cache = proc.cache.min(limit - proc.held() - proc.files.resident);
                 if proc.held() > limit {
                     ends.push((id.clone(), 137, true));
                     continue;
@@ -319,10 +343,11 @@ impl Kernel {
             self.end(&id, code, oom);
         }
         self.limit_pods();
-        let node = self.total - self.system;
-        let limit = self.limit.map_or(node, |l| l.min(node));
-        wanted_reclaim |= self.reclaim(limit);
-        if wanted_reclaim {
+        let limit = self.wall();
+        if let Some(mut reclaim) = self.reclaim.take() {
+            reclaim.pass(self, span);
+            self.reclaim = Some(reclaim);
+        } else if self.shrink(limit) || wanted_reclaim {
             // Some task waits for a part of the time; for most of it when there is little left to reclaim.
             let dear = limit - self.held() < Bytes::mib(64);
             self.stalled += span.scale(if dear { 60 } else { 5 }, 100);
@@ -358,8 +383,15 @@ impl Kernel {
         }
     }
 
+    /// Where the OOM killer comes: user pages are not given out below the lowest watermark.
+    fn wall(&self) -> Bytes {
+        let reserve = if self.reclaim.is_some() { MIN } else { Bytes::ZERO };
+        let node = self.total - self.system - reserve;
+        self.limit.map_or(node, |l| l.min(node))
+    }
+
     /// Gives cache back until all fits; says whether there was a need.
-    fn reclaim(&mut self, limit: Bytes) -> bool {
+    fn shrink(&mut self, limit: Bytes) -> bool {
         let (held, cache) = (self.held(), self.procs.values().map(|p| p.cache).sum::<Bytes>());
         if held + cache <= limit {
             return false;
@@ -440,10 +472,15 @@ impl Kernel {
         procs + dying + self.groups.get(uid).map_or(Bytes::ZERO, |g| g.volumes)
     }
 
+    /// File cache of pods: read once, and hot.
+    fn files(&self) -> (Bytes, Bytes) {
+        (self.procs.values().map(|p| p.cache).sum(), self.procs.values().map(|p| p.files.resident).sum())
+    }
+
     /// The node.
     #[must_use]
     pub fn node(&self) -> NodeReading {
-        let cache: Bytes = self.procs.values().map(|p| p.cache).sum();
+        let (once, hot) = self.files();
         let held = self.system + self.held();
         NodeReading {
             cpu_at: Micros::ZERO,
@@ -451,19 +488,20 @@ impl Kernel {
             cpu_idle: self.idle,
             memory_total: self.total,
             memory_unreclaimable: held,
-            memory_working_set: held + cache.scale(1, 4),
+            memory_working_set: held + active(once, hot),
         }
     }
 
     /// `kubepods`. `torn`: usage from before the last cache was dropped, the parts from after it.
     #[must_use]
     pub fn kubepods(&self, torn: bool, quick: bool) -> CgroupReading {
-        let cache: Bytes = self.procs.values().map(|p| p.cache).sum();
-        let mut memory = memory(self.held(), cache, self.limit);
+        let mut memory = memory(self.held(), self.files(), self.limit);
+        memory.more = more(self.procs.values());
         if torn && self.now - self.dropped.0 < Micros::millis(30) {
             memory.usage += self.dropped.1;
         }
-        let pressure = PressureReading::memory_some(self.stalled);
+        let mut pressure = PressureReading::memory_some(self.stalled);
+        pressure.memory.full = self.reclaim.map(|r| r.full()).unwrap_or_default();
         let cpu = CpuReading { usage: Some(self.busy), ..CpuReading::default() };
         CgroupReading {
             id: 1,
@@ -487,7 +525,10 @@ impl Kernel {
                 id: p.cgroup,
                 at: self.now,
                 cpu: Some(cpu(p)),
-                memory: Some(MemoryReading { oom_kills: Some(p.oom_kills), ..memory(p.held(), p.cache, p.limit) }),
+                memory: Some(MemoryReading {
+                    oom_kills: Some(p.oom_kills),
+                    ..memory(p.held(), (p.cache, p.files.resident), p.limit)
+                }),
                 pressure: None,
                 pids: Some(p.curve.pids(self.now - p.started)),
             },
@@ -497,7 +538,7 @@ impl Kernel {
                 ..CgroupDetail::default()
             })),
         });
-        let cache = procs().map(|(_, p)| p.cache).sum();
+        let files = (procs().map(|(_, p)| p.cache).sum(), procs().map(|(_, p)| p.files.resident).sum());
         let used = group.used + procs().map(|(_, p)| p.used).sum();
         let cgroup = CgroupReading {
             id: group.id,
@@ -509,7 +550,8 @@ impl Kernel {
             }),
             memory: Some(MemoryReading {
                 oom_kills: Some(group.oom_kills),
-                ..memory(self.held_by(uid), cache, group.limit)
+                more: more(procs().map(|(_, p)| p)),
+                ..memory(self.held_by(uid), files, group.limit)
             }),
             pressure: Some(PressureReading {
                 cpu: Pressure { some: Stall::total(group.stalled.0), full: Stall::default() },
@@ -546,11 +588,21 @@ fn exits(age: Micros) -> Vec<(ExitKind, u64)> {
     (0..=seconds.min(40)).map(|i| (ExitKind::Code(u8::try_from(i).unwrap_or(0)), 1 + seconds / 10)).collect()
 }
 
-fn memory(held: Bytes, cache: Bytes, limit: Option<Bytes>) -> MemoryReading {
-    let active = cache.scale(1, 4);
+/// What is active of file cache that was read once and that is hot. Of the former a quarter is read again by somebody; of both together
+/// at most what the kernel keeps active: as much as inactive below 1 GiB, above it by the square root of ten times the GiB
+/// (`inactive_is_low`, mm/vmscan.c). It holds that ratio only while it reclaims, so the kubelet's working set is at its best here.
+fn active(once: Bytes, hot: Bytes) -> Bytes {
+    let file = once + hot;
+    let ratio = (10 * (file.get() >> 30)).isqrt().max(1);
+    (once.scale(1, 4) + hot).min(file.scale(ratio, ratio + 1))
+}
+
+/// `files`: read once, and hot.
+fn memory(held: Bytes, files: (Bytes, Bytes), limit: Option<Bytes>) -> MemoryReading {
+    let (file, active) = (files.0 + files.1, active(files.0, files.1));
     MemoryReading {
-        usage: held + cache,
-        inactive_file: cache - active,
+        usage: held + file,
+        inactive_file: file - active,
         active_file: active,
         anon: held,
         shmem: Bytes::ZERO,
@@ -559,6 +611,11 @@ fn memory(held: Bytes, cache: Bytes, limit: Option<Bytes>) -> MemoryReading {
         oom_kills: Some(0),
         ..MemoryReading::default()
     }
+}
+
+fn more<'a>(procs: impl Iterator<Item = &'a Proc>) -> MemoryMore {
+    let (scanned, refaults) = procs.fold((0, 0), |(s, r), p| (s + p.files.scanned, r + p.files.refaults));
+    MemoryMore { scanned: Some(scanned), refaults_file: Some(refaults), ..MemoryMore::default() }
 }
 
 fn cpu(p: &Proc) -> CpuReading {

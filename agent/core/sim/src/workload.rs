@@ -69,6 +69,35 @@ pub enum Curve {
         /// From one to the next.
         period: Micros,
     },
+    /// Takes memory at a rate until it has so much, and keeps it: a step as a process can make it.
+    Fill {
+        /// From then on.
+        at: Micros,
+        /// Per second.
+        rate: Bytes,
+        /// How much.
+        to: Bytes,
+    },
+    /// A leak that pauses and goes on.
+    Stutter {
+        /// Per second, while it grows.
+        rate: Bytes,
+        /// It grows for this long ...
+        grows: Micros,
+        /// ... and rests for this long.
+        rests: Micros,
+    },
+    /// A build: compilers that come, take memory and go.
+    Peaks {
+        /// Between them.
+        low: Bytes,
+        /// At the end of each.
+        high: Bytes,
+        /// From one to the next.
+        every: Micros,
+        /// How long one rises.
+        lasts: Micros,
+    },
     /// Ends badly.
     Crash {
         /// When.
@@ -127,7 +156,17 @@ impl Curve {
                 let part = (rest - Bytes(rest.get() / 2)).scale(age.get() % half.get().max(1), half.get());
                 LEAST.max(plateau - rest + part)
             }
-            Self::Saw { low, high, period } => low + (high - low).scale(age.get() % period.get().max(1), period.get()),
+            Self::Saw { low, high, period } => Self::Peaks { low, high, every: period, lasts: period }.anon(age),
+            Self::Peaks { low, high, every, lasts } => {
+                let into = age.get() % every.get().max(1);
+                if into < lasts.get() { low + (high - low).scale(into, lasts.get()) } else { low }
+            }
+            Self::Fill { at, rate, to } => LEAST.max(rate.scale((age - at).get(), second).min(to)),
+            Self::Stutter { rate, grows, rests } => {
+                let cycle = (grows + rests).get().max(1);
+                let grown = age.get() / cycle * grows.get() + (age.get() % cycle).min(grows.get());
+                LEAST + rate.scale(grown, second)
+            }
             Self::Tmpfs { .. } | Self::Scan { .. } | Self::Crash { .. } | Self::Job { .. } | Self::Burn { .. } => LEAST,
         }
     }
@@ -156,7 +195,7 @@ impl Curve {
     pub fn cpu(&self) -> MilliCpu {
         match *self {
             Self::Burn { cpu } => cpu,
-            Self::Scan { .. } | Self::Saw { .. } | Self::ForkBomb { .. } => MilliCpu(600),
+            Self::Scan { .. } | Self::Saw { .. } | Self::Peaks { .. } | Self::ForkBomb { .. } => MilliCpu(600),
             Self::Idle { .. } => MilliCpu(1),
             _ => MilliCpu(100),
         }
@@ -190,7 +229,13 @@ impl Curve {
     pub fn grows(&self) -> bool {
         matches!(
             self,
-            Self::Leak { .. } | Self::Step { .. } | Self::ForkBomb { .. } | Self::Tmpfs { .. } | Self::Jvm { .. }
+            Self::Leak { .. }
+                | Self::Step { .. }
+                | Self::Fill { .. }
+                | Self::Stutter { .. }
+                | Self::ForkBomb { .. }
+                | Self::Tmpfs { .. }
+                | Self::Jvm { .. }
         )
     }
 }
@@ -210,5 +255,12 @@ mod tests {
         assert_eq!((at(&saw, 5), at(&saw, 10), at(&saw, 15)), (200, 100, 200));
         let bomb = Curve::ForkBomb { each: Bytes::mib(2), doubling: Micros::secs(1), most: 100 };
         assert_eq!((at(&bomb, 3), at(&bomb, 9)), (16, 200));
+        let fill = Curve::Fill { at: Micros::secs(2), rate: Bytes::mib(100), to: Bytes::mib(250) };
+        assert_eq!((at(&fill, 2), at(&fill, 4), at(&fill, 9)), (4, 200, 250));
+        let stutter = Curve::Stutter { rate: Bytes::mib(10), grows: Micros::secs(2), rests: Micros::secs(3) };
+        assert_eq!((at(&stutter, 1), at(&stutter, 4), at(&stutter, 6)), (14, 24, 34));
+        let (every, lasts) = (Micros::secs(10), Micros::secs(2));
+        let build = Curve::Peaks { low: Bytes::mib(100), high: Bytes::mib(300), every, lasts };
+        assert_eq!((at(&build, 1), at(&build, 2), at(&build, 11)), (200, 100, 200));
     }
 }
