@@ -20,6 +20,7 @@ pub mod invariants;
 pub mod kernel;
 pub mod node;
 pub mod rng;
+pub mod rules;
 pub mod runtime;
 pub mod scenario;
 pub mod soak;
