@@ -15,6 +15,7 @@
 //! Properties: the same seed gives the same run on any machine; no clock, no hashing, no floats.
 #![forbid(unsafe_code)]
 
+pub mod compare;
 pub mod corpus;
 pub mod invariants;
 pub mod kernel;

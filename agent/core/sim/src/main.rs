@@ -1,5 +1,5 @@
 //! `beelet-sim FROM TO` runs seeds; `beelet-sim SEED` runs one, and prints its last steps if it fails; `beelet-sim soak HOURS SEED` runs
-//! hours of churn and prints each hour what the agent remembers.
+//! hours of churn and prints each hour what the agent remembers; `beelet-sim corpus` compares rules for evictions.
 
 use std::process::ExitCode;
 
@@ -7,6 +7,11 @@ use beelet_core::units::Micros;
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
+    if args == ["corpus"] {
+        let comparison = beelet_sim::compare::Comparison::of_the_corpus();
+        println!("{}\n{}", comparison.by_rules(), comparison.by_scene());
+        return ExitCode::SUCCESS;
+    }
     let (soak, numbers) = match args.split_first() {
         Some((first, rest)) if first == "soak" => (true, rest),
         _ => (false, args.as_slice()),
@@ -17,7 +22,9 @@ fn main() -> ExitCode {
         (false, Some(&[seed])) => beelet_sim::run_seeds(seed, seed + 1),
         (false, Some(&[from, to])) => beelet_sim::run_seeds(from, to),
         _ => {
-            eprintln!("usage: beelet-sim FROM TO, or beelet-sim SEED, or beelet-sim soak HOURS SEED");
+            eprintln!(
+                "usage: beelet-sim FROM TO, or beelet-sim SEED, or beelet-sim soak HOURS SEED, or beelet-sim corpus"
+            );
             return ExitCode::from(2);
         }
     };
