@@ -274,6 +274,9 @@ mod tests {
         let vm = kernel.vmstat();
         assert_eq!((vm.refaults, vm.scanned_direct, vm.scanned_kswapd, kernel.stalled), (0, 0, 0, Micros::ZERO));
         assert!(kernel.procs.values().all(|p| p.files.lost == Micros::ZERO && p.files.resident == p.files.hot));
+        // Free memory fell from 90 MiB to some 86: kswapd sleeps until the low watermark, at 82.
+        let vm = node(&[("a", 734, 100), ("b", 0, 100)], 30).vmstat();
+        assert_eq!((vm.free < HIGH, vm.scanned_kswapd), (true, 0), "{vm:?}");
     }
 
     #[test]
