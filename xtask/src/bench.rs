@@ -2,7 +2,7 @@
 //!
 //! Problem: a number in a document is worth what its command is worth. Approach: each benchmark is an ignored test of the
 //! end-to-end tests, so that it measures what the tests check, with the same bed and the same referee; this command sets up,
-//! builds, runs it and lets its table through.
+//! builds, runs it and lets its table through. `oom --sim` measures no machine: it compares rules in the simulator.
 
 use std::process::Command;
 
@@ -23,6 +23,9 @@ pub(crate) enum BenchCommand {
         /// Rates, in MiB/s
         #[arg(long, value_delimiter = ',', default_value = "100,25")]
         rates: Vec<u32>,
+        /// Not here but in the simulator: beelet's rules, the kubelet's, systemd-oomd's and lmkd's on the same corpus
+        #[arg(long, conflicts_with_all = ["runs", "rates"])]
+        sim: bool,
     },
     /// What watched pods lose, and what the agent uses beside 100 idle pods
     Cost {
@@ -50,7 +53,7 @@ impl BenchCommand {
     /// The test that measures it, and the variables that it reads.
     fn test(&self) -> Result<(&'static str, Vec<(&'static str, String)>)> {
         Ok(match self {
-            Self::Oom { runs, rates } => {
+            Self::Oom { runs, rates, .. } => {
                 ensure!(*runs > 0 && !rates.is_empty() && !rates.contains(&0), "nothing to run");
                 let rates: Vec<String> = rates.iter().map(ToString::to_string).collect();
                 ("oom", vec![("BEELET_BENCH_RUNS", runs.to_string()), ("BEELET_BENCH_RATES", rates.join(","))])
@@ -66,6 +69,18 @@ impl BenchCommand {
 
     /// Does it.
     pub(crate) fn run(self, ctx: &Ctx) -> Result<()> {
+        if matches!(self, Self::Oom { sim: true, .. }) {
+            return ctx::run(cargo(ctx).args([
+                "run",
+                "--release",
+                "--locked",
+                "--quiet",
+                "-p",
+                "beelet-sim",
+                "--",
+                "corpus",
+            ]));
+        }
         ensure!(
             rustix::process::geteuid().is_root(),
             "the benchmarks need a native bed, and that needs root: use sudo"
@@ -73,10 +88,7 @@ impl BenchCommand {
         let (name, variables) = self.test()?;
         let object = ebpf::build(ctx)?;
         let agent = run::build_agent(ctx, run::Profile::Release)?;
-        let mut example = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        ebpf::scrub(&mut example);
-        example.current_dir(&ctx.root).env("CARGO_TARGET_DIR", &ctx.target);
-        ctx::run(example.args([
+        ctx::run(cargo(ctx).args([
             "build",
             "--release",
             "--locked",
@@ -89,9 +101,7 @@ impl BenchCommand {
         setup::native(ctx)?;
         images::all(ctx)?;
         bed::sweep()?;
-        let mut test = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        ebpf::scrub(&mut test);
-        test.current_dir(&ctx.root).env("CARGO_TARGET_DIR", &ctx.target);
+        let mut test = cargo(ctx);
         test.args(["test", "--locked", "--quiet", "-p", "e2e", "--test", name, "--"]);
         test.args(["--ignored", "--exact", "bench", "--nocapture", "--test-threads", "1"]);
         test.envs(variables);
@@ -99,4 +109,12 @@ impl BenchCommand {
         test.env("BEELET_XTASK", std::env::current_exe()?).env("BEELET_AGENT", agent).env("BEELET_BPF_OBJECT", object);
         ctx::run(&mut test)
     }
+}
+
+/// Cargo, in the workspace, for the host.
+fn cargo(ctx: &Ctx) -> Command {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    ebpf::scrub(&mut cargo);
+    cargo.current_dir(&ctx.root).env("CARGO_TARGET_DIR", &ctx.target);
+    cargo
 }

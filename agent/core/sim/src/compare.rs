@@ -293,7 +293,11 @@ impl Comparison {
 
 fn cell(truth: Truth, t: &Tally) -> String {
     let Truth::Oom { .. } = truth else {
-        return if t.kills == 0 { "no kill".to_owned() } else { format!("**{} kills**", t.kills) };
+        return match t.kills {
+            0 => "no kill".to_owned(),
+            1 => "**1 kill**".to_owned(),
+            n => format!("**{n} kills**"),
+        };
     };
     let mut text = format!("{}/{}", t.averted, t.runs);
     if let Some(lead) = median(&t.leads) {

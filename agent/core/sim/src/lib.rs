@@ -12,6 +12,9 @@
 //! Known to fail: 528, 1398, 1661, 2363 (a restart forgets what was admitted and not yet started), 2383 (not known why),
 //! 2723 (a listing that came too early for a pod is dropped, and none is asked for in its place until the next period).
 //!
+//! Beside the seeds there is a [`corpus`] of memory histories whose end is known; [`compare`] runs beelet's [`rules`] and those of others
+//! on it.
+//!
 //! Properties: the same seed gives the same run on any machine; no clock, no hashing, no floats.
 #![forbid(unsafe_code)]
 
