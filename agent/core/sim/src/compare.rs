@@ -312,3 +312,35 @@ fn cell(truth: Truth, t: &Tally) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kill(right: bool, lead: Option<u64>, unused: u64) -> Kill {
+        let lead = lead.map(Micros::millis);
+        Kill { at: START, victim: "a".into(), right, lead, unused: Bytes::mib(unused) }
+    }
+
+    #[test]
+    fn kills_are_counted_by_need_and_victim_and_leads_only_of_what_was_averted() {
+        let coming = Truth::Oom { at: Micros::secs(9) };
+        let kills = vec![kill(false, Some(900), 50), kill(true, Some(700), 30), kill(true, None, 10)];
+        let averted = Outcome { oom: None, kills: kills.clone() };
+        let late = Outcome { oom: Some(START), kills };
+        let mut t = Tally::default();
+        t.count(coming, &averted);
+        assert_eq!((t.runs, t.averted, t.kills, t.needed, t.right), (1, 1, 3, 2, 1));
+        assert_eq!((t.leads.clone(), t.unused.len()), (vec![Micros::millis(900)], 2));
+        assert_eq!(cell(coming, &t), "1/1, 900 ms, 1 wrong, 1 unneeded");
+        t.count(coming, &late);
+        assert_eq!((t.runs, t.averted, t.leads.len()), (2, 1, 1));
+        let mut quiet = Tally::default();
+        quiet.count(Truth::Quiet, &Outcome::default());
+        assert_eq!((quiet.quiet, quiet.disturbed, cell(Truth::Quiet, &quiet)), (1, 0, "no kill".to_owned()));
+        quiet.count(Truth::Quiet, &Outcome { oom: None, kills: vec![kill(false, None, 0)] });
+        assert_eq!((quiet.quiet, quiet.disturbed, cell(Truth::Quiet, &quiet)), (2, 1, "**1 kill**".to_owned()));
+        t.add(&quiet);
+        assert_eq!((t.kills, share(t.needed, t.kills)), (7, "4 of 7 (57 %)".to_owned()));
+    }
+}
