@@ -1,5 +1,6 @@
-//! lmkd's of Android (system/memory/lmkd/lmkd.cpp, Android 14: `mp_event_psi`), with its defaults for a device that is not low on RAM,
-//! and with a pod's `oom_score_adj` in the place of an app's.
+//! lmkd's of Android (`mp_event_psi` of lmkd.cpp as it was ported from system/memory/lmkd to Linux; newer ones add reasons for swap and
+//! for direct reclaim that takes long, off by default), with its defaults for a device that is not low on RAM, and with a pod's
+//! `oom_score_adj` in the place of an app's.
 //!
 //! It sleeps until PSI tells of 70 ms of *some* or 700 ms of *full* within a second; then it polls for a second, and longer while there
 //! is direct reclaim or a kill: each 100 ms, after a kill each 10 ms. Of its chain of reasons four can be true without swap:

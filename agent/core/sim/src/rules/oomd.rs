@@ -1,5 +1,5 @@
-//! systemd-oomd's by pressure (src/oom/oomd-manager.{c,h} and oomd-util.c, systemd 258), with `ManagedOOMMemoryPressure=kill` on
-//! `kubepods`. Its other rule acts on swap, of which there is none.
+//! systemd-oomd's by pressure (src/oom/oomd-manager.{c,h} and oomd-util.{c,h}, the main branch that has rules.d), with
+//! `ManagedOOMMemoryPressure=kill` on `kubepods`. Its other rule acts on swap, of which there is none.
 //!
 //! Each second: if `full` avg10 of the watched cgroup has been above 60 % for 30 s, and the cgroup had reclaim within the last 30 s,
 //! the leaf with the highest pgscan of the last second goes, among equals the one that uses more memory; then nothing for 15 s.
