@@ -6,21 +6,26 @@
 //! (pkg/kubelet/eviction/{eviction_manager,helpers}.go, release 1.37).
 //!
 //! Terms: a *signal* is a wall: the node's memory, or the limit of `kubepods`. *Available* is limit less what reclaim cannot free.
+//! A *hard* threshold sends one away at once; a [`Soft`] one only after it was met for its grace period without a break, and its victim
+//! is given time to end. Hard ones go first, and take the time away again from a victim that has been given it.
 //! A signal is *met* from when available falls below a threshold until it is above threshold plus minimum reclaim. The *second sign*
 //! is confirmed growth, tasks that wait for memory in the second sample that is met, anonymous and shared memory that alone come near the wall, or a wall
 //! that stays met for [`PERSIST_SAMPLES`] samples and [`PERSIST_TIME`]. Before the threshold only growth that would hit the wall within the
-//! reaction time counts, and only of pods above their request.
+//! reaction time counts, and only of pods above their request. The second sign of a soft threshold is its grace period.
 //!
 //! Properties (tested): critical and terminating pods are never victims; no victim while a worse-ranked one exists; a stale or
 //! missing reading causes no kill; page cache alone causes no kill; one victim at a time and measured again after it, unless it
 //! does not go while less than the reaction time is left; eviction stops when the minimum reclaim is met; MemoryPressure is set at
-//! most once per hold window; every decision has evidence; the same samples give the same decisions.
+//! most once per hold window; nobody goes for a soft threshold before its grace period has passed without a break, nor while an earlier
+//! victim is within the time it was given; every decision has evidence; the same samples give the same decisions.
 
 mod decider;
 mod rank;
+mod soft;
 
 pub use decider::{Decider, Decision, Eviction, PERSIST_SAMPLES, PERSIST_TIME, Standing};
 pub use rank::{Candidate, CandidateContainer, HORIZON, Ranked, rank};
+pub use soft::Soft;
 
 use std::fmt;
 
@@ -30,7 +35,7 @@ use crate::quantity::{self, QuantityError};
 use crate::sample::{CgroupReading, NodeReading};
 use crate::units::{Bytes, Ppm};
 
-/// A hard eviction threshold of `memory.available`.
+/// An eviction threshold of a [`Signal`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Threshold {
     /// `memory.available<100Mi`.

@@ -198,12 +198,20 @@ impl World {
             return;
         }
         let Some(pod) = self.pods.get(&uid) else { return };
+        if eviction.hastened && !matches!(pod.state, PodState::Terminating { .. }) {
+            // Nothing of it runs any more: there is no time to take away.
+            return;
+        }
         let cgroup = pod.cgroup(&self.config);
-        let next = pod.terminating(Why::Evicted { message: eviction.message.clone() }, now);
-        // First of all the kill: everything else can wait.
-        self.act(Action::Kill { uid: uid.clone(), cgroup });
+        let next = pod.terminating(Why::Evicted { message: eviction.message.clone(), grace: eviction.grace }, now);
+        // First of all the kill: everything else can wait. One that is given time is told to stop instead, by its plan.
+        if eviction.grace == Micros::ZERO {
+            self.act(Action::Kill { uid: uid.clone(), cgroup });
+        }
         self.go(&uid, next, now);
-        *self.totals.evictions.entry(eviction.signal.as_str().to_owned()).or_default() += 1;
+        if !eviction.hastened {
+            *self.totals.evictions.entry(eviction.signal.as_str().to_owned()).or_default() += 1;
+        }
         self.say_why(&uid, None, now, true, "Evicted", eviction.message.clone(), evidence);
     }
 

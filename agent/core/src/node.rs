@@ -2,10 +2,12 @@
 //!
 //! The edge (`beelet::config`) fills this from the KubeletConfiguration, the EnforcementPolicy and the machine.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::event::ResourceList;
-use crate::evict::Threshold;
+use crate::evict::{Signal, Soft, Threshold};
 use crate::units::{Bytes, Micros, MilliCpu, Ppm};
 
 /// The node's settings.
@@ -25,6 +27,12 @@ pub struct NodeConfig {
     pub enforce_pods: bool,
     /// `evictionHard`.
     pub eviction_hard: Vec<Threshold>,
+    /// `evictionSoft` with `evictionSoftGracePeriod`, by the signal that they name.
+    #[serde(default)]
+    pub eviction_soft: BTreeMap<Signal, Soft>,
+    /// `evictionMaxPodGracePeriod`: what a victim of a soft threshold is given at most.
+    #[serde(default)]
+    pub max_pod_grace: Micros,
     /// `evictionMinimumReclaim` of memory.available.
     pub minimum_reclaim: Bytes,
     /// `evictionPressureTransitionPeriod`.
@@ -96,6 +104,8 @@ impl Default for NodeConfig {
             system_reserved: ResourceList::default(),
             enforce_pods: true,
             eviction_hard: vec![Threshold::default()],
+            eviction_soft: BTreeMap::new(),
+            max_pod_grace: Micros::ZERO,
             minimum_reclaim: Bytes::ZERO,
             pressure_transition: Micros::secs(300),
             cpu_quota: true,

@@ -39,6 +39,9 @@ pub enum Why {
     Evicted {
         /// `status.message`.
         message: String,
+        /// The time it is given to end; zero for none.
+        #[serde(default)]
+        grace: Micros,
     },
     /// All its containers ended.
     Ended {
@@ -51,7 +54,7 @@ impl Why {
     /// Why a pod with this end went.
     fn of(end: &Terminal) -> Self {
         match end.reason.as_str() {
-            "Evicted" => Self::Evicted { message: end.message.clone() },
+            "Evicted" => Self::Evicted { message: end.message.clone(), grace: Micros::ZERO },
             _ => Self::Ended { phase: end.phase },
         }
     }
@@ -59,7 +62,7 @@ impl Why {
     /// How a pod that goes for this reason, and is still wanted, is shown in the end: phase, reason and message.
     pub(crate) fn end(&self) -> Option<(Phase, &'static str, &str)> {
         match self {
-            Self::Evicted { message } => Some((Phase::Failed, "Evicted", message)),
+            Self::Evicted { message, .. } => Some((Phase::Failed, "Evicted", message)),
             Self::Ended { phase } => Some((*phase, "", "")),
             Self::Removed | Self::Orphan => None,
         }
@@ -342,7 +345,7 @@ impl Pod {
     #[must_use]
     pub fn terminating(&self, why: Why, now: Now) -> PodState {
         let grace = match why {
-            Why::Evicted { .. } => Micros::ZERO,
+            Why::Evicted { grace, .. } => grace,
             _ => self.spec.termination_grace,
         };
         PodState::Terminating { why, deadline: now.mono + grace, stopped: false }

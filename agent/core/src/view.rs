@@ -122,7 +122,7 @@ fn phase(pod: &Pod, containers: &[ContainerView], runtime_down: Option<&str>) ->
         PodState::Rejected { reason, message } => return (Phase::Failed, reason.clone(), message.clone()),
         PodState::Terminal(end) => return (end.phase, end.reason.clone(), end.message.clone()),
         PodState::Terminating { why, .. } | PodState::Cleaning { why } => match why {
-            Why::Evicted { message } => return (Phase::Failed, "Evicted".to_owned(), message.clone()),
+            Why::Evicted { message, .. } => return (Phase::Failed, "Evicted".to_owned(), message.clone()),
             Why::Ended { phase } => return (*phase, String::new(), String::new()),
             Why::Removed | Why::Orphan => {}
         },

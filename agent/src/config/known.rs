@@ -38,7 +38,6 @@ pub(super) const FIELDS: &[(&str, &str)] = &[
     ("enableSystemLogQuery", "false"),
     ("eventBurst", "100"),
     ("eventRecordQPS", "50"),
-    ("evictionMaxPodGracePeriod", "0"),
     ("failSwapOn", "true"),
     ("featureGates", "~"),
     ("hairpinMode", "promiscuous-bridge"),

@@ -11,7 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use beelet_core::event::ResourceList;
-use beelet_core::evict::Threshold;
+use beelet_core::evict::{Signal, Soft, Threshold};
 use beelet_core::quantity::{Quantity, parse_bytes, parse_cpu};
 use beelet_core::units::{Bytes, Micros, MilliCpu, Ppm};
 use serde::Deserialize;
@@ -52,6 +52,10 @@ pub struct Kubelet {
     pub max_pods: u32,
     /// `evictionHard`, its thresholds of memory.available.
     pub eviction_hard: Vec<Threshold>,
+    /// `evictionSoft` with `evictionSoftGracePeriod`, of both memory signals.
+    pub eviction_soft: BTreeMap<Signal, Soft>,
+    /// `evictionMaxPodGracePeriod`, default 0: what a victim of a soft threshold is given at most.
+    pub max_pod_grace: Micros,
     /// `evictionMinimumReclaim` of memory.available.
     pub minimum_reclaim: Threshold,
     /// `evictionPressureTransitionPeriod`, default 5 min.
@@ -95,6 +99,8 @@ impl Default for Kubelet {
             cpu_period: Micros::millis(100),
             max_pods: 110,
             eviction_hard: vec![Threshold::default()],
+            eviction_soft: BTreeMap::new(),
+            max_pod_grace: Micros::ZERO,
             minimum_reclaim: Threshold::Quantity(Bytes::ZERO),
             pressure_transition: Micros::secs(300),
             system_reserved: ResourceList::default(),
@@ -148,6 +154,7 @@ struct Document {
     eviction_hard: Option<BTreeMap<String, String>>,
     eviction_soft: BTreeMap<String, String>,
     eviction_soft_grace_period: BTreeMap<String, Duration>,
+    eviction_max_pod_grace_period: i32,
     eviction_pressure_transition_period: Duration,
     eviction_minimum_reclaim: BTreeMap<String, String>,
     merge_default_eviction_settings: bool,
@@ -189,6 +196,7 @@ const HONOURED: &[&str] = &[
     "evictionHard",
     "evictionSoft",
     "evictionSoftGracePeriod",
+    "evictionMaxPodGracePeriod",
     "evictionPressureTransitionPeriod",
     "evictionMinimumReclaim",
     "mergeDefaultEvictionSettings",
@@ -286,20 +294,11 @@ fn resolve(document: Document, warn: &mut dyn FnMut(&str, &str)) -> Result<Kubel
         None => default.eviction_hard,
         Some(given) => hard_thresholds(given, document.merge_default_eviction_settings, warn)?,
     };
-    for (name, text) in &document.eviction_soft {
-        signal("evictionSoft", name)?;
-        threshold("evictionSoft", name, text)?;
-        if !document.eviction_soft_grace_period.contains_key(name) {
-            let field = join("evictionSoftGracePeriod", name);
-            return Err(Fault::new(field, format!("missing: evictionSoft sets {name}, so it needs its grace period")));
-        }
-    }
-    for name in document.eviction_soft_grace_period.keys() {
-        signal("evictionSoftGracePeriod", name)?;
-    }
-    if !document.eviction_soft.is_empty() {
-        warn("evictionSoft", "not acted on yet");
-    }
+    let eviction_soft = soft_thresholds(&document.eviction_soft, &document.eviction_soft_grace_period, warn)?;
+    let max_pod_grace = u64::try_from(document.eviction_max_pod_grace_period).map_err(|_| {
+        let problem = format!("{} is not a number of seconds from 0 on", document.eviction_max_pod_grace_period);
+        Fault::new("evictionMaxPodGracePeriod", problem)
+    })?;
     let minimum_reclaim = reclaim(&document.eviction_minimum_reclaim, warn)?;
     let enforce = document.enforce_node_allocatable.unwrap_or_else(|| vec!["pods".to_owned()]);
     for (index, name) in enforce.iter().enumerate() {
@@ -341,6 +340,8 @@ fn resolve(document: Document, warn: &mut dyn FnMut(&str, &str)) -> Result<Kubel
         cpu_period,
         max_pods: if document.max_pods == 0 { default.max_pods } else { document.max_pods },
         eviction_hard,
+        eviction_soft,
+        max_pod_grace: Micros::secs(max_pod_grace),
         minimum_reclaim,
         pressure_transition: or(document.eviction_pressure_transition_period, default.pressure_transition),
         system_reserved: reserved("systemReserved", &document.system_reserved, warn)?,
@@ -437,6 +438,32 @@ fn hard_thresholds(
         warn("evictionHard", "no threshold for memory.available, so no pod is evicted for memory");
     }
     Ok(memory)
+}
+
+/// Upstream copies only hard thresholds of memory.available to allocatableMemory.available (`addAllocatableThresholds`,
+/// pkg/kubelet/eviction/helpers.go, release 1.37), so here each stands for the signal that it names.
+fn soft_thresholds(
+    given: &BTreeMap<String, String>,
+    grace: &BTreeMap<String, Duration>,
+    warn: &mut dyn FnMut(&str, &str),
+) -> Result<BTreeMap<Signal, Soft>, Fault> {
+    let mut soft = BTreeMap::new();
+    for (name, text) in given {
+        signal("evictionSoft", name)?;
+        let Some(threshold) = threshold("evictionSoft", name, text)? else { continue };
+        let Some(Duration(grace)) = grace.get(name).copied() else {
+            let field = join("evictionSoftGracePeriod", name);
+            return Err(Fault::new(field, format!("missing: evictionSoft sets {name}, so it needs its grace period")));
+        };
+        match [Signal::Memory, Signal::AllocatableMemory].into_iter().find(|s| s.as_str() == name) {
+            Some(signal) => _ = soft.insert(signal, Soft { threshold, grace }),
+            None => warn(&join("evictionSoft", name), "not acted on yet"),
+        }
+    }
+    for name in grace.keys() {
+        signal("evictionSoftGracePeriod", name)?;
+    }
+    Ok(soft)
 }
 
 fn reclaim(given: &BTreeMap<String, String>, warn: &mut dyn FnMut(&str, &str)) -> Result<Threshold, Fault> {

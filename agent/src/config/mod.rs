@@ -174,6 +174,8 @@ impl Config {
             system_reserved: system,
             enforce_pods: kubelet.enforce_pods,
             eviction_hard: kubelet.eviction_hard.clone(),
+            eviction_soft: kubelet.eviction_soft.clone(),
+            max_pod_grace: kubelet.max_pod_grace,
             minimum_reclaim: kubelet.minimum_reclaim.quantity(machine.memory),
             pressure_transition: kubelet.pressure_transition,
             cpu_quota: kubelet.cpu_quota,

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use beelet_core::evict::Threshold;
+use beelet_core::evict::{Signal, Soft, Threshold};
 use beelet_core::node::Enforce;
 use beelet_core::units::{Micros, Ppm};
 use proptest::prelude::*;
@@ -42,7 +42,9 @@ fn honoured_fields_arrive() {
         "readOnlyPort: 10255\naddress: 127.0.0.1\nstaticPodPath: /etc/pods\nfileCheckFrequency: 5s\n\
          cgroupRoot: /beelet-x/\ncgroupDriver: cgroupfs\ncpuCFSQuota: false\ncpuCFSQuotaPeriod: 50ms\nmaxPods: 7\n\
          evictionHard: {memory.available: 7.5%}\nevictionMinimumReclaim: {memory.available: 64Mi}\n\
-         evictionPressureTransitionPeriod: 1m30s\nsystemReserved: {cpu: 100m, memory: 128Mi}\nkubeReserved: {memory: 1Gi}\n\
+         evictionSoft: {memory.available: 10%, allocatableMemory.available: 200Mi}\n\
+         evictionSoftGracePeriod: {memory.available: 1m30s, allocatableMemory.available: 10s, nodefs.available: 1m}\n\
+         evictionMaxPodGracePeriod: 45\nevictionPressureTransitionPeriod: 1m30s\nsystemReserved: {cpu: 100m, memory: 128Mi}\nkubeReserved: {memory: 1Gi}\n\
          failCgroupV1: false\ncontainerRuntimeEndpoint: unix:///run/x.sock\nruntimeRequestTimeout: 10s\n\
          crashLoopBackOff: {maxContainerRestartPeriod: 30s}\nclusterDNS: [10.0.0.10]\nresolvConf: ''\noomScoreAdj: -500\n\
          podLogsDir: /logs\nsyncFrequency: 10s",
@@ -63,6 +65,15 @@ fn honoured_fields_arrive() {
             kube_reserved: ResourceList { cpu: MilliCpu(0), memory: Bytes::gib(1) },
             system_reserved: ResourceList { cpu: MilliCpu(100), memory: Bytes::mib(128) },
             eviction_hard: vec![Threshold::Share(Ppm(75_000))],
+            eviction_soft: [
+                (Signal::Memory, Soft { threshold: Threshold::Share(Ppm(100_000)), grace: Micros::secs(90) }),
+                (
+                    Signal::AllocatableMemory,
+                    Soft { threshold: Threshold::Quantity(Bytes::mib(200)), grace: Micros::secs(10) },
+                ),
+            ]
+            .into(),
+            max_pod_grace: Micros::secs(45),
             minimum_reclaim: Bytes::mib(64),
             pressure_transition: Micros::secs(90),
             cpu_quota: false,
@@ -92,8 +103,8 @@ fn what_is_not_acted_on_is_named() {
         ),
         ("evictionHard: {nodefs.available: 0%}", "no threshold for memory.available"),
         (
-            "evictionSoft: {memory.available: 1Gi}\nevictionSoftGracePeriod: {memory.available: 1m}",
-            "node.yaml:3: evictionSoft: not acted on yet",
+            "evictionSoft: {nodefs.available: 1Gi}\nevictionSoftGracePeriod: {nodefs.available: 1m}",
+            "node.yaml:3: evictionSoft[nodefs.available]: not acted on yet",
         ),
         (
             "enforceNodeAllocatable: [pods, system-reserved]",
@@ -139,7 +150,22 @@ fn what_is_wrong_is_named() {
         ("evictionHard: {memory.available: 100MB}", "\"100MB\" is not a quantity"),
         ("evictionHard: {memory.available: 120%}", "is not a share between 0% and 100%"),
         ("evictionHard: {memory.available: '0'}", "above zero"),
+        ("evictionSoft: {memory.available: 1Gi}", "evictionSoftGracePeriod[memory.available] (line "),
         ("evictionSoft: {memory.available: 1Gi}", "needs its grace period"),
+        (
+            "evictionSoft: {memory.avail: 1Gi}",
+            "evictionSoft[memory.avail] (line 3): unknown eviction signal, did you mean",
+        ),
+        (
+            "evictionSoft: {memory.available: 1Gi}\nevictionSoftGracePeriod: {memory.available: -1m}",
+            "evictionSoftGracePeriod[memory.available] (line 4): \"-1m\" is not a duration",
+        ),
+        ("evictionSoftGracePeriod: {memory.avail: 1m}", "did you mean \"memory.available\"?"),
+        (
+            "evictionMaxPodGracePeriod: -1",
+            "evictionMaxPodGracePeriod (line 3): -1 is not a number of seconds from 0 on",
+        ),
+        ("evictionMaxPodGracePeriod: 30s", "evictionMaxPodGracePeriod (line 3)"),
         ("kubeReserved: {cpu: lots}", "kubeReserved.cpu (line 3): \"lots\" is not a quantity"),
         ("kubeReserved: {cpus: '1'}", "unknown resource, did you mean \"cpu\"?"),
         ("enforceNodeAllocatable: [pod]", "enforceNodeAllocatable[0] (line 3): \"pod\" is not one of"),

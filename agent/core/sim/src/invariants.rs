@@ -74,6 +74,10 @@ pub struct Checker {
     pressed: Option<Micros>,
     /// Which walls were met by the last sample.
     met: BTreeSet<Signal>,
+    /// The first and the last sample of the time in which a soft threshold has been met without a break.
+    soft: BTreeMap<Signal, (Micros, Micros)>,
+    /// Until when pods that go for a soft threshold were given time.
+    promised: BTreeMap<PodUid, Micros>,
     interval: Micros,
     /// The last thing that was done to the node.
     disturbed: Micros,
@@ -94,6 +98,8 @@ impl Checker {
             pressure: false,
             pressed: None,
             met: BTreeSet::new(),
+            soft: BTreeMap::new(),
+            promised: BTreeMap::new(),
             interval: Micros::secs(1),
             disturbed: Micros::ZERO,
             died: false,
@@ -139,10 +145,16 @@ impl Checker {
             self.invariant_no_noisy_neighbour_within_its_request(look, sample)?;
         }
         for action in look.actions {
-            if let Action::Kill { uid, .. } = action {
-                self.check_kill(look, uid)?;
+            match action {
+                Action::Kill { uid, .. } => self.check_kill(look, uid)?,
+                Action::Record(r) if r.reason == "Evicted" => {
+                    let uid = r.uid.as_ref().filter(|uid| evidence(look, uid, "threshold_kind") == Some("soft"));
+                    uid.map_or(Ok(()), |uid| self.invariant_soft_evictions_wait_and_give_time(look, uid))?;
+                }
+                _ => {}
             }
         }
+        self.invariant_time_is_given_as_promised(look)?;
         self.invariant_one_flip_of_memory_pressure(look)?;
         self.invariant_terminating_pods_end(look)
     }
@@ -160,7 +172,10 @@ impl Checker {
         invariant_critical_pods_are_never_evicted(pod)?;
         let sample = self.invariant_fresh_readings_cause_kills(look, uid)?;
         invariant_kill_has_evidence(look, uid)?;
-        invariant_no_victim_while_a_worse_one_exists(look, pod, sample)?;
+        // Who goes anyway, and only has its time taken away, is the mildest choice whatever its rank.
+        if !self.promised.contains_key(uid) {
+            invariant_no_victim_while_a_worse_one_exists(look, pod, sample)?;
+        }
         self.invariant_eviction_stops_at_the_minimum_reclaim(look, uid, sample)
     }
 
@@ -177,6 +192,69 @@ impl Checker {
                 self.met.remove(&wall.signal);
             }
         }
+        self.observe_soft(sample);
+    }
+
+    fn observe_soft(&mut self, sample: &Sample) {
+        let walls = available(&sample.node, sample.kubepods.as_ref());
+        for (signal, soft) in &self.node.eviction_soft {
+            let before = self.soft.remove(signal).filter(|(_, last)| sample.at - *last <= Micros::secs(10));
+            let Some(wall) = walls.iter().find(|w| w.signal == *signal) else { continue };
+            let was_due = before.is_some_and(|(since, last)| last - since >= soft.grace);
+            let reclaim = if was_due { self.node.minimum_reclaim } else { Bytes::ZERO };
+            if wall.available() < soft.threshold.quantity(wall.limit) + reclaim {
+                self.soft.insert(*signal, (before.map_or(sample.at, |(since, _)| since), sample.at));
+            }
+        }
+    }
+
+    /// Nobody goes for a soft threshold before it was met for its grace period, by fresh samples that are not far apart; who goes is the
+    /// worst, and is given the lesser of its own time and the most that is given, and a second at least.
+    fn invariant_soft_evictions_wait_and_give_time(&mut self, look: &Look<'_>, uid: &PodUid) -> Holds {
+        let name = "invariant_soft_evictions_wait_and_give_time";
+        let Some(pod) = look.world.pods().get(uid) else { return Ok(()) };
+        invariant_critical_pods_are_never_evicted(pod)?;
+        let sample = self.invariant_fresh_readings_cause_kills(look, uid)?;
+        invariant_kill_has_evidence(look, uid)?;
+        invariant_no_victim_while_a_worse_one_exists(look, pod, sample)?;
+        let signal = evidence(look, uid, "signal");
+        let due = self.node.eviction_soft.iter().any(|(s, soft)| {
+            let met = self.soft.get(s).map(|(since, last)| *last - *since);
+            Some(s.as_str()) == signal && met.is_some_and(|met| met >= soft.grace)
+        });
+        must(due, name, || format!("{uid} goes for {signal:?} while {:?} at {}", self.soft, sample.at))?;
+        let killed = look.actions.iter().any(|a| matches!(a, Action::Kill { uid: killed, .. } if killed == uid));
+        must(!killed, name, || format!("{uid} is killed"))?;
+        let grace = pod.spec.termination_grace.min(self.node.max_pod_grace).max(Micros::secs(1));
+        if let PodState::Terminating { deadline, .. } = &pod.state {
+            let given = *deadline - look.now.mono;
+            must(given == grace, name, || format!("{uid} is given {given} and not {grace}"))?;
+        }
+        self.promised.insert(uid.clone(), look.now.mono + grace);
+        Ok(())
+    }
+
+    /// Who was given time has it when it is told to stop, unless a hard threshold takes it away.
+    fn invariant_time_is_given_as_promised(&mut self, look: &Look<'_>) -> Holds {
+        let name = "invariant_time_is_given_as_promised";
+        for action in look.actions {
+            match action {
+                Action::Kill { uid, .. } if matches!(look.event, Event::Sample(_)) => {
+                    let kind = evidence(look, uid, "threshold_kind");
+                    must(kind == Some("hard"), name, || format!("{uid} is killed for a {kind:?} threshold"))?;
+                    self.promised.remove(uid);
+                }
+                Action::Pod { uid, what: PodOp::StopContainers { grace, .. }, .. } => {
+                    let promised = self.promised.get(uid).map(|until| *until - look.now.mono);
+                    let kept = promised.is_none_or(|promised| promised == *grace);
+                    must(kept, name, || format!("{uid} is given {grace} and not {promised:?}"))?;
+                }
+                _ => {}
+            }
+        }
+        let world = look.world;
+        self.promised.retain(|uid, _| world.pods().get(uid).is_some_and(|p| is_going(&p.state)));
+        Ok(())
     }
 
     /// Who is named uses more than it asks for: at the moment it is told, over one of the windows that may have been judged.
@@ -529,7 +607,18 @@ fn invariant_critical_pods_are_never_evicted(pod: &Pod) -> Holds {
 
 fn invariant_kill_has_evidence(look: &Look<'_>, uid: &PodUid) -> Holds {
     let told = |name: &str| evidence(look, uid, name).is_some_and(|v| !v.is_empty());
-    let all = ["signal", "limit", "unreclaimable", "available", "threshold", "first_sign", "second_sign", "rank_1"];
+    let all = [
+        "signal",
+        "limit",
+        "unreclaimable",
+        "available",
+        "threshold_kind",
+        "threshold",
+        "met_for",
+        "first_sign",
+        "second_sign",
+        "rank_1",
+    ];
     must(all.iter().all(|n| told(n)), "invariant_kill_has_evidence", || format!("{uid}: {:?}", look.actions))
 }
 

@@ -60,6 +60,7 @@ impl Report {
         all.steps += stats.steps;
         all.operations += stats.operations;
         all.evictions += stats.evictions;
+        all.soft += stats.soft;
         all.crashes += stats.crashes;
         all.resizes += stats.resizes;
         all.slow.0 += stats.slow.0;
@@ -78,13 +79,14 @@ impl std::fmt::Display for Report {
         let t = &self.total;
         writeln!(
             f,
-            "{} seeds, {} failures; {} node-hours, {} steps, {} operations, {} evictions, {} agents died, {} resizes",
+            "{} seeds, {} failures; {} node-hours, {} steps, {} operations, {} evictions and {} soft ones, {} agents died, {} resizes",
             self.seeds,
             self.failures.len(),
             t.time.get() / Micros::secs(3_600).get(),
             t.steps,
             t.operations,
             t.evictions,
+            t.soft,
             t.crashes,
             t.resizes,
         )?;

@@ -40,8 +40,10 @@ pub struct Stats {
     pub steps: u64,
     /// Operations begun.
     pub operations: u64,
-    /// Evictions.
+    /// Evictions that are a kill.
     pub evictions: u64,
+    /// Evictions for a soft threshold.
+    pub soft: u64,
     /// Agents that died.
     pub crashes: u64,
     /// In-place changes of resources.
@@ -510,6 +512,10 @@ impl Sim {
                     self.stats.slow.1 += u64::from(record.message.starts_with("NoisyNeighbour"));
                 }
                 "SlowedItself" => self.stats.slowed += 1,
+                "Evicted" => {
+                    let is = |(name, value): &(String, String)| name == "threshold_kind" && value == "soft";
+                    self.stats.soft += u64::from(record.evidence.iter().any(is));
+                }
                 _ => {}
             },
             Action::Relist => self.relist(),

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use beelet_core::event::{Rejected, ResourceList};
-use beelet_core::evict::Threshold;
+use beelet_core::evict::{Signal, Soft, Threshold};
 use beelet_core::node::NodeConfig;
 use beelet_core::spec::{CRITICAL_PRIORITY, ContainerSpec, PodSpec, RestartPolicy};
 use beelet_core::units::{Bytes, Micros, MilliCpu};
@@ -132,6 +132,7 @@ impl Scenario {
             };
         }
         scenario.script = script(&mut rng, scenario.disturbed);
+        soft(&mut Rng::new(seed, 4), &mut scenario.node);
         scenario
     }
 
@@ -159,6 +160,17 @@ impl Scenario {
         }
         scenario
     }
+}
+
+/// Soft thresholds, of a stream of numbers of their own: without them a seed is what it was before they came.
+fn soft(rng: &mut Rng, node: &mut NodeConfig) {
+    for (signal, low, high) in [(Signal::Memory, 800, 1_800), (Signal::AllocatableMemory, 200, 1_500)] {
+        if rng.chance(500) {
+            let threshold = Threshold::Quantity(Bytes::mib(rng.range(low, high)));
+            node.eviction_soft.insert(signal, Soft { threshold, grace: Micros::secs(rng.range(0, 30)) });
+        }
+    }
+    node.max_pod_grace = Micros::secs([0, 5, 60][rng.index(3)]);
 }
 
 fn script(rng: &mut Rng, end: Micros) -> Vec<(Micros, Disturbance)> {

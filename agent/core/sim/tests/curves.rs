@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use beelet_core::evict::{Signal, Soft, Threshold};
 use beelet_core::pod::PodState;
 use beelet_core::spec::{PodSpec, RestartPolicy};
 use beelet_core::units::{Bytes, Micros, MilliCpu};
@@ -15,13 +16,22 @@ fn pod(name: &str, curve: &Curve) -> PodSpec {
     pod
 }
 
-/// Runs the pods beside a quiet pod of 400 MiB that asks for nothing. Returns what happened and who is Evicted.
-fn run(seed: u64, pods: &[PodSpec]) -> (Stats, Vec<String>, Sim) {
+/// The pods beside a quiet pod of 400 MiB that asks for nothing.
+fn scenario(seed: u64, pods: &[PodSpec]) -> Scenario {
     let mut scenario = Scenario::quiet(seed);
     let mut all = vec![Arc::new(pod("quiet", &Curve::Idle { holds: Bytes::mib(400) }))];
     all.extend(pods.iter().cloned().map(Arc::new));
     scenario.script = vec![(Micros::millis(10), Disturbance::Want(all, Vec::new()))];
     scenario.disturbed = Micros::secs(120);
+    scenario
+}
+
+/// Runs that. Returns what happened and who is Evicted.
+fn run(seed: u64, pods: &[PodSpec]) -> (Stats, Vec<String>, Sim) {
+    run_scenario(scenario(seed, pods))
+}
+
+fn run_scenario(scenario: Scenario) -> (Stats, Vec<String>, Sim) {
     let mut sim = Sim::new(scenario);
     let stats = sim.run().unwrap_or_else(|failure| panic!("{failure}"));
     let evicted = sim.world().into_iter().flat_map(|w| w.pods().values()).filter_map(|p| match &p.state {
@@ -73,6 +83,36 @@ fn a_step_to_most_of_the_memory_is_left_alone() {
 #[test]
 fn a_step_to_just_below_the_wall_is_evicted() {
     evicted_before_the_oom_killer(&Curve::Step { at: Micros::secs(20), to: Bytes::mib(2_620) });
+}
+
+#[test]
+fn what_meets_a_soft_threshold_for_its_grace_period_is_told_to_stop() {
+    for (seed, grace, evictions) in [(0, 30, 1), (1, 60, 1), (2, 200, 0)] {
+        let mut scenario = scenario(seed, &[pod("it", &Curve::Step { at: Micros::secs(20), to: Bytes::mib(2_400) })]);
+        let soft = Soft { threshold: Threshold::Quantity(Bytes::mib(500)), grace: Micros::secs(grace) };
+        scenario.node.eviction_soft.insert(Signal::AllocatableMemory, soft);
+        scenario.node.max_pod_grace = Micros::secs(5);
+        let (stats, evicted, sim) = run_scenario(scenario);
+        assert_eq!((stats.soft, stats.evictions, stats.ooms.kubepods), (evictions, 0, 0), "seed {seed}");
+        assert_eq!(evicted.len() as u64, evictions, "seed {seed}: {evicted:?}");
+        assert!(sim.world().is_some_and(|w| w.memory_pressure()), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_leak_past_a_soft_threshold_is_killed_at_the_hard_one() {
+    for seed in 0..4 {
+        let leak = Curve::Leak { after: Micros::secs(5), rate: Bytes::mib(50) };
+        let mut it = pod("it", &leak);
+        it.termination_grace = Micros::secs(60);
+        let mut scenario = scenario(seed, &[it]);
+        let soft = Soft { threshold: Threshold::Quantity(Bytes::mib(500)), grace: Micros::secs(2) };
+        scenario.node.eviction_soft.insert(Signal::AllocatableMemory, soft);
+        scenario.node.max_pod_grace = Micros::secs(60);
+        let (stats, evicted, _) = run_scenario(scenario);
+        assert_eq!(evicted, ["it"], "seed {seed}: {stats:?}");
+        assert_eq!((stats.soft, stats.ooms.kubepods), (1, 0), "seed {seed}: {stats:?}");
+    }
 }
 
 #[test]

@@ -19,7 +19,7 @@ fn no_seed_breaks_an_invariant() {
     assert!(report.failures.is_empty(), "run `cargo run -p beelet-sim -- SEED` for the last steps");
     let t = &report.total;
     assert!(
-        t.evictions > 50 && t.crashes > 100 && t.resizes > 20 && t.ooms.own > 100,
+        t.evictions > 50 && t.soft > 20 && t.crashes > 100 && t.resizes > 20 && t.ooms.own > 100,
         "the seeds do too little: {report}"
     );
     assert!(t.slow.0 > 100 && t.slow.1 > 10 && t.slowed > 20, "too little is slow: {report}");

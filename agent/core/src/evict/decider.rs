@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::rank::{Candidate, Ranked, rank};
+use super::soft::{Due, Soft, Watch, pod_grace};
 use super::{Available, Signal, Threshold, available, message};
 use crate::forecast::{Forecast, MIN_INTERVAL, Pace, REACTION, Trend, pace};
 use crate::node::NodeConfig;
@@ -50,6 +51,10 @@ pub struct Eviction {
     pub signal: Signal,
     /// The threshold, in bytes of this wall.
     pub threshold: Bytes,
+    /// The time that the victim is given to end; zero for none: it is killed at once.
+    pub grace: Micros,
+    /// The victim was evicted before, and its time is taken away.
+    pub hastened: bool,
     /// What was left when it was decided: limit less what reclaim cannot free.
     pub available: Bytes,
     /// When memory would have run out.
@@ -83,6 +88,8 @@ pub struct Standing {
 struct Pending {
     uid: PodUid,
     since: Micros,
+    /// The time it was given to end, zero for none.
+    grace: Micros,
     /// What the victim held.
     held: Bytes,
     /// What it holds by the last look.
@@ -103,6 +110,8 @@ struct Met {
 #[derive(Clone, Debug)]
 pub struct Decider {
     thresholds: Vec<Threshold>,
+    soft: BTreeMap<Signal, Soft>,
+    max_pod_grace: Micros,
     minimum_reclaim: Bytes,
     transition: Micros,
     last: Option<Micros>,
@@ -110,6 +119,7 @@ pub struct Decider {
     kubepods: Option<(u64, Option<Micros>)>,
     trends: BTreeMap<Signal, Trend>,
     met: BTreeMap<Signal, Met>,
+    soft_met: BTreeMap<Signal, Watch>,
     last_met: Option<Micros>,
     pending: Option<Pending>,
     standing: Standing,
@@ -120,7 +130,22 @@ struct Wall {
     at: Available,
     threshold: Bytes,
     forecast: Option<Forecast>,
+    /// The hard threshold is met.
     met: Option<Met>,
+    /// The soft one is.
+    soft: Option<Due>,
+}
+
+/// Why somebody has to go: what stands in the evidence.
+struct Cause {
+    kind: &'static str,
+    threshold: Bytes,
+    /// For how long the threshold has been met; `None` before it is.
+    met_for: Option<Micros>,
+    first_sign: &'static str,
+    second_sign: String,
+    /// How many pods were looked at.
+    pods: usize,
 }
 
 impl Decider {
@@ -129,12 +154,15 @@ impl Decider {
     pub fn new(node: &NodeConfig) -> Self {
         Self {
             thresholds: node.eviction_hard.clone(),
+            soft: node.eviction_soft.clone(),
+            max_pod_grace: node.max_pod_grace,
             minimum_reclaim: node.minimum_reclaim,
             transition: node.pressure_transition,
             last: None,
             kubepods: None,
             trends: BTreeMap::new(),
             met: BTreeMap::new(),
+            soft_met: BTreeMap::new(),
             last_met: None,
             pending: None,
             standing: Standing::default(),
@@ -187,6 +215,7 @@ impl Decider {
                 if before.is_some() {
                     self.trends.remove(&Signal::AllocatableMemory);
                     self.met.remove(&Signal::AllocatableMemory);
+                    self.soft_met.remove(&Signal::AllocatableMemory);
                 }
                 self.kubepods = Some((reading.id, total));
                 Micros::ZERO
@@ -199,7 +228,7 @@ impl Decider {
             let trend = self.trends.entry(at.signal).or_default();
             trend.observe(sample.at, at.unreclaimable);
             let threshold = self.thresholds.iter().map(|t| t.quantity(at.limit)).max().unwrap_or(Bytes::ZERO);
-            Wall { forecast: trend.forecast(at.available()), threshold, met: None, at }
+            Wall { forecast: trend.forecast(at.available()), threshold, met: None, soft: None, at }
         };
         available(&sample.node, sample.kubepods.as_ref()).into_iter().map(wall).collect()
     }
@@ -215,9 +244,14 @@ impl Decider {
                 *met = Met { since: at, samples: 0 };
             }
         }
+        self.soft_met.retain(|signal, _| walls.iter().any(|w| w.at.signal == *signal));
         for wall in &mut walls {
             let available = wall.at.available();
             let signal = wall.at.signal;
+            if let Some(soft) = self.soft.get(&signal) {
+                let watch = self.soft_met.entry(signal).or_default();
+                wall.soft = watch.observe(soft, at, wall.at.limit, available, self.minimum_reclaim);
+            }
             let until =
                 wall.threshold + if self.met.contains_key(&signal) { self.minimum_reclaim } else { Bytes::ZERO };
             if wall.threshold > Bytes::ZERO && available < until {
@@ -226,7 +260,7 @@ impl Decider {
                 self.met.remove(&signal);
             }
         }
-        if walls.iter().any(|w| w.met.is_some()) {
+        if walls.iter().any(|w| w.met.is_some() || w.soft.is_some()) {
             self.last_met = Some(now);
             self.standing.memory_pressure = true;
         } else if !walls.is_empty() && self.last_met.is_none_or(|met| now - met >= self.transition) {
@@ -243,42 +277,95 @@ impl Decider {
         walls: &[Wall],
         stalled: Micros,
     ) -> Decision {
-        if self.still_waiting(now, sample, walls) {
+        let waiting = self.still_waiting(now, sample, walls);
+        let given_time = self.pending.as_ref().is_some_and(|p| p.grace > Micros::ZERO);
+        if waiting && !given_time {
             return Decision::Nothing;
         }
         for wall in walls.iter().filter(|w| w.threshold > Bytes::ZERO) {
-            let Some(sign) = second_sign(wall, sample.at, stalled) else { continue };
+            let Some(second_sign) = second_sign(wall, sample.at, stalled) else { continue };
             let Some(candidates) = candidates else { return Decision::LookAtPods };
-            let awaited = self.awaited().cloned();
-            let order: Vec<_> = rank(candidates).into_iter().filter(|c| Some(&c.uid) != awaited.as_ref()).collect();
-            let Some(victim) = order.first() else { return Decision::Nothing };
+            let order = self.order(candidates, waiting);
+            if order.is_empty() {
+                return Decision::Nothing;
+            }
             if wall.met.is_none() && !unasked_for(&order, wall.forecast) {
                 continue;
             }
-            self.pending = Some(Pending {
-                uid: victim.uid.clone(),
-                since: now,
-                held: victim.unreclaimable,
-                holds: victim.unreclaimable,
-                base: sample.kubepods.and_then(|k| k.memory).map(|m| m.unreclaimable()),
-                walls: walls.iter().map(|w| (w.at.signal, w.at.unreclaimable)).collect(),
-            });
-            self.last_met = Some(now);
-            self.standing.memory_pressure = true;
-            let age = now - sample.at;
-            return Decision::Evict(Box::new(Eviction {
-                victim: victim.uid.clone(),
-                name: victim.name.clone(),
-                signal: wall.at.signal,
-                threshold: wall.threshold,
-                available: wall.at.available(),
-                forecast: wall.forecast,
-                message: message(wall.threshold, wall.at.available(), &victim.containers),
-                evidence: evidence(wall, sign, age, victim, candidates.len()),
-                ranking: order.iter().take(TELL).map(|&c| Ranked::from(c)).collect(),
-            }));
+            let first_sign = if wall.met.is_some() { "threshold met" } else { "runs out within the reaction time" };
+            let (met_for, pods) = (wall.met.map(|met| sample.at - met.since), candidates.len());
+            let cause = Cause { kind: "hard", threshold: wall.threshold, met_for, first_sign, second_sign, pods };
+            return self.evict(now, sample, walls, wall, cause, &order, Micros::ZERO);
+        }
+        if waiting {
+            return Decision::Nothing;
+        }
+        for wall in walls {
+            let Some(due) = wall.soft.filter(Due::is_due) else { continue };
+            let Some(candidates) = candidates else { return Decision::LookAtPods };
+            let order = self.order(candidates, false);
+            let Some(victim) = order.first() else { return Decision::Nothing };
+            let grace = pod_grace(victim.grace, self.max_pod_grace);
+            let second_sign = format!("met for {} without a break, its grace period is {}", due.met_for, due.grace);
+            let (threshold, met_for, pods) = (due.threshold, Some(due.met_for), candidates.len());
+            let cause = Cause { kind: "soft", threshold, met_for, first_sign: "threshold met", second_sign, pods };
+            return self.evict(now, sample, walls, wall, cause, &order, grace);
         }
         Decision::Nothing
+    }
+
+    /// Who goes first. Whose end is awaited does not go again; if its time is to be taken away (`hasten`) it goes before all others,
+    /// and as long as it cannot be read nobody does.
+    fn order<'a>(&self, candidates: &'a [Candidate], hasten: bool) -> Vec<&'a Candidate> {
+        let awaited = self.awaited();
+        let mut order: Vec<_> = rank(candidates).into_iter().filter(|c| Some(&c.uid) != awaited).collect();
+        if hasten {
+            match candidates.iter().find(|c| Some(&c.uid) == awaited) {
+                Some(on_its_way) => order.insert(0, on_its_way),
+                None => order.clear(),
+            }
+        }
+        order
+    }
+
+    /// The first of `order` goes.
+    #[expect(clippy::too_many_arguments, reason = "each is evidence")]
+    fn evict(
+        &mut self,
+        now: Micros,
+        sample: &Sample,
+        walls: &[Wall],
+        wall: &Wall,
+        cause: Cause,
+        order: &[&Candidate],
+        grace: Micros,
+    ) -> Decision {
+        let Some(victim) = order.first() else { return Decision::Nothing };
+        let hastened = self.awaited() == Some(&victim.uid);
+        self.pending = Some(Pending {
+            uid: victim.uid.clone(),
+            since: now,
+            grace,
+            held: victim.unreclaimable,
+            holds: victim.unreclaimable,
+            base: sample.kubepods.and_then(|k| k.memory).map(|m| m.unreclaimable()),
+            walls: walls.iter().map(|w| (w.at.signal, w.at.unreclaimable)).collect(),
+        });
+        self.last_met = Some(now);
+        self.standing.memory_pressure = true;
+        Decision::Evict(Box::new(Eviction {
+            victim: victim.uid.clone(),
+            name: victim.name.clone(),
+            signal: wall.at.signal,
+            threshold: cause.threshold,
+            grace,
+            hastened,
+            available: wall.at.available(),
+            forecast: wall.forecast,
+            message: message(cause.threshold, wall.at.available(), &victim.containers),
+            ranking: order.iter().take(TELL).map(|&c| Ranked::from(c)).collect(),
+            evidence: evidence(wall, cause, grace, now - sample.at, victim),
+        }))
     }
 
     /// A victim's memory is not free yet. On the sample that shows it to be free the answer is still yes: the next is measured anew.
@@ -307,9 +394,12 @@ impl Decider {
             return true;
         }
         let waited = now - pending.since;
-        if waited >= WAIT {
+        if waited >= pending.grace + WAIT {
             self.pending = None;
             return false;
+        }
+        if pending.grace > Micros::ZERO {
+            return true;
         }
         // Only what others took since then counts: a victim that dies takes no more, and nobody goes for what it took.
         let own = pending.holds - pending.held;
@@ -333,10 +423,12 @@ impl Decider {
     fn plan(&mut self, walls: &[Wall], stalled: Micros, decision: &Decision) {
         self.standing.waiting = self.pending.is_some();
         let met = walls.iter().any(|w| w.met.is_some());
-        let urgent = self.pending.is_some() || met || stalled > Micros::ZERO || *decision == Decision::LookAtPods;
+        // Who was given time to end is not looked for each moment.
+        let waiting = self.pending.as_ref().is_some_and(|p| p.grace == Micros::ZERO);
+        let urgent = waiting || met || stalled > Micros::ZERO || *decision == Decision::LookAtPods;
         let paces = walls.iter().map(|w| pace(w.at.available(), w.forecast.map_or(0, |f| f.slope), urgent));
         let mut next = paces.min_by_key(|p| (p.interval, !p.all_pods)).unwrap_or_default();
-        if self.pending.is_some() || *decision == Decision::LookAtPods {
+        if waiting || *decision == Decision::LookAtPods {
             next.interval = MIN_INTERVAL;
         }
         self.standing.pace = next;
@@ -384,7 +476,7 @@ fn unasked_for(order: &[&Candidate], forecast: Option<Forecast>) -> bool {
     growth > 0 && growth >= slope / 2
 }
 
-fn evidence(wall: &Wall, sign: String, age: Micros, victim: &Candidate, pods: usize) -> Vec<(String, String)> {
+fn evidence(wall: &Wall, cause: Cause, grace: Micros, age: Micros, victim: &Candidate) -> Vec<(String, String)> {
     let forecast = wall.forecast.map_or_else(|| "none".to_owned(), |f| f.time_to_oom.to_string());
     let growth = victim.growth.map_or_else(|| "unknown".to_owned(), |g| format!("{g} B/s"));
     [
@@ -393,19 +485,19 @@ fn evidence(wall: &Wall, sign: String, age: Micros, victim: &Candidate, pods: us
         ("unreclaimable", wall.at.unreclaimable.to_string()),
         ("available", wall.at.available().to_string()),
         ("available_as_the_kubelet_counts", wall.at.kubelet.to_string()),
-        ("threshold", wall.threshold.to_string()),
-        (
-            "first_sign",
-            if wall.met.is_some() { "threshold met" } else { "runs out within the reaction time" }.to_owned(),
-        ),
-        ("second_sign", sign),
+        ("threshold_kind", cause.kind.to_owned()),
+        ("threshold", cause.threshold.to_string()),
+        ("met_for", cause.met_for.map_or_else(|| "not met yet".to_owned(), |t| t.to_string())),
+        ("first_sign", cause.first_sign.to_owned()),
+        ("second_sign", cause.second_sign),
         ("time_to_oom", forecast),
         ("sample_age", age.to_string()),
         ("victim_unreclaimable", victim.unreclaimable.to_string()),
         ("victim_request", victim.request.to_string()),
         ("victim_priority", victim.priority.to_string()),
         ("victim_growth", growth),
-        ("pods_looked_at", pods.to_string()),
+        ("victim_grace", grace.to_string()),
+        ("pods_looked_at", cause.pods.to_string()),
     ]
     .map(|(name, value)| (name.to_owned(), value))
     .into()

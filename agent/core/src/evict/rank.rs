@@ -33,6 +33,8 @@ pub struct Candidate {
     pub critical: bool,
     /// Is going anyway: never a victim.
     pub terminating: bool,
+    /// `spec.terminationGracePeriodSeconds`.
+    pub grace: Micros,
     /// What it asks for.
     pub request: Bytes,
     /// What it holds that reclaim cannot free.
@@ -70,6 +72,7 @@ impl Candidate {
             priority: pod.priority,
             critical: pod.is_critical(),
             terminating,
+            grace: pod.termination_grace,
             request: pod_requests(pod).memory,
             unreclaimable: memory.unreclaimable(),
             growth,

@@ -64,6 +64,7 @@ fn candidate(p: &Pod) -> Candidate {
         priority: p.priority,
         critical: p.critical,
         terminating: p.terminating,
+        grace: Micros::secs(30),
         request: Bytes::mib(p.request),
         unreclaimable: Bytes::mib(p.anon),
         growth: p.growth,
@@ -515,6 +516,117 @@ proptest! {
                 }
                 let held = pods.iter().find(|p| p.name == eviction.victim.as_str()).map_or(0, |p| p.anon);
                 last = Some((eviction.victim.to_string(), ms, held));
+            }
+        }
+    }
+}
+
+/// A soft threshold of 500 MiB with a grace period of 60 s.
+fn soft(signal: Signal, max_pod_grace: u64) -> NodeConfig {
+    let soft = Soft { threshold: Threshold::Quantity(Bytes::mib(500)), grace: Micros::secs(60) };
+    NodeConfig { eviction_soft: [(signal, soft)].into(), max_pod_grace: Micros::secs(max_pod_grace), ..config() }
+}
+
+/// Looks each second at the pods, from `from` up to before `to` seconds; the first eviction and when.
+fn seconds(decider: &mut Decider, from: u64, to: u64, pods: &[Pod]) -> Option<(u64, Box<Eviction>)> {
+    (from..to).find_map(|s| match look(decider, s * 1_000, 0, pods) {
+        Decision::Evict(eviction) => Some((s, eviction)),
+        _ => None,
+    })
+}
+
+#[test]
+fn a_soft_threshold_acts_after_its_grace_period_and_gives_time() {
+    for (cap, given) in [(0, 1), (10, 10), (300, 30)] {
+        let mut decider = Decider::new(&soft(Signal::AllocatableMemory, cap));
+        let pods = [pod("a", 1_300), pod("b", 900)];
+        look(&mut decider, 10_000, 0, &pods);
+        assert!(decider.standing().memory_pressure, "as upstream before the grace period has passed");
+        let (at, eviction) = seconds(&mut decider, 11, 200, &pods).expect("evicted");
+        assert_eq!((at, eviction.victim.as_str(), eviction.grace), (70, "a", Micros::secs(given)));
+        assert_eq!((eviction.threshold, eviction.hastened), (Bytes::mib(500), false));
+        assert!(eviction.message.contains("Threshold quantity: 500Mi, available: 360Mi. "), "{}", eviction.message);
+        let told = |name: &str| eviction.evidence.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
+        assert_eq!((told("threshold_kind"), told("met_for")), (Some("soft"), Some("60s")));
+        assert_eq!(told("second_sign"), Some("met for 60s without a break, its grace period is 60s"));
+    }
+}
+
+#[test]
+fn a_soft_threshold_is_for_the_signal_that_it_names() {
+    // Upstream copies only hard ones to allocatableMemory.available.
+    let mut decider = Decider::new(&soft(Signal::Memory, 0));
+    assert_eq!(seconds(&mut decider, 10, 300, &[pod("a", 2_200)]), None);
+    assert!(!decider.standing().memory_pressure);
+}
+
+#[test]
+fn a_soft_threshold_must_be_met_without_a_break() {
+    let mut decider = Decider::new(&soft(Signal::AllocatableMemory, 0));
+    let low = [pod("a", 2_200)];
+    assert_eq!(seconds(&mut decider, 10, 69, &low), None);
+    assert_eq!(look(&mut decider, 69_000, 0, &[pod("a", 2_000)]), Decision::Nothing);
+    assert_eq!(seconds(&mut decider, 70, 130, &low), None);
+    // Nor is it met while nobody can read the wall.
+    let mut blind = sample(130_000, 2_200, 0, Some(&low));
+    blind.kubepods = None;
+    assert_eq!(decider.step(blind.at, &blind, Some(&candidates(&low))), Decision::Nothing);
+    assert_eq!(seconds(&mut decider, 131, 300, &low).map(|(at, _)| at), Some(191));
+}
+
+#[test]
+fn a_soft_victim_is_waited_for_and_then_the_next_goes_at_once() {
+    let mut decider = Decider::new(&soft(Signal::AllocatableMemory, 20));
+    let mut pods = vec![pod("a", 1_300), pod("b", 500), pod("c", 900)];
+    (pods[1].anon, pods[2].anon) = (400, 500);
+    assert_eq!(seconds(&mut decider, 10, 100, &pods).map(|(at, e)| (at, e.victim.to_string())), Some((70, "a".into())));
+    pods[0].terminating = true;
+    assert_eq!(seconds(&mut decider, 71, 92, &pods), None, "within its time and two seconds");
+    assert_eq!(decider.awaited().map(PodUid::as_str), Some("a"));
+    // Another one has taken what it gave back: no second grace period, as upstream.
+    pods.remove(0);
+    pods[1].anon = 1_700;
+    assert_eq!(look(&mut decider, 91_500, 0, &pods), Decision::Nothing, "measured anew");
+    assert_eq!(victim(&look(&mut decider, 91_600, 0, &pods)), Some("c"));
+}
+
+#[test]
+fn a_hard_threshold_takes_the_time_of_a_soft_victim_away() {
+    let mut decider = Decider::new(&soft(Signal::AllocatableMemory, 30));
+    let mut pods = vec![pod("a", 1_300), pod("b", 900)];
+    assert_eq!(seconds(&mut decider, 10, 71, &pods).map(|(_, e)| e.victim.to_string()).as_deref(), Some("a"));
+    (pods[0].terminating, pods[1].anon) = (true, 1_200);
+    let Decision::Evict(eviction) = look(&mut decider, 71_000, 0, &pods) else { panic!("the hard one is met") };
+    assert_eq!((eviction.victim.as_str(), eviction.hastened, eviction.grace), ("a", true, Micros::ZERO));
+    assert_eq!(eviction.threshold, Bytes::mib(100));
+    assert_eq!(eviction.ranking[0].name, "a");
+    // One at a time: it is waited for as after any kill.
+    assert_eq!(look(&mut decider, 71_020, 0, &pods), Decision::Nothing);
+}
+
+#[test]
+fn a_hard_threshold_goes_first() {
+    let mut decider = Decider::new(&soft(Signal::AllocatableMemory, 30));
+    assert_eq!(seconds(&mut decider, 10, 70, &[pod("a", 2_200)]), None);
+    let (at, eviction) = seconds(&mut decider, 70, 80, &[pod("a", 2_500)]).expect("both are due");
+    assert_eq!((at, eviction.threshold, eviction.grace), (70, Bytes::mib(100), Micros::ZERO));
+}
+
+proptest! {
+    #[test]
+    fn nobody_goes_for_a_soft_threshold_before_it_was_met_for_its_grace_period(
+        looks in prop::collection::vec((0_u64..12, 1_u64..12_000), 1..200),
+    ) {
+        let mut decider = Decider::new(&NodeConfig { eviction_hard: Vec::new(), ..soft(Signal::AllocatableMemory, 5) });
+        let (mut ms, mut since, mut last) = (1_000, None, 0);
+        for (kind, wait) in looks {
+            ms += wait;
+            let met = kind > 0;
+            since = met.then(|| since.filter(|_| ms - last <= 10_000).unwrap_or(ms));
+            last = ms;
+            if let Decision::Evict(eviction) = look(&mut decider, ms, 0, &[pod("a", if met { 2_200 } else { 1_000 })]) {
+                prop_assert!(since.is_some_and(|since| ms - since >= 60_000), "{since:?} {ms} {eviction:?}");
+                prop_assert_eq!(eviction.grace, Micros::secs(5));
             }
         }
     }
