@@ -23,7 +23,7 @@ mod decider;
 mod rank;
 mod soft;
 
-pub use decider::{Decider, Decision, Eviction, PERSIST_SAMPLES, PERSIST_TIME, Standing};
+pub use decider::{Decider, Decision, Eviction, PERSIST_SAMPLES, PERSIST_TIME, Seen, Standing};
 pub use rank::{Candidate, CandidateContainer, HORIZON, Ranked, rank};
 pub use soft::Soft;
 

@@ -148,7 +148,7 @@ impl World {
                 pod.health.on_running(&fact.name, now);
             }
         }
-        self.count_oom_kills(uid);
+        self.count_oom_kills(uid, now.mono);
     }
 }
 

@@ -5,7 +5,7 @@
 //! they decide becomes actions here, and nowhere else.
 //!
 //! Properties: beside a kubelet, or with `mode: Observe`, nothing is done, and what would have been done is recorded at most
-//! once a minute per pod; every eviction carries its evidence.
+//! once a minute per pod; every eviction carries its evidence; every forecast is scored ([`crate::score`]).
 
 use std::collections::BTreeMap;
 
@@ -13,14 +13,15 @@ use crate::allocate::{self, BurstChange};
 use crate::attribute::{Subject, percent};
 use crate::budget::{self, OwnCost, Spent, Turn};
 use crate::event::{Action, Knob, KnobWrite};
-use crate::evict::{Candidate, Decision, Eviction};
+use crate::evict::{Candidate, Decision, Eviction, Signal};
 use crate::forecast::Pace;
 use crate::node::Enforce;
 use crate::pod::{PodState, Why};
 use crate::sample::{PodReading, Sample};
+use crate::score::{self, Look, Wall};
 use crate::spec::PodSpec;
 use crate::spec::PodUid;
-use crate::units::{Micros, MilliCpu, Now};
+use crate::units::{Bytes, Micros, MilliCpu, Now};
 use crate::world::World;
 
 /// What would have been done is told again after this long.
@@ -45,10 +46,11 @@ impl World {
             self.observe_pods(sample.at, readings);
         }
         let candidates = sample.pods.as_ref().map(|readings| self.candidates(readings));
-        match self.evict.step(now.mono, &sample, candidates.as_deref()) {
-            Decision::Evict(eviction) => self.on_eviction(&eviction, now),
-            Decision::Nothing | Decision::LookAtPods => {}
-        }
+        let evicted = match self.evict.step(now.mono, &sample, candidates.as_deref()) {
+            Decision::Evict(eviction) => self.on_eviction(&eviction, now).then_some(eviction.signal),
+            Decision::Nothing | Decision::LookAtPods => None,
+        };
+        self.score_forecasts(&sample, evicted);
         if sample.pods.is_some() {
             self.lend_cpu(now);
             self.judge_slowness(&sample, now);
@@ -161,8 +163,11 @@ impl World {
         }
         let uids: Vec<PodUid> = self.pods.keys().cloned().collect();
         for uid in uids {
-            self.count_oom_kills(&uid);
+            self.count_oom_kills(&uid, at);
             let Some(pod) = self.pods.get_mut(&uid) else { continue };
+            for track in pod.tracks.values_mut() {
+                track.watched |= track.reading.is_some();
+            }
             if pod.meter.at < at {
                 pod.meter.clear();
             }
@@ -177,7 +182,43 @@ impl World {
         readings.iter().filter_map(of).collect()
     }
 
-    fn on_eviction(&mut self, eviction: &Eviction, now: Now) {
+    fn score_forecasts(&mut self, sample: &Sample, evicted: Option<Signal>) {
+        let of_node = self.evict.seen().iter().map(|seen| Look {
+            wall: seen.signal.into(),
+            time_to_oom: seen.time_to_oom,
+            hit: seen.below || evicted == Some(seen.signal),
+        });
+        let pods = sample.pods.iter().flatten().filter_map(|reading| self.pods.get(&reading.uid));
+        let of_containers = pods.flat_map(|pod| {
+            pod.tracks.iter().filter_map(|(name, track)| {
+                let left = track.model.forecast_own()?.time_to_oom;
+                let wall = || Wall::Container(pod.spec.uid.clone(), name.clone());
+                (left < score::HORIZON).then(|| Look { wall: wall(), time_to_oom: Some(left), hit: false })
+            })
+        });
+        self.scores.observe(sample.at, of_node.chain(of_containers), sample.pods.is_some());
+    }
+
+    /// Which wall a container's OOM kill was at: the kernel does not say, so the one that had the least left when it was last looked
+    /// at. One that can no longer be read and has a limit of its own most likely hit that.
+    pub(crate) fn wall_that_killed(&self, uid: &PodUid, container: String) -> Wall {
+        let pod = self.pods.get(uid);
+        let track = pod.and_then(|pod| pod.tracks.get(&container));
+        let own = match track.and_then(|track| track.reading?.memory) {
+            Some(memory) => memory.limit.map(|limit| limit - memory.unreclaimable()),
+            None => pod.and_then(|pod| pod.spec.container(&container)?.resources.memory_limit).map(|_| Bytes::ZERO),
+        };
+        let standing = self.evict.standing();
+        let walls = [
+            own.map(|left| (left, Wall::Container(uid.clone(), container))),
+            standing.allocatable_available.map(|left| (left, Wall::Kubepods)),
+            standing.memory_available.map(|left| (left, Wall::Node)),
+        ];
+        walls.into_iter().flatten().min_by_key(|(left, _)| *left).map_or(Wall::Node, |(_, wall)| wall)
+    }
+
+    /// Whether the pod was really sent away.
+    fn on_eviction(&mut self, eviction: &Eviction, now: Now) -> bool {
         let uid = eviction.victim.clone();
         let mut evidence = eviction.evidence.clone();
         for (place, ranked) in eviction.ranking.iter().enumerate() {
@@ -195,12 +236,12 @@ impl World {
                 let message = format!("would be evicted. {}", eviction.message);
                 self.say_why(&uid, None, now, true, "WouldEvict", message, evidence);
             }
-            return;
+            return false;
         }
-        let Some(pod) = self.pods.get(&uid) else { return };
+        let Some(pod) = self.pods.get(&uid) else { return false };
         if eviction.hastened && !matches!(pod.state, PodState::Terminating { .. }) {
             // Nothing of it runs any more: there is no time to take away.
-            return;
+            return false;
         }
         let cgroup = pod.cgroup(&self.config);
         let next = pod.terminating(Why::Evicted { message: eviction.message.clone(), grace: eviction.grace }, now);
@@ -213,6 +254,7 @@ impl World {
             *self.totals.evictions.entry(eviction.signal.as_str().to_owned()).or_default() += 1;
         }
         self.say_why(&uid, None, now, true, "Evicted", eviction.message.clone(), evidence);
+        true
     }
 
     fn lend_cpu(&mut self, now: Now) {

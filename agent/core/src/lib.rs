@@ -24,6 +24,7 @@ pub mod node;
 pub mod pod;
 pub mod quantity;
 pub mod sample;
+pub mod score;
 pub mod snapshot;
 pub mod spec;
 pub mod telemetry;

@@ -11,6 +11,7 @@ pub use crate::budget::OwnCost;
 use crate::event::{Record, Rejected, ResourceList};
 use crate::health::Verdict;
 use crate::sample::{CgroupReading, NetworkReading, NodeReading};
+pub use crate::score::{Scope, Score};
 use crate::spec::{PodSpec, PodUid, QosClass};
 pub use crate::telemetry::ExitKind;
 use crate::telemetry::{CgroupDetail, NodeDetail, PodDetail};
@@ -226,6 +227,9 @@ pub type ContainerKey = (String, String, String);
 pub struct Totals {
     /// Evictions by signal: `memory.available`, `allocatableMemory.available`, ...
     pub evictions: Vec<(String, u64)>,
+    /// How good forecasts of running out of memory were, by scope.
+    #[serde(default)]
+    pub forecasts: Vec<(Scope, Score)>,
     /// OOM kills by namespace, pod, container.
     pub oom_kills: Vec<(ContainerKey, u64)>,
     /// OOM kills by namespace, pod, container and name of the process, at most 16 names and `other` for each container.

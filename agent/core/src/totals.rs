@@ -132,6 +132,7 @@ impl Counts {
     pub(crate) fn view(&self) -> Totals {
         Totals {
             evictions: self.evictions.iter().map(|(k, n)| (k.clone(), *n)).collect(),
+            forecasts: Vec::new(),
             oom_kills: self.oom_kills.iter().map(|(k, n)| (k.clone(), *n)).collect(),
             oom_kills_by_process: self
                 .oom_kills_by_process

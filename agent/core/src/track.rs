@@ -56,6 +56,8 @@ pub struct ContainerTrack {
     pub burst_now: Micros,
     /// OOM kills, by what told of them.
     pub oom: OomCount,
+    /// It was seen alive: an OOM kill that is told of later happened while the agent looked.
+    pub watched: bool,
     /// The id whose end was counted last.
     counted: String,
     /// Ends of processes of that run that were counted.
@@ -73,6 +75,8 @@ pub struct OomCount {
     counter: u64,
     /// Of this run, by the runtime: 0 or 1.
     word: u64,
+    /// Of all of them, those that [`OomCount::news`] has told of.
+    told: u64,
 }
 
 impl OomCount {
@@ -93,7 +97,13 @@ impl OomCount {
 
     /// Another run begins.
     pub fn next_run(&mut self) {
-        *self = Self { before: self.total(), ..Self::default() };
+        *self = Self { before: self.total(), told: self.told, ..Self::default() };
+    }
+
+    /// Whether there are more than when this was last asked.
+    pub fn news(&mut self) -> bool {
+        let total = self.total();
+        std::mem::replace(&mut self.told, total) < total
     }
 
     /// All of them.
@@ -243,10 +253,13 @@ mod tests {
         oom.counter(1);
         oom.word();
         assert_eq!(oom.total(), 1);
+        assert!(oom.news() && !oom.news());
         oom.next_run();
         assert_eq!(oom.total(), 1);
+        assert!(!oom.news());
         oom.counter(1);
         assert_eq!(oom.total(), 2);
+        assert!(oom.news() && !oom.news());
         // A child was killed, the container went on, and was killed later: two.
         oom.event();
         oom.event();

@@ -10,7 +10,7 @@ use crate::event::{ContainerFactState, ResourceList};
 use crate::health::Verdict;
 use crate::node::NodeConfig;
 use crate::pod::{Pod, PodState, Why};
-use crate::snapshot::{ContainerState, ContainerView, NodeView, Phase, PodView, Snapshot};
+use crate::snapshot::{ContainerState, ContainerView, NodeView, Phase, PodView, Snapshot, Totals};
 use crate::spec::{ContainerSpec, PodSpec};
 use crate::track::ContainerTrack;
 use crate::units::{Micros, Now};
@@ -42,7 +42,7 @@ impl World {
             pods,
             rejected: self.rejected.clone(),
             records: self.records.iter().skip(skip).cloned().collect(),
-            totals: self.totals.view(),
+            totals: Totals { forecasts: self.forecast_scores(), ..self.totals.view() },
         }
     }
 

@@ -21,6 +21,7 @@ use crate::model::NodeModel;
 use crate::node::NodeConfig;
 use crate::pod::{Pod, PodState, Step, Why};
 use crate::sample::{KernelEvent, KernelEventKind, Sample};
+use crate::score::{Scope, Score, Scores};
 use crate::spec::{PodSpec, PodUid};
 use crate::totals::Counts;
 use crate::units::{Micros, Now};
@@ -57,12 +58,14 @@ pub struct Sizes {
     pub told: usize,
     /// What the search for slowness remembers.
     pub slow: usize,
+    /// Walls of which forecasts are scored.
+    pub scores: usize,
 }
 
 impl Sizes {
     /// Each with its name, for a metric.
     #[must_use]
-    pub fn all(&self) -> [(&'static str, usize); 12] {
+    pub fn all(&self) -> [(&'static str, usize); 13] {
         [
             ("pods", self.pods),
             ("tracks", self.tracks),
@@ -76,6 +79,7 @@ impl Sizes {
             ("gone", self.gone),
             ("told", self.told),
             ("slow", self.slow),
+            ("scores", self.scores),
         ]
     }
 }
@@ -102,6 +106,8 @@ pub struct World {
     pub(crate) told: BTreeMap<PodUid, Micros>,
     /// Why pods are slow.
     pub(crate) slow: Attributor,
+    /// How good the forecasts were.
+    pub(crate) scores: Scores,
     /// What the agent itself costs.
     pub(crate) budget: Budget,
     /// The stretch that was last asked for.
@@ -137,6 +143,7 @@ impl World {
             pace: None,
             told: BTreeMap::new(),
             slow: Attributor::default(),
+            scores: Scores::default(),
             budget,
             stretched: budget::NONE,
             tree: Vec::new(),
@@ -176,6 +183,12 @@ impl World {
         self.slow.of(uid)
     }
 
+    /// How good forecasts of running out of memory were.
+    #[must_use]
+    pub fn forecast_scores(&self) -> Vec<(Scope, Score)> {
+        self.scores.view()
+    }
+
     /// How much is remembered, by what it is: for a test and a metric that show that nothing grows for ever.
     #[must_use]
     pub fn sizes(&self) -> Sizes {
@@ -193,6 +206,7 @@ impl World {
             gone: self.totals.gone(),
             told: self.told.len(),
             slow: self.slow.size(),
+            scores: self.scores.size(),
         }
     }
 
@@ -326,13 +340,14 @@ impl World {
             KernelEventKind::OomVictim { pid, comm } => {
                 if let Some(track) = event.container.as_ref().and_then(|c| pod.tracks.get_mut(c)) {
                     track.oom.event();
+                    track.watched = true;
                 }
                 let container = event.container.clone();
                 let message = format!("the kernel's OOM killer chose process {comm} ({pid})");
                 let name = container.clone().unwrap_or_default();
                 let key = (pod.spec.namespace.clone(), pod.spec.name.clone(), name);
                 self.totals.oom_victim(key, comm);
-                self.count_oom_kills(&event.uid.clone());
+                self.count_oom_kills(&event.uid.clone(), now.mono);
                 self.say(&event.uid.clone(), container, now, true, "OOMKilling", message);
             }
             // The runtime will know in a moment; the distance is the act's business.
@@ -341,15 +356,24 @@ impl World {
         }
     }
 
-    pub(crate) fn count_oom_kills(&mut self, uid: &PodUid) {
-        let Some(pod) = self.pods.get(uid) else { return };
-        for (name, track) in &pod.tracks {
+    /// Counts the OOM kills of a pod that are known by now, and scores the forecasts by what is new.
+    pub(crate) fn count_oom_kills(&mut self, uid: &PodUid, now: Micros) {
+        let Some(pod) = self.pods.get_mut(uid) else { return };
+        let mut killed = Vec::new();
+        for (name, track) in &mut pod.tracks {
             let total = track.oom.total();
             if total > 0 {
                 let key = (pod.spec.namespace.clone(), pod.spec.name.clone(), name.clone());
                 let seen = self.totals.oom_kills.entry(key).or_default();
                 *seen = total.max(*seen);
             }
+            if track.oom.news() && track.watched {
+                killed.push(name.clone());
+            }
+        }
+        for name in killed {
+            let wall = self.wall_that_killed(uid, name);
+            self.scores.oom_kill(wall, now);
         }
     }
 

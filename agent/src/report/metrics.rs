@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use beelet_core::health::Health;
+use beelet_core::score;
 use beelet_core::snapshot::{ContainerState, ExitKind, Phase, PodView, Snapshot, Totals};
 use beelet_core::spec::QosClass;
 use beelet_core::telemetry::Histogram;
@@ -251,13 +252,18 @@ fn family(def: &MetricDef, places: Places) -> MetricFamily {
 
 /// Every second power of two is a bucket: 1 us, 4 us, ... 4.19 s, a dozen in all.
 pub(super) fn histogram(value: &Histogram) -> proto::Histogram {
+    let slots = value.counts.iter().enumerate();
+    let bound = |slot| Histogram::upper_bound(slot).filter(|_| slot % 2 == 0);
+    cumulative(slots.map(|(slot, count)| (bound(slot), *count)), value.sum_ns as f64 / 1e9)
+}
+
+/// From counts in the order of their upper bounds; one without a bound counts in the next that has one.
+fn cumulative(counts: impl Iterator<Item = (Option<Micros>, u64)>, sum: f64) -> proto::Histogram {
     let mut seen: u64 = 0;
     let mut buckets = Vec::new();
-    for (slot, count) in value.counts.iter().enumerate() {
-        seen = seen.saturating_add(*count);
-        if slot % 2 == 0
-            && let Some(bound) = Histogram::upper_bound(slot)
-        {
+    for (bound, count) in counts {
+        seen = seen.saturating_add(count);
+        if let Some(bound) = bound {
             let mut bucket = proto::Bucket::default();
             bucket.set_upper_bound(seconds(bound));
             bucket.set_cumulative_count(seen);
@@ -267,7 +273,7 @@ pub(super) fn histogram(value: &Histogram) -> proto::Histogram {
     let mut histogram = proto::Histogram::default();
     histogram.set_bucket(buckets);
     histogram.set_sample_count(seen);
-    histogram.set_sample_sum(value.sum_ns as f64 / 1e9);
+    histogram.set_sample_sum(sum);
     histogram
 }
 
@@ -440,6 +446,20 @@ fn totals(rows: &mut Rows, totals: &Totals) {
         rows.put("kubelet_evictions", &[signal], *count as f64);
         rows.put("beelet_evictions_total", &[signal], *count as f64);
     }
+    for (scope, score) in &totals.forecasts {
+        let outcomes = [
+            ("true_positive", score.true_positive),
+            ("false_positive", score.false_positive),
+            ("false_negative", score.false_negative),
+        ];
+        for (outcome, count) in outcomes {
+            rows.put("beelet_oom_forecasts_total", &[scope.as_str(), outcome], count as f64);
+        }
+        // There from the start, as its counters are: so few scopes there are.
+        let bounds = score::LEADS.iter().map(|bound| Some(*bound)).chain([None]);
+        let leads = cumulative(bounds.zip(score.leads), seconds(score.lead_sum));
+        rows.row("beelet_oom_forecast_lead_seconds", &[scope.as_str()], Value::Histogram(leads));
+    }
     for ((namespace, pod, container), count) in &totals.oom_kills {
         rows.put("beelet_oom_kills_total", &[namespace, pod, container], *count as f64);
     }
@@ -594,6 +614,16 @@ mod tests {
             r#"beelet_oom_kills_by_process_total{namespace="default",pod="gone",container="leak",comm="leak"} 2"#,
             r#"beelet_series_forgotten_total 0"#,
             r#"kubelet_evictions{eviction_signal="memory.available"} 1"#,
+            r#"beelet_oom_forecasts_total{scope="kubepods",outcome="true_positive"} 3"#,
+            r#"beelet_oom_forecasts_total{scope="kubepods",outcome="false_positive"} 2"#,
+            r#"beelet_oom_forecasts_total{scope="kubepods",outcome="false_negative"} 1"#,
+            r#"beelet_oom_forecasts_total{scope="node",outcome="false_negative"} 0"#,
+            r#"beelet_oom_forecast_lead_seconds_bucket{scope="kubepods",le="0.25"} 0"#,
+            r#"beelet_oom_forecast_lead_seconds_bucket{scope="kubepods",le="0.5"} 1"#,
+            r#"beelet_oom_forecast_lead_seconds_bucket{scope="kubepods",le="30"} 2"#,
+            r#"beelet_oom_forecast_lead_seconds_bucket{scope="kubepods",le="+Inf"} 3"#,
+            r#"beelet_oom_forecast_lead_seconds_sum{scope="kubepods"} 75.4"#,
+            r#"beelet_oom_forecast_lead_seconds_count{scope="node"} 0"#,
             r#"beelet_pod_health_state{namespace="default",pod="leak-node",state="Unhealthy",reason="OOMVictim"} 1"#,
             r#"kubelet_started_containers_total 5"#,
             r#"beelet_pod_time_to_oom_seconds{namespace="default",pod="leak-node"} 42"#,

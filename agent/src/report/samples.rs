@@ -5,6 +5,7 @@ use std::sync::Arc;
 use beelet_core::event::{Exit, Record, Rejected, ResourceList};
 use beelet_core::health::{Health, Verdict};
 use beelet_core::sample::{CgroupReading, CpuReading, MemoryReading, NetworkReading, Pressure, PressureReading, Stall};
+use beelet_core::score::{self, Scope, Score};
 use beelet_core::snapshot::{
     ContainerState, ContainerView, ExitKind, NodeView, OwnCost, Phase, PodView, Snapshot, Totals,
 };
@@ -227,6 +228,7 @@ pub(crate) fn busy_node() -> Snapshot {
         }],
         totals: Totals {
             evictions: vec![("memory.available".into(), 1)],
+            forecasts: forecasts(),
             oom_kills: vec![(key("gone", "leak"), 2)],
             oom_kills_by_process: vec![(key("gone", "leak"), "leak".into(), 2)],
             exits: vec![
@@ -247,6 +249,15 @@ pub(crate) fn busy_node() -> Snapshot {
             forgotten: 0,
         },
     }
+}
+
+/// Leads of 400 ms, 30 s and 45 s at the limit of the pods, nothing elsewhere.
+fn forecasts() -> Vec<(Scope, Score)> {
+    let mut leads = [0; score::LEADS.len() + 1];
+    (leads[2], leads[10], leads[11]) = (1, 1, 1);
+    let lead_sum = Micros::millis(75_400);
+    let kubepods = Score { true_positive: 3, false_positive: 2, false_negative: 1, leads, lead_sum };
+    Scope::ALL.map(|scope| (scope, if scope == Scope::Kubepods { kubepods } else { Score::default() })).into()
 }
 
 /// An agent with one program loaded of two.

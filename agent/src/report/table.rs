@@ -112,7 +112,8 @@ impl Group {
             }
             Self::Node => {
                 "`/proc/meminfo` and the cgroup of all pods with each look, 0.09 ms (benchmarks.md); `/proc/stat` with full ones; switches \
-                 and pressure every 10 s. The rest is what the agent decided."
+                 and pressure every 10 s. The rest is what the agent decided; \
+                 forecasts are scored with each look from what it has read anyway."
             }
             Self::Agent => {
                 "Counted as it happens. Times of eBPF programs: the kernel measures them for one second in every thirty, in which each \
@@ -263,6 +264,8 @@ pub static METRICS: &[MetricDef] = &[
     def(Node, Counter, "beelet_node_pressure_seconds_total", "seconds", &["resource", "kind"], "Time in which some (kind=\"some\") or all (\"full\") tasks of the node waited for cpu, memory, io."),
     def(Node, Gauge, "beelet_allocatable_cpu_cores", "cores", &[], "CPU that pods may request."),
     def(Node, Gauge, "beelet_allocatable_memory_bytes", "bytes", &[], "Memory that pods may request."),
+    def(Node, Counter, "beelet_oom_forecasts_total", "", &["scope", "outcome"], "Forecasts of memory running out within 30 s, scored afterwards, by wall (scope=\"node\", \"kubepods\", \"container\": containers' own limits): hit within 45 s by an OOM kill, the hard eviction threshold or an eviction (outcome=\"true_positive\"), not hit (\"false_positive\"); and OOM kills that no such forecast preceded (\"false_negative\")."),
+    def(Node, Histogram, "beelet_oom_forecast_lead_seconds", "seconds", &["scope"], "Of the forecasts that came true, the time from the first of them to the hit; from 100 ms to 45 s."),
     def(Node, Counter, "beelet_evictions_total", "", &["signal"], "Pods evicted, by signal."),
     def(Node, Gauge, "beelet_runtime_up", "", &[], "1 if the container runtime answers."),
     def(Node, Gauge, "beelet_manifest_rejected", "", &["origin"], "Manifests that cannot be run, by file."),
@@ -327,7 +330,7 @@ pub fn markdown() -> String {
          `beelet_container_restarts_total` are of type `unknown`: the one does not end in `_total`, the other would share its name\n\
          with a gauge. One answer is made at a time, off the threads that serve.\n\n\
          Rows of containers have a non-empty `container`, rows of whole pods `container=\"\"`: filter with `container!=\"\"`, or sum one\n\
-         kind only. A histogram in which nothing was counted yet, and a kind that the kernel does not tell, give no series.\n\
+         kind only. A histogram of a pod, container or device in which nothing was counted yet, and a kind that the kernel does not tell, give no series.\n\
          The `container_*` series are at `/metrics/cadvisor`, as with the stock kubelet; see below.\n",
     );
     let Bounds { per_place, whole } = Bounds::DEFAULT;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use beelet_core::evict::{Signal, Soft, Threshold};
 use beelet_core::pod::PodState;
+use beelet_core::score::Scope;
 use beelet_core::spec::{PodSpec, RestartPolicy};
 use beelet_core::units::{Bytes, Micros, MilliCpu};
 use beelet_sim::scenario::{Disturbance, bare_container, bare_pod};
@@ -154,6 +155,42 @@ fn a_leak_in_its_own_limit_is_the_kernels_and_no_eviction() {
     let (stats, evicted, _) = run(2, &[it]);
     assert_eq!((stats.evictions, stats.ooms.kubepods, evicted.len()), (0, 0, 0));
     assert!(stats.ooms.own >= 2, "{stats:?}");
+}
+
+/// True and false positives, false negatives.
+fn score(sim: &Sim, scope: Scope) -> [u64; 3] {
+    let scores = sim.world().map(|w| w.forecast_scores()).unwrap_or_default();
+    let of = scores.into_iter().find(|(s, _)| *s == scope).map(|(_, score)| score).unwrap_or_default();
+    [of.true_positive, of.false_positive, of.false_negative]
+}
+
+#[test]
+fn forecasts_are_scored_by_what_happens() {
+    for seed in 0..4 {
+        // Foreseen, and heeded: the leak is evicted for the limit of all pods.
+        let leak = |rate| pod("it", &Curve::Leak { after: Micros::secs(5), rate: Bytes::mib(rate) });
+        // The faster one before the threshold is met.
+        for rate in [100, 400] {
+            let (_, evicted, sim) = run(seed, &[leak(rate)]);
+            assert_eq!((score(&sim, Scope::Kubepods), evicted.len()), ([1, 0, 0], 1), "seed {seed}, {rate} MiB/s");
+        }
+        // Foreseen, each time anew, and left to the kernel: its own limit. One may be under way at the end.
+        let mut own = leak(20);
+        own.containers[0].resources.memory_limit = Some(Bytes::mib(500));
+        let (stats, _, sim) = run(seed, &[own]);
+        let [right, wrong, missed] = score(&sim, Scope::Container);
+        assert_eq!((right, missed), (stats.ooms.own, 0), "seed {seed}: {wrong} were wrong");
+        assert!(right >= 2 && wrong <= 1, "seed {seed}: {right} {wrong}");
+        // Too fast for anybody: four samples see nothing of it.
+        let mut jump = pod("it", &Curve::Step { at: Micros::secs(9), to: Bytes::mib(900) });
+        jump.containers[0].resources.memory_limit = Some(Bytes::mib(500));
+        let (stats, _, sim) = run(seed, &[jump]);
+        assert_eq!(score(&sim, Scope::Container), [0, 0, stats.ooms.own], "seed {seed}");
+        // Nobody is warned of page cache.
+        let scan = Curve::Scan { rate: Bytes::mib(500), drop_every: Micros::secs(20) };
+        let (_, _, sim) = run(seed, &[pod("it", &scan)]);
+        assert!(Scope::ALL.iter().all(|scope| score(&sim, *scope) == [0, 0, 0]), "seed {seed}");
+    }
 }
 
 #[test]

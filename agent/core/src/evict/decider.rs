@@ -84,6 +84,17 @@ pub struct Standing {
     pub pace: Pace,
 }
 
+/// A wall in the last sample.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// Which.
+    pub signal: Signal,
+    /// When it is hit at confirmed growth.
+    pub time_to_oom: Option<Micros>,
+    /// Less is left than the hard threshold.
+    pub below: bool,
+}
+
 #[derive(Clone, Debug)]
 struct Pending {
     uid: PodUid,
@@ -123,6 +134,7 @@ pub struct Decider {
     last_met: Option<Micros>,
     pending: Option<Pending>,
     standing: Standing,
+    seen: Vec<Seen>,
 }
 
 /// A wall with what is known of it.
@@ -166,6 +178,7 @@ impl Decider {
             last_met: None,
             pending: None,
             standing: Standing::default(),
+            seen: Vec::new(),
         }
     }
 
@@ -173,6 +186,12 @@ impl Decider {
     #[must_use]
     pub fn standing(&self) -> &Standing {
         &self.standing
+    }
+
+    /// The walls that could be read in the last sample.
+    #[must_use]
+    pub fn seen(&self) -> &[Seen] {
+        &self.seen
     }
 
     /// The pod whose end is awaited.
@@ -417,7 +436,13 @@ impl Decider {
         let left = |signal| walls.iter().find(|w| w.at.signal == signal).map(|w| w.at.available());
         self.standing.memory_available = left(Signal::Memory);
         self.standing.allocatable_available = left(Signal::AllocatableMemory);
-        self.standing.time_to_oom = walls.iter().filter_map(|w| w.forecast).map(|f| f.time_to_oom).min();
+        let seen = |w: &Wall| Seen {
+            signal: w.at.signal,
+            time_to_oom: w.forecast.map(|f| f.time_to_oom),
+            below: w.at.available() < w.threshold,
+        };
+        self.seen = walls.iter().map(seen).collect();
+        self.standing.time_to_oom = self.seen.iter().filter_map(|s| s.time_to_oom).min();
     }
 
     fn plan(&mut self, walls: &[Wall], stalled: Micros, decision: &Decision) {
