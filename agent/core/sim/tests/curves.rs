@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use beelet_core::World;
 use beelet_core::evict::{Signal, Soft, Threshold};
 use beelet_core::pod::PodState;
 use beelet_core::score::Scope;
@@ -96,7 +97,7 @@ fn what_meets_a_soft_threshold_for_its_grace_period_is_told_to_stop() {
         let (stats, evicted, sim) = run_scenario(scenario);
         assert_eq!((stats.soft, stats.evictions, stats.ooms.kubepods), (evictions, 0, 0), "seed {seed}");
         assert_eq!(evicted.len() as u64, evictions, "seed {seed}: {evicted:?}");
-        assert!(sim.world().is_some_and(|w| w.memory_pressure()), "seed {seed}");
+        assert!(sim.world().is_some_and(World::memory_pressure), "seed {seed}");
     }
 }
 
@@ -159,7 +160,7 @@ fn a_leak_in_its_own_limit_is_the_kernels_and_no_eviction() {
 
 /// True and false positives, false negatives.
 fn score(sim: &Sim, scope: Scope) -> [u64; 3] {
-    let scores = sim.world().map(|w| w.forecast_scores()).unwrap_or_default();
+    let scores = sim.world().map(World::forecast_scores).unwrap_or_default();
     let of = scores.into_iter().find(|(s, _)| *s == scope).map(|(_, score)| score).unwrap_or_default();
     [of.true_positive, of.false_positive, of.false_negative]
 }
