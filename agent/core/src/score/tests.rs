@@ -19,6 +19,9 @@ enum Do {
 
 use Do::{Hit, Kill, Left, Missing, Still};
 
+/// A name, what happens at which millisecond, and the counts in the end.
+type Row = (&'static str, &'static [(u64, Do)], [u64; 3]);
+
 fn apply(scores: &mut Scores, wall: &Wall, ms: u64, what: Do) {
     let at = Micros::millis(ms);
     let look = |left: Option<u64>, hit| Look { wall: wall.clone(), time_to_oom: left.map(Micros::secs), hit };
@@ -39,7 +42,7 @@ fn counts(scores: &Scores, scope: Scope) -> [u64; 3] {
 
 #[test]
 fn what_is_true_and_what_is_false() {
-    let table: &[(&str, &[(u64, Do)], [u64; 3])] = &[
+    let table: &[Row] = &[
         ("nothing", &[(0, Still), (90_000, Left(31))], [0, 0, 0]),
         ("an alarm is yet to be scored", &[(1, Left(29)), (45_001, Left(1))], [0, 0, 0]),
         ("a kill in time", &[(1, Left(29)), (20_000, Kill)], [1, 0, 0]),
