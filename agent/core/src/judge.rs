@@ -250,6 +250,10 @@ impl World {
             self.act(Action::Kill { uid: uid.clone(), cgroup });
         }
         self.go(&uid, next, now);
+        // The kubelet's event of the node (pkg/kubelet/eviction/eviction_manager.go, release 1.37).
+        let (node, signal) = (self.config.name.clone(), eviction.signal.to_string());
+        let message = "Attempting to reclaim memory".to_owned();
+        self.record(now, None, node, None, true, "EvictionThresholdMet", message, vec![("signal".to_owned(), signal)]);
         if !eviction.hastened {
             *self.totals.evictions.entry(eviction.signal.as_str().to_owned()).or_default() += 1;
         }

@@ -148,6 +148,7 @@ impl Checker {
             match action {
                 Action::Kill { uid, .. } => self.check_kill(look, uid)?,
                 Action::Record(r) if r.reason == "Evicted" => {
+                    invariant_an_eviction_is_told_of_the_node_too(look)?;
                     let uid = r.uid.as_ref().filter(|uid| evidence(look, uid, "threshold_kind") == Some("soft"));
                     uid.map_or(Ok(()), |uid| self.invariant_soft_evictions_wait_and_give_time(look, uid))?;
                 }
@@ -603,6 +604,13 @@ fn invariant_memory_max_is_above_what_is_held(look: &Look<'_>) -> Holds {
 fn invariant_critical_pods_are_never_evicted(pod: &Pod) -> Holds {
     let critical = pod.spec.priority >= 2_000_000_000;
     must(!critical, "invariant_critical_pods_are_never_evicted", || pod.spec.uid.to_string())
+}
+
+/// As the kubelet does, before it tells of the pod.
+fn invariant_an_eviction_is_told_of_the_node_too(look: &Look<'_>) -> Holds {
+    let told = |reason: &str| look.actions.iter().position(|a| matches!(a, Action::Record(r) if r.reason == reason));
+    let before = told("EvictionThresholdMet").is_some_and(|node| Some(node) < told("Evicted"));
+    must(before, "invariant_an_eviction_is_told_of_the_node_too", || format!("{:?}", look.actions))
 }
 
 fn invariant_kill_has_evidence(look: &Look<'_>, uid: &PodUid) -> Holds {
