@@ -3,7 +3,8 @@
 //! Properties: no lock around state; a sample is taken before other events, because near an OOM it is the most urgent; after
 //! a burst of events that are news, at most every [`PUBLISH_EVERY`], a new picture is published, and every [`PUBLISH_IDLE`] in any
 //! case: a picture of 100 pods takes 0.5 ms, and most samples change nothing but readings; events that never stop coming hold
-//! up neither a sample, nor what is due at a time, nor the picture.
+//! up neither a sample, nor what is due at a time, nor the picture; and samples that come faster than they can be judged (the
+//! sampler has precedence on a node without CPU to spare) hold up no event: after each, one event has its turn.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -53,7 +54,7 @@ impl Cycle {
         let mut publish = Instant::now();
         let mut news = false;
         let mut targets = Vec::new();
-        let mut ticked = false;
+        let (mut ticked, mut sampled) = (false, false);
         loop {
             if Instant::now() >= publish {
                 if news {
@@ -66,16 +67,21 @@ impl Cycle {
             // Never twice in a row without a look at what else there is.
             let due = !ticked && wake.is_some_and(|at| at <= Instant::now());
             let far = Instant::now() + Duration::from_secs(3_600);
-            let event = tokio::select! {
-                biased;
-                () = stop.cancelled() => break,
-                () = std::future::ready(()), if due => Event::Tick,
-                sample = self.samples.next() => Event::Sample(sample),
-                Some(event) = self.events.recv() => event,
-                () = sleep_until(wake.unwrap_or(far)) => Event::Tick,
-                () = sleep_until(publish) => continue,
+            let waiting = if sampled { self.events.try_recv().ok() } else { None };
+            let event = match waiting {
+                Some(event) => event,
+                None => tokio::select! {
+                    biased;
+                    () = stop.cancelled() => break,
+                    () = std::future::ready(()), if due => Event::Tick,
+                    sample = self.samples.next() => Event::Sample(sample),
+                    Some(event) = self.events.recv() => event,
+                    () = sleep_until(wake.unwrap_or(far)) => Event::Tick,
+                    () = sleep_until(publish) => continue,
+                },
             };
             ticked = event == Event::Tick;
+            sampled = matches!(event, Event::Sample(_));
             if ticked {
                 wake = None;
             }
