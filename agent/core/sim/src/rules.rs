@@ -76,10 +76,14 @@ pub struct Verdict {
 pub trait Rules {
     /// Their name, in tables.
     fn name(&self) -> &'static str;
-    /// From a look that decides until all processes of the victim have SIGKILL.
-    fn kills_after(&self) -> Micros;
+    /// From a look that decides until all processes of the victim have SIGKILL: 1 ms for who sends it in the same step.
+    fn kills_after(&self) -> Micros {
+        Micros::millis(1)
+    }
     /// From then until the pod's memory volumes are gone, too; `None` for who does not remove them.
-    fn cleans_after(&self) -> Option<Micros>;
+    fn cleans_after(&self) -> Option<Micros> {
+        None
+    }
     /// Looks.
     fn look(&mut self, look: &Look) -> Verdict;
 }

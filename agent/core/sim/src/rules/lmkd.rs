@@ -176,14 +176,6 @@ impl Rules for Lmkd {
         "lmkd"
     }
 
-    fn kills_after(&self) -> Micros {
-        Micros::millis(1)
-    }
-
-    fn cleans_after(&self) -> Option<Micros> {
-        None
-    }
-
     fn look(&mut self, look: &Look) -> Verdict {
         let now = look.sample.at;
         let (mut some, mut full) = (false, false);

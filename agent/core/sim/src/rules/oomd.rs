@@ -56,14 +56,6 @@ impl Rules for Oomd {
         "systemd-oomd"
     }
 
-    fn kills_after(&self) -> Micros {
-        Micros::millis(1)
-    }
-
-    fn cleans_after(&self) -> Option<Micros> {
-        None
-    }
-
     fn look(&mut self, look: &Look) -> Verdict {
         let now = look.sample.at;
         let kubepods = look.sample.kubepods.and_then(|k| k.memory);
