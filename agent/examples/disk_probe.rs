@@ -118,6 +118,8 @@ async fn run(object: &Path) -> Result<ExitCode> {
     }
     println!("  (some 60 ns of each event are the measuring itself)");
     println!("  lost: {:?}, fields that this kernel lacks: {:?}", counters.lost(), programs.report().missing_fields);
+    let missed: Vec<_> = costs.iter().filter(|it| it.missed > 0).map(|it| (it.name, it.missed)).collect();
+    println!("  not handed over by the kernel: {missed:?}");
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -396,8 +398,8 @@ fn lives(bed: &Bed, counters: &mut Counters) -> Result<Outcome> {
 
 async fn ends(bed: &Bed, counters: &mut Counters, events: &mut Events) -> Result<Outcome> {
     let id = bed.id()?;
-    let told = drain(events, id).await;
     let by_signal: u64 = FAMILY.iter().filter(|(_, _, status)| status & 0x7f != 0).map(|(_, count, _)| count).sum();
+    let told = drain(events, id, by_signal as usize).await;
     let signals = told.iter().filter(|exit| exit.status.signal().is_some()).count() as u64;
     ensure!(
         signals == by_signal && told.len() as u64 == by_signal,
@@ -412,23 +414,23 @@ async fn ends(bed: &Bed, counters: &mut Counters, events: &mut Events) -> Result
         Err(error) => return Ok(Outcome::NotRun(format!("signals as they should; no namespace: {error:#}"))),
     };
     ensure!(init.wait()?.code() == Some(5), "unshare failed");
-    let told = drain(events, id).await;
+    let told = drain(events, id, 1).await;
     let [exit] = told.as_slice() else { bail!("{} events of the first process: {told:?}", told.len()) };
     ensure!(exit.ns_pid == Some(1) && exit.status.code() == Some(5), "{exit:?}");
     Ok(Outcome::Passed(format!("{by_signal} by signal, none by code; of the first process one: {:?}", exit.status)))
 }
 
-/// The ends in one cgroup that were told until now.
-async fn drain(events: &mut Events, cgroup: u64) -> Vec<ProcessExit> {
+/// The ends in one cgroup that are told: waits for the wanted ones, and then for such as should not come.
+async fn drain(events: &mut Events, cgroup: u64, wanted: usize) -> Vec<ProcessExit> {
     let mut told = Vec::new();
-    while let Ok(Some(event)) = timeout(Duration::from_millis(500), events.recv()).await {
-        if let KernelEvent::Exit(exit) = event
-            && exit.cgroup == cgroup
-        {
-            told.push(exit);
+    loop {
+        let patience = if told.len() < wanted { Duration::from_secs(20) } else { Duration::from_millis(500) };
+        match timeout(patience, events.recv()).await {
+            Ok(Some(KernelEvent::Exit(exit))) if exit.cgroup == cgroup => told.push(exit),
+            Ok(Some(_)) => {}
+            Ok(None) | Err(_) => return told,
         }
     }
-    told
 }
 
 // === what runs in the cgroup ===

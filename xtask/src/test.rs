@@ -235,7 +235,11 @@ fn probes(ctx: &Ctx) -> Result<Done> {
             Some(0) => not_run.extend(said.lines().filter(|l| l.contains(" NOT RUN ")).map(|l| l.trim().to_owned())),
             // What it could not do at all, it said.
             Some(77) => not_run.push(probe.to_owned()),
-            _ => bail!("{probe} ended with {}", output.status),
+            // The checks that failed are said again where the end of a long log shows them.
+            _ => {
+                let failed: Vec<_> = said.lines().filter(|l| l.contains(" FAILED ")).map(str::trim).collect();
+                bail!("{probe} ended with {}: {}", output.status, failed.join("; "))
+            }
         }
     }
     let probes = vm::PROBES.join(", ");

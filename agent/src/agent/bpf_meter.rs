@@ -28,6 +28,8 @@ pub(super) struct Cost {
     pub(super) runs: u64,
     /// Nanoseconds for one event in the last window in which it ran; `None` before.
     pub(super) ns_per_event: Option<u64>,
+    /// Events that the kernel did not hand over, exactly, up to the end of the last window.
+    pub(super) missed: u64,
 }
 
 /// The programs' costs.
@@ -87,6 +89,7 @@ impl BpfMeter {
             total.run_ns = total.run_ns.saturating_add(spread(run_ns));
             total.runs = total.runs.saturating_add(spread(runs));
             total.ns_per_event = run_ns.checked_div(runs).or(total.ns_per_event);
+            total.missed = cost.missed;
         }
         self.per_second =
             u64::try_from(u128::from(all) * 1_000_000 / u128::from(window.get().max(1))).unwrap_or(u64::MAX);
@@ -117,8 +120,8 @@ mod tests {
 
     fn said(run_us: u64, run_count: u64) -> [ProgramCost; 2] {
         [
-            ProgramCost { name: "busy", run_time: Duration::from_micros(run_us), run_count },
-            ProgramCost { name: "idle", run_time: Duration::ZERO, run_count: 0 },
+            ProgramCost { name: "busy", run_time: Duration::from_micros(run_us), run_count, missed: run_us / 100 },
+            ProgramCost { name: "idle", run_time: Duration::ZERO, run_count: 0, missed: 0 },
         ]
     }
 
@@ -128,13 +131,14 @@ mod tests {
         assert!(meter.observe(Micros::secs(5), &said(7, 7)), "the first window begins at once");
         assert!(meter.observe(Micros::millis(5_500), &said(8, 8)), "it is not over yet");
         assert!(!meter.observe(Micros::secs(6), &said(107, 1_007)));
-        let first = Cost { run_ns: 100_000, runs: 1_000, ns_per_event: Some(100) };
+        let first = Cost { run_ns: 100_000, runs: 1_000, ns_per_event: Some(100), missed: 1 };
         assert_eq!((meter.cost("busy"), meter.ns_per_second()), (first, 100_000));
         assert!(!meter.observe(Micros::secs(34), &said(107, 1_007)), "off in between");
         assert!(meter.observe(Micros::secs(35), &said(107, 1_007)));
         assert!(!meter.observe(Micros::secs(36), &said(307, 2_007)));
         // 200 us in one second stand for the 30 s since the window before.
-        let both = Cost { run_ns: 100_000 + 30 * 200_000, runs: 1_000 + 30 * 1_000, ns_per_event: Some(200) };
+        let both =
+            Cost { run_ns: 100_000 + 30 * 200_000, runs: 1_000 + 30 * 1_000, ns_per_event: Some(200), missed: 3 };
         assert_eq!((meter.cost("busy"), meter.ns_per_second()), (both, 200_000));
         assert_eq!(meter.cost("idle"), Cost::default());
     }

@@ -130,6 +130,7 @@ impl SelfReporter {
                 run_time_ns: cost.run_ns,
                 run_count: cost.runs,
                 ns_per_event: cost.ns_per_event,
+                missed: cost.missed,
             }
         };
         self.programs.report().programs.iter().map(of).collect()

@@ -530,6 +530,7 @@ fn itself(rows: &mut Rows, picture: &Snapshot, agent: &SelfReport) {
         rows.put("beelet_bpf_program_instructions", &[&program.name], program.instructions as f64);
         rows.put("beelet_bpf_program_run_seconds_total", &[&program.name], program.run_time_ns as f64 / 1e9);
         rows.put("beelet_bpf_program_runs_total", &[&program.name], program.run_count as f64);
+        rows.put("beelet_bpf_program_missed_total", &[&program.name], program.missed as f64);
         if let Some(ns) = program.ns_per_event {
             rows.put("beelet_bpf_program_event_seconds", &[&program.name], ns as f64 / 1e9);
         }

@@ -166,6 +166,9 @@ pub struct Program {
     /// Nanoseconds for one event, when it was last measured; `None` before it first ran.
     #[serde(default)]
     pub ns_per_event: Option<u64>,
+    /// Events that the kernel did not hand over.
+    #[serde(default)]
+    pub missed: u64,
 }
 
 /// What looks of one kind cost since the agent's start.

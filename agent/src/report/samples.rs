@@ -270,6 +270,7 @@ pub(crate) fn agent() -> SelfReport {
         run_time_ns: 2_000_000,
         run_count: 10_000,
         ns_per_event: Some(200),
+        missed: 3,
     };
     SelfReport {
         wakeups: 4_321,

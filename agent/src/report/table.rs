@@ -281,6 +281,7 @@ pub static METRICS: &[MetricDef] = &[
     def(Agent, Gauge, "beelet_bpf_program_instructions", "", &["program"], "Verified instructions of the eBPF program."),
     def(Agent, Counter, "beelet_bpf_program_run_seconds_total", "seconds", &["program"], "Time spent in the eBPF program, estimated from one second in thirty."),
     def(Agent, Counter, "beelet_bpf_program_runs_total", "", &["program"], "Runs of the eBPF program, estimated from one second in thirty."),
+    def(Agent, Counter, "beelet_bpf_program_missed_total", "", &["program"], "Events that the kernel did not hand to the eBPF program: they came in an interrupt of the same program (recursion_misses). Its sums lack them."),
     def(Agent, Gauge, "beelet_bpf_program_event_seconds", "seconds", &["program"], "Time of one run of the eBPF program, when it was last measured; some 60 ns of it are the measuring."),
     def(Agent, Gauge, "beelet_own_cpu_cores", "cores", &[], "CPU that the agent and its eBPF programs use, over the last 10 s."),
     def(Agent, Gauge, "beelet_own_looking_cores", "cores", &[], "The part of it that goes with the number of full looks: reading, and judging what was read."),
