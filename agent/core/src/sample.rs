@@ -41,8 +41,9 @@ pub struct NodeReading {
     pub cpu_at: Micros,
     /// `MemTotal`.
     pub memory_total: Bytes,
-    /// What is in use and not reclaimable file cache. In terms of /proc/meminfo: `MemTotal - MemFree - Active(file) -
-    /// Inactive(file) - SReclaimable`, with shmem counted as used.
+    /// What is in use and not reclaimable file cache, and what the kernel never gives to user space. In terms of /proc/meminfo:
+    /// `MemTotal - MemFree - Active(file) - Inactive(file) - SReclaimable`, with shmem counted as used; and the zones' lowest
+    /// watermarks (`min` of /proc/zoneinfo; tens of MiB), below which an allocation ends in the OOM killer.
     pub memory_unreclaimable: Bytes,
     /// The kubelet's working set of the root cgroup: `MemTotal - MemFree - Inactive(file)`.
     pub memory_working_set: Bytes,

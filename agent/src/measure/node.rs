@@ -1,7 +1,8 @@
 //! The node as a whole, from /proc.
 //!
 //! **Approach.** Near an OOM this is read every 20 ms, so the files are opened once and read into a buffer that is kept: no allocation,
-//! no path, and nothing that a node without memory could refuse.
+//! no path, and nothing that a node without memory could refuse. Watermarks change only when somebody turns a knob of the kernel
+//! (`vm.min_free_kbytes`, huge pages): they are read every [`RESERVE_EVERY`].
 
 use std::fs::File;
 use std::io;
@@ -12,6 +13,8 @@ use beelet_core::units::{Bytes, Micros};
 
 use crate::clock::Clock;
 
+/// The watermarks are read this often.
+const RESERVE_EVERY: Micros = Micros::secs(60);
 /// Both files begin with what is wanted, and `/proc/meminfo` is shorter as a whole (some 1.5 KiB).
 const ENOUGH: usize = 4 << 10;
 
@@ -24,12 +27,23 @@ pub(super) struct NodeReader {
     buffer: Box<[u8; ENOUGH]>,
     /// Microseconds of a tick of `/proc/stat`.
     tick: u64,
+    /// Below it nothing is given to user space, and when that was read.
+    reserve: Bytes,
+    reserve_at: Option<Micros>,
 }
 
 impl Default for NodeReader {
     fn default() -> Self {
         let tick = 1_000_000 / procfs::ticks_per_second().max(1);
-        Self { last: NodeReading::default(), memory: None, stat: None, buffer: Box::new([0; ENOUGH]), tick }
+        Self {
+            last: NodeReading::default(),
+            memory: None,
+            stat: None,
+            buffer: Box::new([0; ENOUGH]),
+            tick,
+            reserve: Bytes::ZERO,
+            reserve_at: None,
+        }
     }
 }
 
@@ -39,10 +53,17 @@ impl NodeReader {
     /// # Errors
     /// What /proc could not tell.
     pub(super) fn read(&mut self, cpu: bool) -> io::Result<NodeReading> {
+        let now = Clock.now().mono;
+        if self.reserve_at.is_none_or(|at| now - at >= RESERVE_EVERY) {
+            // A kernel without the file has a reserve that nobody knows.
+            self.reserve = std::fs::read_to_string("/proc/zoneinfo").map(|text| reserve(&text)).unwrap_or_default();
+            self.reserve_at = Some(now);
+        }
         let text = load(&mut self.memory, "/proc/meminfo", &mut self.buffer[..])?;
         if !memory(text, &mut self.last) {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "/proc/meminfo: no MemTotal or no MemFree"));
         }
+        self.last.memory_unreclaimable += self.reserve;
         if cpu {
             let text = load(&mut self.stat, "/proc/stat", &mut self.buffer[..])?;
             (self.last.cpu_busy, self.last.cpu_idle) = cpu_times(text, self.tick)
@@ -90,6 +111,12 @@ fn memory(text: &str, it: &mut NodeReading) -> bool {
     true
 }
 
+/// The sum of the zones' lowest watermarks: `min`, in pages (mm/vmstat.c, `zoneinfo_show_print`, Linux 6.18).
+fn reserve(zones: &str) -> Bytes {
+    let pages = zones.lines().filter_map(|line| line.trim_start().strip_prefix("min ")?.trim().parse::<u64>().ok());
+    Bytes(pages.sum::<u64>().saturating_mul(procfs::page_size()))
+}
+
 /// Busy and idle time since boot. The fields are user, nice, system, idle, iowait, irq, softirq, steal; the others are in these.
 fn cpu_times(text: &str, tick: u64) -> Option<(Micros, Micros)> {
     let mut fields = text.lines().next()?.strip_prefix("cpu ")?.split_ascii_whitespace().map(str::parse::<u64>);
@@ -121,7 +148,9 @@ mod tests {
             let used = memory.mem_total - memory.mem_free;
             let file = memory.active_file.unwrap() + memory.inactive_file.unwrap();
             near(it.memory_working_set.get(), used - memory.inactive_file.unwrap(), 256 << 20);
-            near(it.memory_unreclaimable.get(), used - file - memory.s_reclaimable.unwrap(), 256 << 20);
+            let (held, reserve) = (used - file - memory.s_reclaimable.unwrap(), reader.reserve.get());
+            assert!(reserve > 0 && reserve < memory.mem_total / 10, "{reserve}");
+            near(it.memory_unreclaimable.get(), held + reserve, 256 << 20);
             let tick = 1_000_000 / procfs::ticks_per_second();
             near(it.cpu_idle.get(), (stat.idle + stat.iowait.unwrap()) * tick, 5_000_000);
             let busy = stat.user + stat.nice + stat.system + stat.irq.unwrap() + stat.softirq.unwrap();
@@ -139,6 +168,9 @@ mod tests {
         let told = [it.memory_total, it.memory_unreclaimable, it.memory_working_set];
         assert_eq!(told, [kib(1_000), kib(525), kib(650)]);
         assert!(!memory("MemTotal: 5 kB\n", &mut it) && !memory("", &mut it));
+        let zones = "Node 0, zone      DMA\n  pages free     2815\n        boost    0\n        min      10\n        low      13\n\
+                     Node 0, zone   Normal\n        min      22449\n  nr_min 7\n";
+        assert_eq!(reserve(zones), Bytes(22_459 * procfs::page_size()));
         let stat = "cpu  1 20 300 4000 50000 600000 7000000 80000000 9 9\ncpu0 1 1 1 1\n";
         assert_eq!(cpu_times(stat, 10), Some((Micros(876_003_210), Micros(540_000))));
         assert_eq!(cpu_times("cpu  1 2 3 4\n", 1), Some((Micros(6), Micros(4))));

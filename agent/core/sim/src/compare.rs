@@ -58,6 +58,9 @@ enum Due {
     Clean(PodUid),
 }
 
+/// Whether a kill was needed is looked at for so long past the scene's end: what grows there goes on growing.
+const BEYOND: Micros = Micros::secs(30);
+
 /// A node on its way, with what is already decided.
 #[derive(Clone, Debug)]
 struct Course {
@@ -114,7 +117,7 @@ pub fn run(scene: &Scene, rules: &mut dyn Rules, phase: Micros) -> Outcome {
         let verdict = rules.look(&Look::at(&course.kernel));
         next = verdict.next;
         if let Some(victim) = verdict.kill {
-            let oom = course.clone().run(end);
+            let oom = course.clone().run(end + BEYOND);
             let dead = to + rules.kills_after();
             let number = outcome.kills.len();
             course.due.insert((dead, number), Due::Kill(victim.clone()));

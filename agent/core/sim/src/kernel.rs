@@ -385,9 +385,12 @@ impl Kernel {
 
     /// Where the OOM killer comes: user pages are not given out below the lowest watermark.
     fn wall(&self) -> Bytes {
-        let reserve = if self.reclaim.is_some() { MIN } else { Bytes::ZERO };
-        let node = self.total - self.system - reserve;
+        let node = self.total - self.system - self.reserve();
         self.limit.map_or(node, |l| l.min(node))
+    }
+
+    fn reserve(&self) -> Bytes {
+        if self.reclaim.is_some() { MIN } else { Bytes::ZERO }
     }
 
     /// Gives cache back until all fits; says whether there was a need.
@@ -487,7 +490,7 @@ impl Kernel {
             cpu_busy: self.busy,
             cpu_idle: self.idle,
             memory_total: self.total,
-            memory_unreclaimable: held,
+            memory_unreclaimable: held + self.reserve(),
             memory_working_set: held + active(once, hot),
         }
     }
