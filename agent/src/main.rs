@@ -33,6 +33,16 @@ enum Command {
     Top(TopArgs),
     /// Say why a pod is as it is.
     Explain(ExplainArgs),
+    /// What the agent starts beside itself, to turn knobs back should it be killed.
+    #[command(hide = true)]
+    Guard(GuardArgs),
+}
+
+#[derive(Args)]
+struct GuardArgs {
+    /// The agent's folder.
+    #[arg(long, value_name = "DIR")]
+    root_dir: PathBuf,
 }
 
 #[derive(Args)]
@@ -77,6 +87,9 @@ enum LogFormat {
 fn main() -> ExitCode {
     beelet::heap::tame();
     let cli = Cli::parse();
+    if let Command::Guard(args) = &cli.command {
+        return guard(args);
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -86,6 +99,7 @@ fn main() -> ExitCode {
     };
     let result = runtime.block_on(async {
         match cli.command {
+            Command::Guard(_) => unreachable!("it needs no runtime"),
             Command::Run(args) => run(args).await,
             Command::Top(args) => beelet::top::run(args).await.map_err(Into::into),
             Command::Explain(args) => beelet::top::run_explain(args).await.map_err(Into::into),
@@ -95,6 +109,17 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("beelet: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn guard(args: &GuardArgs) -> ExitCode {
+    start_log(LogFormat::Text);
+    match beelet::act::guard::run(&args.root_dir) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("beelet guard: {error}");
             ExitCode::FAILURE
         }
     }

@@ -202,6 +202,13 @@ pub enum Action {
     Cgroups(Vec<PodCgroup>),
     /// Write a knob of a cgroup.
     Knob(KnobWrite),
+    /// Free so much of a cgroup's memory, if the kernel can (`memory.reclaim`).
+    Reclaim {
+        /// The cgroup, relative to the hierarchies' roots.
+        cgroup: String,
+        /// At most so much.
+        bytes: Bytes,
+    },
     /// List what the runtime has.
     Relist,
     /// Take samples this far apart from now on, until told otherwise.
@@ -425,6 +432,12 @@ pub struct KnobWrite {
 pub enum Knob {
     /// `cpu.max.burst`, v1 `cpu.cfs_burst_us`: unused quota that may be spent later.
     CpuBurst(Micros),
+    /// `memory.high` (v2 only): above it allocations are slowed down; `None` for no such bound.
+    MemoryHigh(Option<Bytes>),
+    /// `memory.max`, v1 `memory.limit_in_bytes`; `None` for no limit. It is never cut below what is held.
+    MemoryMax(Option<Bytes>),
+    /// `cgroup.freeze`: nothing in it runs.
+    Freeze(bool),
 }
 
 /// Something that people should know: goes to the log, to `/debug/explain` and to counters.

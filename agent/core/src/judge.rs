@@ -25,7 +25,7 @@ use crate::units::{Bytes, Micros, MilliCpu, Now};
 use crate::world::World;
 
 /// What would have been done is told again after this long.
-const TELL_AGAIN: Micros = Micros::secs(60);
+pub(crate) const TELL_AGAIN: Micros = Micros::secs(60);
 
 /// Below this distance of looks memory is urgent, and nothing is stretched. A small node lives with looks that are a little closer
 /// than a second.
@@ -51,6 +51,9 @@ impl World {
             Decision::Nothing | Decision::LookAtPods => None,
         };
         self.score_forecasts(&sample, evicted);
+        if let Some(candidates) = &candidates {
+            self.climb(&sample, candidates, evicted.is_some(), now);
+        }
         if sample.pods.is_some() {
             self.lend_cpu(now);
             self.judge_slowness(&sample, now);
@@ -71,7 +74,11 @@ impl World {
 
     /// Asks for looks as often as the memory wants them, and where it does not, as the agent's own budget allows.
     fn keep_pace(&mut self) {
-        let Pace { interval, mut all_pods } = self.evict.standing().pace;
+        let Pace { mut interval, mut all_pods } = self.evict.standing().pace;
+        if self.ladder.interval() < interval {
+            // A container that may be raised comes near its own limit.
+            (interval, all_pods) = (self.ladder.interval(), true);
+        }
         let stretch = if interval < URGENT { budget::NONE } else { self.budget.stretch() };
         all_pods &= stretch == budget::NONE;
         let pace = Pace { interval, all_pods };
@@ -276,7 +283,8 @@ impl World {
             let path = allocate::pod_path(&self.config, &pod.spec);
             let mut write = |cgroup, container: &str, change: BurstChange| {
                 let target = (uid.clone(), container.to_owned());
-                writes.push(KnobWrite { cgroup, target, knob: Knob::CpuBurst(change.burst), why: change.why });
+                let write = KnobWrite { cgroup, target, knob: Knob::CpuBurst(change.burst), why: change.why };
+                writes.push((write, change.burst));
             };
             // A pod's own quota throttles as well, and with one container it is the same: it comes first.
             let given = pod.actuated();
@@ -296,8 +304,7 @@ impl World {
                 write(allocate::container_path(&path, &track.run), &container.name, change);
             }
         }
-        for write in writes {
-            let Knob::CpuBurst(burst) = write.knob;
+        for (write, burst) in writes {
             let (uid, container) = write.target.clone();
             let container = Some(container).filter(|c| !c.is_empty());
             let of = container.as_deref().unwrap_or("the pod");

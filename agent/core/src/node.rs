@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::event::ResourceList;
 use crate::evict::{Signal, Soft, Threshold};
+use crate::ladder::Rungs;
 use crate::units::{Bytes, Micros, MilliCpu, Ppm};
 
 /// The node's settings.
@@ -49,6 +50,9 @@ pub struct NodeConfig {
     pub beside: bool,
     /// What beelet may do by its own judgement.
     pub enforce: Enforce,
+    /// What may be done before somebody has to go.
+    #[serde(default)]
+    pub rungs: Rungs,
     /// Burst is given to throttled containers while the node has idle CPU.
     pub burst: bool,
     /// The runtime is told `memory.oom.group`-like behaviour by the kernel only on cgroup v2; here for messages.
@@ -114,6 +118,7 @@ impl Default for NodeConfig {
             max_backoff: Micros::secs(300),
             beside: false,
             enforce: Enforce::Act,
+            rungs: Rungs::default(),
             burst: true,
             cgroup_v2: true,
             own_budget: own_budget(),

@@ -10,6 +10,7 @@ pub use crate::attribute::{Cause, Slowness};
 pub use crate::budget::OwnCost;
 use crate::event::{Record, Rejected, ResourceList};
 use crate::health::Verdict;
+use crate::ladder::Rung;
 use crate::sample::{CgroupReading, NetworkReading, NodeReading};
 pub use crate::score::{Scope, Score};
 use crate::spec::{PodSpec, PodUid, QosClass};
@@ -127,6 +128,9 @@ pub struct PodView {
     /// Why it is slow, most lost time first; empty if it is not, or if nobody can tell.
     #[serde(default)]
     pub slow: Vec<Slowness>,
+    /// The rungs of the ladder that it is on, the mildest first.
+    #[serde(default)]
+    pub rungs: Vec<Rung>,
     /// Listening TCP ports; `None` where nobody could tell, as of pods in the host's network.
     pub listening: Option<Vec<u16>>,
     /// Healthy or not, and why.
@@ -227,6 +231,9 @@ pub type ContainerKey = (String, String, String);
 pub struct Totals {
     /// Evictions by signal: `memory.available`, `allocatableMemory.available`, ...
     pub evictions: Vec<(String, u64)>,
+    /// Beginnings of rungs of the ladder, and whether they were done (or only told).
+    #[serde(default)]
+    pub rungs: Vec<((Rung, bool), u64)>,
     /// How good forecasts of running out of memory were, by scope.
     #[serde(default)]
     pub forecasts: Vec<(Scope, Score)>,

@@ -11,6 +11,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::ladder::Rung;
 use crate::snapshot::{ContainerKey as Key, ExitKind, Totals};
 use crate::spec::PodSpec;
 use crate::units::Micros;
@@ -34,6 +35,8 @@ const LOOK_EVERY: Micros = Micros::secs(10);
 #[derive(Debug, Default)]
 pub(crate) struct Counts {
     pub(crate) evictions: BTreeMap<String, u64>,
+    /// Beginnings of rungs, and whether they were done or only told.
+    pub(crate) rungs: BTreeMap<(Rung, bool), u64>,
     pub(crate) oom_kills: BTreeMap<Key, u64>,
     oom_kills_by_process: BTreeMap<Key, BTreeMap<String, u64>>,
     pub(crate) exits: BTreeMap<(Key, ExitKind), u64>,
@@ -52,7 +55,8 @@ pub(crate) struct Counts {
 impl Counts {
     /// With these counters of evictions at 0.
     pub(crate) fn new(evictions: [&str; 2]) -> Self {
-        Self { evictions: evictions.map(|signal| (signal.to_owned(), 0)).into(), ..Self::default() }
+        let rungs = Rung::ALL.into_iter().flat_map(|rung| [true, false].map(|done| ((rung, done), 0))).collect();
+        Self { evictions: evictions.map(|signal| (signal.to_owned(), 0)).into(), rungs, ..Self::default() }
     }
 
     pub(crate) fn pod_gone(&mut self, pod: &PodSpec, now: Micros) {
@@ -121,7 +125,7 @@ impl Counts {
 
     /// How many series there are.
     pub(crate) fn size(&self) -> usize {
-        self.series().map(|(_, n)| n).sum::<usize>() + self.evictions.len() + self.actions.len()
+        self.series().map(|(_, n)| n).sum::<usize>() + self.evictions.len() + self.rungs.len() + self.actions.len()
     }
 
     /// How many names of pods that are gone are remembered.
@@ -132,6 +136,7 @@ impl Counts {
     pub(crate) fn view(&self) -> Totals {
         Totals {
             evictions: self.evictions.iter().map(|(k, n)| (k.clone(), *n)).collect(),
+            rungs: self.rungs.iter().map(|(k, n)| (*k, *n)).collect(),
             forecasts: Vec::new(),
             oom_kills: self.oom_kills.iter().map(|(k, n)| (k.clone(), *n)).collect(),
             oom_kills_by_process: self

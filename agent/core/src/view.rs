@@ -29,6 +29,7 @@ impl World {
             .map(|p| {
                 let mut view = pod_view(&self.config, p, self.runtime_down.as_deref(), now);
                 view.slow = self.slow.of(&p.spec.uid);
+                view.rungs = self.ladder.rungs_of(&p.spec.uid);
                 Arc::new(view)
             })
             .collect();
@@ -108,6 +109,7 @@ fn pod_view(config: &NodeConfig, pod: &Pod, runtime_down: Option<&str>, now: Now
             pod.meter.model.forecast(limit - m.unreclaimable()).map(|f| f.time_to_oom)
         }),
         slow: Vec::new(),
+        rungs: Vec::new(),
         listening: pod.meter.listening.as_ref().map(|ports| ports.iter().copied().collect()),
         // What does not run any more is neither well nor unwell; why it ended is in its reason and records.
         health: if pod.state.is_live() { pod.health.verdict(now) } else { Verdict::default() },

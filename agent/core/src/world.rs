@@ -17,6 +17,7 @@ use crate::budget::{self, Budget, Spent};
 use crate::event::{Action, Event, OpId, PodCgroup, PodOp, Record, Rejected, Terminal};
 use crate::evict::{self, Signal};
 use crate::forecast::Pace;
+use crate::ladder::{Ladder, Rung};
 use crate::model::NodeModel;
 use crate::node::NodeConfig;
 use crate::pod::{Pod, PodState, Step, Why};
@@ -60,12 +61,14 @@ pub struct Sizes {
     pub slow: usize,
     /// Walls of which forecasts are scored.
     pub scores: usize,
+    /// Pods that the ladder knows.
+    pub ladder: usize,
 }
 
 impl Sizes {
     /// Each with its name, for a metric.
     #[must_use]
-    pub fn all(&self) -> [(&'static str, usize); 13] {
+    pub fn all(&self) -> [(&'static str, usize); 14] {
         [
             ("pods", self.pods),
             ("tracks", self.tracks),
@@ -80,6 +83,7 @@ impl Sizes {
             ("told", self.told),
             ("slow", self.slow),
             ("scores", self.scores),
+            ("ladder", self.ladder),
         ]
     }
 }
@@ -104,6 +108,10 @@ pub struct World {
     pub(crate) pace: Option<Pace>,
     /// When a pod was last told of as one that would have been evicted.
     pub(crate) told: BTreeMap<PodUid, Micros>,
+    /// What is done before somebody has to go.
+    pub(crate) ladder: Ladder,
+    /// When a pod was last told of as one that would have been put on a rung.
+    pub(crate) told_rungs: BTreeMap<(PodUid, Rung), Micros>,
     /// Why pods are slow.
     pub(crate) slow: Attributor,
     /// How good the forecasts were.
@@ -125,6 +133,7 @@ impl World {
     pub fn new(config: NodeConfig) -> Self {
         let evict = evict::Decider::new(&config);
         let budget = Budget::new(config.own_budget);
+        let ladder = Ladder::new(config.rungs.clone());
         Self {
             config,
             pods: BTreeMap::new(),
@@ -142,6 +151,8 @@ impl World {
             evict,
             pace: None,
             told: BTreeMap::new(),
+            ladder,
+            told_rungs: BTreeMap::new(),
             slow: Attributor::default(),
             scores: Scores::default(),
             budget,
@@ -204,9 +215,10 @@ impl World {
             records: self.records.len(),
             series: self.totals.size(),
             gone: self.totals.gone(),
-            told: self.told.len(),
+            told: self.told.len() + self.told_rungs.len(),
             slow: self.slow.size(),
             scores: self.scores.size(),
+            ladder: self.ladder.size(),
         }
     }
 
@@ -475,6 +487,7 @@ impl World {
 
     fn forget(&mut self, uid: &PodUid, now: Now) {
         self.told.remove(uid);
+        self.told_rungs.retain(|(told, _), _| told != uid);
         let gone = self.pods.remove(uid);
         if let Some(pod) = &gone {
             self.totals.pod_gone(&pod.spec, now.mono);

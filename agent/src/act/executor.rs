@@ -11,10 +11,12 @@ use beelet_core::spec::PodUid;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio_util::sync::CancellationToken;
 
+use super::guard::Guard;
 use super::journal::Journal;
 use super::killer::Killer;
 use super::knobs::Knobs;
 use super::pod_ops::{Context, PodRuntime, reason, time_limit};
+use super::reclaim::Reclaimer;
 use crate::cgroup::Tree;
 use crate::volumes::Volumes;
 
@@ -29,6 +31,8 @@ pub struct Parts<R> {
     pub runtime: Arc<R>,
     /// The journal of knobs.
     pub journal: Journal,
+    /// Who turns back what holds pods up if the agent is killed; without one such knobs are not turned.
+    pub guard: Option<Guard>,
     /// Where results go. Without a bound, so that an operation that has ended never waits for the loop and the loop, which starts
     /// operations, never waits for one: a bound on both ways could deadlock, and losing a result would hang its pod. It cannot
     /// grow without end, as the core has at most one operation of a pod under way.
@@ -65,6 +69,7 @@ pub struct Executor<R> {
     /// A pod is in here while its task runs; the value is what waits.
     queues: Arc<Mutex<HashMap<PodUid, Queue>>>,
     events: UnboundedSender<Event>,
+    reclaimer: Arc<Reclaimer>,
     limit: Limit,
 }
 
@@ -74,6 +79,7 @@ impl<R> Clone for Executor<R> {
             context: Arc::clone(&self.context),
             queues: Arc::clone(&self.queues),
             events: self.events.clone(),
+            reclaimer: Arc::clone(&self.reclaimer),
             limit: self.limit,
         }
     }
@@ -90,10 +96,11 @@ impl<R: PodRuntime> Executor<R> {
 
     pub(super) fn spawn_with(parts: Parts<R>, limit: Limit) -> io::Result<Self> {
         let killer = Arc::new(Killer::spawn(Arc::clone(&parts.tree))?);
-        let knobs = Arc::new(Knobs::spawn(Arc::clone(&parts.tree), parts.journal)?);
+        let knobs = Arc::new(Knobs::spawn(Arc::clone(&parts.tree), parts.journal, parts.guard)?);
+        let reclaimer = Arc::new(Reclaimer::spawn(Arc::clone(&parts.tree))?);
         let context =
             Arc::new(Context { tree: parts.tree, volumes: parts.volumes, runtime: parts.runtime, killer, knobs });
-        Ok(Self { context, queues: Arc::default(), events: parts.events, limit })
+        Ok(Self { context, queues: Arc::default(), events: parts.events, reclaimer, limit })
     }
 
     /// Takes an action and returns at once; gives back one that is not for it. To be called within a tokio runtime.
@@ -104,6 +111,7 @@ impl<R: PodRuntime> Executor<R> {
             Action::Cancel { uid } => self.cancel(&uid),
             Action::Kill { uid, cgroup } => self.context.killer.kill(uid, cgroup),
             Action::Cgroups(cgroups) => self.context.knobs.cgroups(cgroups),
+            Action::Reclaim { cgroup, bytes } => self.reclaimer.reclaim(cgroup, bytes),
             Action::Knob(write) => self.context.knobs.write(write),
             other => return Some(other),
         }

@@ -63,6 +63,8 @@ pub struct Restore {
     pub previous: Knob,
     /// Why it was last written.
     pub why: String,
+    /// When (microseconds since 1970).
+    pub at: u64,
 }
 
 type Key = (String, String);
@@ -81,6 +83,9 @@ pub struct Journal {
 pub(super) fn name(knob: Knob) -> &'static str {
     match knob {
         Knob::CpuBurst(_) => "cpu_burst",
+        Knob::MemoryHigh(_) => "memory_high",
+        Knob::MemoryMax(_) => "memory_max",
+        Knob::Freeze(_) => "freeze",
     }
 }
 
@@ -118,15 +123,15 @@ impl Journal {
 
     fn replay(&mut self, line: Line) {
         match line {
-            Line::Write { cgroup, target, before, after, why, .. } => {
+            Line::Write { cgroup, target, before, after, why, at } => {
                 let key = (cgroup.clone(), name(after).to_owned());
                 match self.open.get_mut(&key) {
                     Some(known) => {
                         known.previous = std::mem::replace(&mut known.after, after);
-                        known.why = why;
+                        (known.why, known.at) = (why, at);
                     }
                     None => {
-                        let restore = Restore { cgroup, target, before, after, previous: before, why };
+                        let restore = Restore { cgroup, target, before, after, previous: before, why, at };
                         self.open.insert(key, restore);
                     }
                 }
@@ -207,7 +212,7 @@ impl Journal {
             // Two lines each, so that a replay finds both values that the knob may hold.
             for after in [restore.previous, restore.after] {
                 text.extend(encode(&Line::Write {
-                    at: 0,
+                    at: restore.at,
                     cgroup: restore.cgroup.clone(),
                     target: restore.target.clone(),
                     before: restore.before,

@@ -3,6 +3,9 @@
 //! One thread, so that the journal's lines are in the order of the writes. A knob that somebody else has changed twice since
 //! beelet wrote it is a fight: it is left alone from then on, counted, and said.
 //!
+//! A knob that holds a pod up is turned only while a [`Guard`] watches, who turns it back in time should the agent be killed. A raised
+//! memory limit goes back when what is held fits below it, and is *held* until then.
+//!
 //! A memory limit above pods that is lower than what they hold would make the kernel kill at once, anyone of them. So it is cut to
 //! what they hold and a little more, and cut again, until the wanted value stands; so is a write that failed.
 
@@ -15,6 +18,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use beelet_core::event::{Knob, KnobWrite, PodCgroup};
 use beelet_core::units::Bytes;
 
+use super::guard::Guard;
 use super::journal::{Journal, Restore, name};
 use crate::cgroup::{Error, Tree};
 
@@ -63,11 +67,11 @@ pub(super) struct Knobs {
 
 impl Knobs {
     /// Starts the thread, which first restores what an earlier life of the agent left.
-    pub(super) fn spawn(tree: Arc<Tree>, journal: Journal) -> std::io::Result<Self> {
+    pub(super) fn spawn(tree: Arc<Tree>, journal: Journal, guard: Option<Guard>) -> std::io::Result<Self> {
         let (jobs, queue) = channel();
-        let counters = Arc::new(Counters::default());
-        let worker =
-            Worker { tree, journal, counters: Arc::clone(&counters), fights: HashMap::new(), pending: BTreeMap::new() };
+        let mut worker = Worker::new(tree, journal);
+        worker.guard = guard;
+        let counters = Arc::clone(&worker.counters);
         std::thread::Builder::new().name("beelet-knobs".to_owned()).spawn(move || worker.work(&queue))?;
         Ok(Self { jobs, counters })
     }
@@ -111,17 +115,34 @@ impl Knobs {
     }
 }
 
-struct Worker {
+/// Turns knobs, and turns them back.
+pub(super) struct Worker {
     tree: Arc<Tree>,
     journal: Journal,
     counters: Arc<Counters>,
+    /// Who turns back what holds pods up if the agent is killed; `None`: nobody, and then nothing may.
+    guard: Option<Guard>,
     /// How often somebody else changed a knob.
     fights: HashMap<(String, &'static str), u32>,
     /// Cgroups whose wanted values do not stand yet, by path. That was told.
     pending: BTreeMap<String, PodCgroup>,
+    /// Raised limits that could not go back yet, because more is held.
+    held: Vec<Restore>,
 }
 
 impl Worker {
+    pub(super) fn new(tree: Arc<Tree>, journal: Journal) -> Self {
+        Self {
+            tree,
+            journal,
+            counters: Arc::default(),
+            guard: None,
+            fights: HashMap::new(),
+            pending: BTreeMap::new(),
+            held: Vec::new(),
+        }
+    }
+
     fn work(mut self, queue: &Receiver<Job>) {
         if self.journal.unreadable() > 0 {
             tracing::warn!(lines = self.journal.unreadable(), "lines of the journal cannot be read and were skipped");
@@ -129,12 +150,16 @@ impl Worker {
         self.restore_all();
         let mut retry = Instant::now();
         loop {
-            let wait = if self.pending.is_empty() { Duration::MAX } else { retry - Instant::now() };
+            let idle = self.pending.is_empty() && self.held.is_empty();
+            let wait = if idle { Duration::MAX } else { retry.saturating_duration_since(Instant::now()) };
             let job = match queue.recv_timeout(wait) {
                 Ok(job) => job,
                 Err(RecvTimeoutError::Timeout) => {
                     let pending: Vec<PodCgroup> = self.pending.values().cloned().collect();
                     self.ensure(pending);
+                    for restore in std::mem::take(&mut self.held) {
+                        self.restore(&restore);
+                    }
                     retry = Instant::now() + RETRY;
                     continue;
                 }
@@ -199,18 +224,6 @@ impl Worker {
         Ok(limit.filter(|_| limit != wanted.knobs.memory_max))
     }
 
-    fn read(&self, cgroup: &str, knob: Knob) -> Result<Knob, Error> {
-        match knob {
-            Knob::CpuBurst(_) => self.tree.read_burst(cgroup).map(Knob::CpuBurst),
-        }
-    }
-
-    fn put(&self, cgroup: &str, knob: Knob) -> Result<(), Error> {
-        match knob {
-            Knob::CpuBurst(burst) => self.tree.burst(cgroup, burst).map(drop),
-        }
-    }
-
     fn write(&mut self, write: &KnobWrite) {
         match self.try_write(write) {
             Ok(()) => {}
@@ -224,15 +237,16 @@ impl Worker {
     }
 
     fn try_write(&mut self, write: &KnobWrite) -> Result<(), Failure> {
-        let now = self.read(&write.cgroup, write.knob)?;
-        if now == write.knob {
+        let now = self.tree.read_knob(&write.cgroup, write.knob)?;
+        let key = (write.cgroup.clone(), name(write.knob));
+        self.held.retain(|held| (&held.cgroup, name(held.before)) != (&key.0, key.1));
+        if same(now, write.knob) {
             return Ok(());
         }
         let first = self.journal.turned(&write.cgroup, write.knob).map(|turned| {
-            let others = now != turned.after && now != turned.previous && now != turned.before;
+            let others = ![turned.after, turned.previous, turned.before].iter().any(|ours| same(now, *ours));
             (turned.before, others)
         });
-        let key = (write.cgroup.clone(), name(write.knob));
         let lost = self.fights.entry(key).or_default();
         if first.is_some_and(|(_, others)| others) {
             *lost += 1;
@@ -250,11 +264,14 @@ impl Worker {
         }
         // Going back needs no line before it: should a crash come between, the journal still says where back is. So a full
         // disk cannot keep a knob turned.
-        let back = first.is_some_and(|(before, _)| before == write.knob);
+        let back = first.is_some_and(|(before, _)| same(before, write.knob));
         if !back {
+            if strangles(write.knob) {
+                self.guard.as_mut().ok_or(Failure::Unguarded)?.watch().map_err(Failure::Guard)?;
+            }
             self.journal.intend(write, now, wall())?;
         }
-        self.put(&write.cgroup, write.knob)?;
+        self.tree.put_knob(&write.cgroup, write.knob)?;
         self.counters.writes.fetch_add(1, Ordering::Relaxed);
         tracing::info!(cgroup = write.cgroup, before = ?now, after = ?write.knob, why = write.why, "turned a knob");
         if back {
@@ -264,16 +281,32 @@ impl Worker {
     }
 
     fn restore_all(&mut self) {
-        for restore in self.journal.recover() {
+        self.restore_if(|_| true);
+    }
+
+    /// Turns back the knobs for which this says so.
+    pub(super) fn restore_if(&mut self, wanted: impl Fn(&Restore) -> bool) {
+        for restore in self.journal.recover().into_iter().filter(wanted) {
             self.restore(&restore);
         }
     }
 
     /// Back to the first value, if it holds what beelet wrote; what somebody else wrote since is theirs.
     fn restore(&mut self, restore: &Restore) {
-        let done = match self.read(&restore.cgroup, restore.before) {
-            Ok(now) if now != restore.before && (now == restore.after || now == restore.previous) => {
-                self.put(&restore.cgroup, restore.before).map(|()| true)
+        let done = match self.tree.read_knob(&restore.cgroup, restore.before) {
+            Ok(now) if !same(now, restore.before) && (same(now, restore.after) || same(now, restore.previous)) => {
+                match self.fits(restore, now) {
+                    Ok(true) => self.tree.put_knob(&restore.cgroup, restore.before).map(|()| true),
+                    Ok(false) => {
+                        tracing::warn!(
+                            cgroup = restore.cgroup, raised = ?now, before = ?restore.before,
+                            "more is held than the limit was; it stays raised until that fits"
+                        );
+                        self.held.push(restore.clone());
+                        return;
+                    }
+                    Err(e) => Err(e),
+                }
             }
             Ok(_) => Ok(false),
             Err(e) => Err(e),
@@ -291,9 +324,16 @@ impl Worker {
         }
     }
 
+    /// Whether going back kills nobody.
+    fn fits(&self, restore: &Restore, now: Knob) -> Result<bool, Error> {
+        let (Knob::MemoryMax(before @ Some(_)), Knob::MemoryMax(now)) = (restore.before, now) else { return Ok(true) };
+        Ok(safe_limit(before, now, self.tree.unreclaimable(&restore.cgroup)?) == before)
+    }
+
     fn gone(&mut self, cgroup: &str) {
         let below = format!("{cgroup}/");
         self.fights.retain(|(path, _), _| path != cgroup && !path.starts_with(&below));
+        self.held.retain(|held| held.cgroup != cgroup && !held.cgroup.starts_with(&below));
         for restore in self.journal.recover() {
             if restore.cgroup == cgroup || restore.cgroup.starts_with(&below) {
                 self.close(&restore.cgroup, restore.before);
@@ -305,6 +345,24 @@ impl Worker {
         if let Err(error) = self.journal.close(cgroup, knob, wall()) {
             tracing::error!(%error, "the journal keeps a knob open that is not");
         }
+    }
+}
+
+/// Whether a pod is held up by it, so that it must not stay without an agent.
+pub(super) fn strangles(knob: Knob) -> bool {
+    match knob {
+        Knob::MemoryHigh(high) => high.is_some(),
+        Knob::Freeze(frozen) => frozen,
+        Knob::CpuBurst(_) | Knob::MemoryMax(_) => false,
+    }
+}
+
+/// Whether a knob holds what was written: of memory the kernel keeps whole pages.
+fn same(now: Knob, wrote: Knob) -> bool {
+    let pages = |bytes: Option<Bytes>| bytes.map(|bytes| bytes.get() / 4_096);
+    match (now, wrote) {
+        (Knob::MemoryHigh(a), Knob::MemoryHigh(b)) | (Knob::MemoryMax(a), Knob::MemoryMax(b)) => pages(a) == pages(b),
+        (a, b) => a == b,
     }
 }
 
@@ -325,6 +383,10 @@ enum Failure {
     Cgroup(#[from] Error),
     #[error(transparent)]
     Journal(#[from] super::journal::JournalError),
+    #[error("nobody would turn it back if the agent were killed")]
+    Unguarded,
+    #[error("the guard, who would turn it back if the agent were killed, cannot be started: {0}")]
+    Guard(std::io::Error),
 }
 
 fn wall() -> u64 {

@@ -5,7 +5,8 @@
 //! after a crash. Approach: three ways, chosen by the kind of action:
 //! * operations of a pod: a queue and a task per pod, one operation at a time, each with a time limit ([`Executor`]);
 //! * kills: a thread of their own with files opened beforehand, past all queues;
-//! * cgroups above pods and knobs: a thread of their own, each knob through the [`Journal`] before it is written.
+//! * cgroups above pods and knobs: a thread of their own, each knob through the [`Journal`] before it is written; page cache is freed
+//!   by another one.
 //!
 //! A pull that is under way is given up by [`Action::Cancel`](beelet_core::event::Action::Cancel), so that its pod can go.
 //!
@@ -17,16 +18,19 @@
 
 mod cri;
 mod executor;
+pub mod guard;
 mod journal;
 mod killer;
 mod knobs;
 mod memory;
 mod pod_ops;
+mod reclaim;
 #[cfg(test)]
 mod tests;
 
 pub use cri::CriRuntime;
 pub use executor::{Executor, Parts};
+pub use guard::Guard;
 pub use journal::{Journal, JournalError, Restore};
 pub use memory::{MemoryError, TerminalStore};
 pub use pod_ops::{PodRuntime, time_limit};

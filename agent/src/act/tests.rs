@@ -73,6 +73,7 @@ fn rig(tree: Tree, fake: Fake) -> Rig {
         volumes: Arc::new(volumes(&dir)),
         runtime: Arc::clone(&runtime),
         journal: Journal::open(dir.path().join("journal")).unwrap(),
+        guard: None,
         events,
     };
     let executor = Executor::spawn_with(parts, |what| match what {
@@ -346,6 +347,7 @@ async fn knobs_are_turned_back_at_the_end_and_after_a_crash() {
         volumes: Arc::new(volumes(&first.dir)),
         runtime: Arc::new(Fake::default()),
         journal: Journal::open(first.dir.path().join("journal")).unwrap(),
+        guard: None,
         events,
     };
     let second = Executor::spawn(parts).unwrap();
@@ -361,6 +363,31 @@ async fn knobs_are_turned_back_at_the_end_and_after_a_crash() {
     second.stop().await;
     assert_eq!(second.context().knobs.counts().fights, 1);
     assert_eq!(bed.tree.read_burst(&path).unwrap(), Micros(12_000), "what somebody else wrote is theirs");
+}
+
+#[tokio::test]
+async fn what_holds_a_pod_up_is_done_only_under_a_guard() {
+    let Some(bed) = Bed::new("what_holds_a_pod_up_is_done_only_under_a_guard") else { return };
+    let path = bed.pod("u1");
+    bed.tree.ensure(&PodCgroup { path: path.clone(), knobs: limits(64) }).unwrap();
+    let rig = rig(bed.tree.clone(), Fake::default());
+    let write = |knob| Action::Knob(KnobWrite { knob, ..burst(&path, 0) });
+    assert_eq!(rig.executor.execute(write(Knob::Freeze(true))), None);
+    // In the thread's order: when this one is there, that one was refused.
+    let raised = Knob::MemoryMax(Some(Bytes::mib(96)));
+    assert_eq!(rig.executor.execute(write(raised)), None);
+    for _ in 0..200 {
+        if bed.tree.read_knob(&path, raised).unwrap() == raised {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(bed.tree.read_knob(&path, raised).unwrap(), raised);
+    assert_eq!(bed.tree.read_knob(&path, Knob::Freeze(true)).unwrap(), Knob::Freeze(false));
+    let counts = rig.executor.context().knobs.counts();
+    assert_eq!((counts.failures, counts.writes), (1, 1));
+    rig.executor.stop().await;
+    assert_eq!(bed.tree.read_knob(&path, raised).unwrap(), Knob::MemoryMax(Some(Bytes::mib(64))));
 }
 
 #[test]

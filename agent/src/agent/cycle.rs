@@ -132,6 +132,7 @@ impl Cycle {
                 | Action::Cancel { .. }
                 | Action::Kill { .. }
                 | Action::Knob(_)
+                | Action::Reclaim { .. }
                 | Action::Cgroups(_) => {
                     let left = match &self.executor {
                         Some(executor) => executor.execute(action),

@@ -21,10 +21,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use beelet_core::World;
 use beelet_core::event::Event;
+use beelet_core::ladder::{Rung, Rungs};
 use beelet_core::spec::PodUid;
 use beelet_core::units::Micros;
 use beelet_ebpf_common::program;
@@ -32,7 +33,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
-use crate::act::{CriRuntime, Executor, Journal, JournalError, MemoryError, Parts, TerminalStore};
+use crate::act::{CriRuntime, Executor, Guard, Journal, JournalError, MemoryError, Parts, TerminalStore};
 use crate::cgroup::{Hierarchies, Tree};
 use crate::clock::Clock;
 use crate::config::{Config, ConfigError};
@@ -196,6 +197,8 @@ pub async fn run(
         tree.create(&node.kubepods)?;
     }
     let pods_root = pods_root(&layout, &node.kubepods);
+    let probed = preflight::probe(Some(&layout), &pods_root);
+    node.rungs = rungs(node.rungs, &probed);
 
     // What measures.
     let wanted = load_options(&options.config);
@@ -259,6 +262,7 @@ pub async fn run(
                 volumes,
                 runtime: Arc::new(CriRuntime { runtime: Arc::clone(&runtime), node: Arc::new(env) }),
                 journal: Journal::open(options.root.join("journal"))?,
+                guard: Some(Guard::new(options.root.clone())),
                 events: events_to.clone(),
             })
             .map_err(AgentError::Thread)?,
@@ -282,7 +286,7 @@ pub async fn run(
         host_ip: host_ip.clone(),
         started: clock.now().mono,
         kubepods: node.kubepods.clone(),
-        capabilities: capabilities(&layout, &pods_root, &options.root, &programs, protected),
+        capabilities: capabilities(probed, &node.rungs, &options.root, &programs, protected),
         ..SelfReport::default()
     });
     let listener = server::bind(kubelet.server_address()).await?;
@@ -398,16 +402,28 @@ pub async fn run(
     failed.map_or(Ok(()), Err)
 }
 
+/// How long another holder of the lock is waited for.
+const LOCK_WAIT: Duration = Duration::from_secs(1);
+
 /// One agent per root.
 fn lock(root: &Path) -> Result<std::fs::File, AgentError> {
     let failed = |source| AgentError::Root { path: root.display().to_string(), source };
     std::fs::create_dir_all(root).map_err(failed)?;
     let path = root.join("lock");
     let file = std::fs::File::create(&path).map_err(failed)?;
-    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(AgentError::Locked { path: path.display().to_string() }),
-        Err(error) => Err(failed(error.into())),
+    let asked = Instant::now();
+    loop {
+        match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            // The guard of an agent that was killed has it for a moment.
+            Err(rustix::io::Errno::WOULDBLOCK) if asked.elapsed() < LOCK_WAIT => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                return Err(AgentError::Locked { path: path.display().to_string() });
+            }
+            Err(error) => return Err(failed(error.into())),
+        }
     }
 }
 
@@ -441,14 +457,25 @@ fn load_options(config: &Config) -> LoadOptions {
     LoadOptions { off: off.collect(), log: config.policy.program_log, entries, ..LoadOptions::default() }
 }
 
+/// The rungs of the ladder, less those for which the kernel lacks a file.
+fn rungs(rungs: Rungs, probed: &[preflight::Capability]) -> Rungs {
+    let needs = [(Rung::Reclaim, "memory_reclaim"), (Rung::Throttle, "memory_high"), (Rung::Freeze, "cgroup_freeze")];
+    needs.into_iter().fold(rungs, |rungs, (rung, needed)| {
+        match probed.iter().find(|it| it.name == needed && !it.available) {
+            Some(lacking) => rungs.lacking(rung, lacking.reason.clone()),
+            None => rungs,
+        }
+    })
+}
+
 fn capabilities(
-    layout: &CgroupLayout,
-    pods_root: &Path,
+    probed: Vec<preflight::Capability>,
+    rungs: &Rungs,
     root: &Path,
     programs: &Programs,
     protected: Vec<protect::Fact>,
 ) -> Vec<Capability> {
-    let mut found: Vec<Capability> = preflight::probe(Some(layout), pods_root)
+    let mut found: Vec<Capability> = probed
         .into_iter()
         .map(|c| Capability { name: c.name.to_owned(), available: c.available, reason: c.reason })
         .collect();
@@ -460,6 +487,11 @@ fn capabilities(
         name: name.to_owned(),
         available: outcome.is_ok(),
         reason: outcome.unwrap_or_else(|reason| reason),
+    }));
+    found.extend(rungs.states().map(|(rung, lacks)| Capability {
+        name: format!("rung_{rung}"),
+        available: lacks.is_none(),
+        reason: lacks.unwrap_or_else(|| "may be used".to_owned()),
     }));
     for capability in &found {
         if !capability.available {

@@ -38,6 +38,8 @@ pub struct Killed {
 #[derive(Debug)]
 pub struct KillHandle {
     kill: Option<OwnedFd>,
+    /// `memory.high`, where there is one.
+    high: Option<OwnedFd>,
     count: Option<OwnedFd>,
     unified: PathBuf,
     v1: Option<PathBuf>,
@@ -55,6 +57,7 @@ impl Tree {
         let open = |file: &Path, flags| rustix::fs::open(file, flags | OFlags::CLOEXEC, Mode::empty()).ok();
         Ok(KillHandle {
             kill: open(&unified.join("cgroup.kill"), OFlags::WRONLY),
+            high: open(&unified.join("memory.high"), OFlags::WRONLY),
             count: open(&count, OFlags::RDONLY),
             v1: self.hierarchies.v1_root("memory").map(|root| root.join(path)),
             unified,
@@ -108,6 +111,11 @@ impl KillHandle {
     /// # Errors
     /// If the kernel refuses.
     pub fn kill(&self) -> Result<Killed, Error> {
+        if let Some(high) = &self.high {
+            // A task that is held up above it would die late (mm/memcontrol.c, `mem_cgroup_handle_over_high`, before 6.9). Where it
+            // cannot be written nothing is held up.
+            let _not_held_up = rustix::io::write(high, b"max");
+        }
         let tasks = self.count.as_ref().map_or(0, current);
         let file = || self.unified.join("cgroup.kill");
         let written = match &self.kill {

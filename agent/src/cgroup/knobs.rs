@@ -38,6 +38,22 @@ fn read_number<T: std::str::FromStr>(file: &Path) -> Result<T, Error> {
     text.trim().parse().map_err(|_| Error::Parse { file: file.to_owned(), text })
 }
 
+/// A bound of memory; `None` for none.
+fn read_bound(file: std::path::PathBuf) -> Result<Option<Bytes>, Error> {
+    let text = read(&file)?;
+    if text.trim() == "max" {
+        return Ok(None);
+    }
+    let bound: u64 = text.trim().parse().map_err(|_| Error::Parse { file, text })?;
+    Ok((bound < UNLIMITED).then_some(Bytes(bound)))
+}
+
+/// The kernel counts memory in pages, and rounds down.
+pub(super) fn whole_pages(bytes: Bytes) -> Bytes {
+    let page = u64::try_from(rustix::param::page_size()).unwrap_or(4096);
+    Bytes(bytes.get() / page * page)
+}
+
 /// Writes a file that must be there. Not `File::create`, as cgroups-rs does it: on a missing file that asks the kernel to make
 /// one, and the answer is "permission denied" instead of "not there".
 pub(super) fn write(file: &Path, value: &str) -> Result<(), Error> {
@@ -46,7 +62,7 @@ pub(super) fn write(file: &Path, value: &str) -> Result<(), Error> {
 }
 
 /// `Kept` unless they are equal.
-fn verify<T: PartialEq + std::fmt::Debug>(file: &Path, wrote: &T, kept: &T) -> Result<(), Error> {
+pub(super) fn verify<T: PartialEq + std::fmt::Debug>(file: &Path, wrote: &T, kept: &T) -> Result<(), Error> {
     if wrote == kept {
         return Ok(());
     }
@@ -185,19 +201,57 @@ impl Memory<'_> {
 
     /// The limit, `None` for none.
     pub(super) fn limit(&self) -> Result<Option<Bytes>, Error> {
-        let file = self.limit_file();
-        let text = read(&file)?;
-        if text.trim() == "max" {
-            return Ok(None);
+        read_bound(self.limit_file())
+    }
+
+    /// Writes the limit, and on v1 that of memory and swap together, where there is one: it may not be lower, and what is between the
+    /// two, the swap that may be used, stays as it is.
+    pub(super) fn set_limit_with_swap(&self, limit: Option<Bytes>) -> Result<(), Error> {
+        let file = self.0.dir.join("memory.memsw.limit_in_bytes");
+        let both = match read_bound(file.clone()) {
+            Ok(Some(both)) if !self.0.v2 => both,
+            _ => return self.set_limit(limit).map(drop),
+        };
+        let (before, wanted) = (self.limit()?, limit.filter(|l| l.get() < UNLIMITED).map(whole_pages));
+        let swap = both - before.unwrap_or(both);
+        let write_both = || {
+            let value = wanted.map_or_else(|| "-1".to_owned(), |wanted| (wanted + swap).get().to_string());
+            write(&file, &value)?;
+            verify(&file, &wanted.map(|wanted| wanted + swap), &read_bound(file.clone())?)
+        };
+        if wanted.is_some_and(|wanted| wanted < both) && wanted <= before {
+            self.set_limit(limit)?;
+            return write_both();
         }
-        let limit: u64 = text.trim().parse().map_err(|_| Error::Parse { file, text })?;
-        Ok((limit < UNLIMITED).then_some(Bytes(limit)))
+        write_both()?;
+        self.set_limit(limit).map(drop)
+    }
+
+    fn high_file(&self) -> std::path::PathBuf {
+        self.0.dir.join("memory.high")
+    }
+
+    /// Above this allocations are slowed down; `None` for no such bound.
+    pub(super) fn high(&self) -> Result<Option<Bytes>, Error> {
+        let file = self.high_file();
+        match read_bound(file.clone()) {
+            Err(e) if e.is_gone() && self.0.dir.exists() => {
+                Err(Error::Unsupported { what: "memory.high", file, needs: "the memory controller on cgroup v2" })
+            }
+            other => other,
+        }
+    }
+
+    /// Writes it. cgroups-rs writes only the limit, so this is written directly.
+    pub(super) fn set_high(&self, high: Option<Bytes>) -> Result<(), Error> {
+        let (file, wanted) = (self.high_file(), high.map(whole_pages));
+        write(&file, &wanted.map_or_else(|| "max".to_owned(), |high| high.get().to_string()))?;
+        verify(&file, &wanted, &self.high()?)
     }
 
     /// Writes the limit. `true` if it changed. The kernel rounds down to pages, and so does the comparison.
     pub(super) fn set_limit(&self, limit: Option<Bytes>) -> Result<bool, Error> {
-        let page = u64::try_from(rustix::param::page_size()).unwrap_or(4096);
-        let wanted = limit.filter(|l| l.get() < UNLIMITED).map(|l| Bytes(l.get() / page * page));
+        let wanted = limit.filter(|l| l.get() < UNLIMITED).map(whole_pages);
         if self.limit()? == wanted {
             return Ok(false);
         }

@@ -24,6 +24,7 @@ mod remove;
 #[cfg(test)]
 pub(crate) mod tests;
 mod tree;
+mod turn;
 
 pub use error::Error;
 pub use kill::{KillHandle, Killed};

@@ -12,7 +12,7 @@ use cgroups_rs::fs::cpuacct::CpuAcctController;
 use cgroups_rs::fs::cpuset::CpuSetController;
 
 use super::error::Error;
-use super::knobs::{self, Cpu, DEFAULT_SHARES, Memory};
+use super::knobs::{self, Cpu, DEFAULT_SHARES, Memory, whole_pages};
 use super::layout::{Hierarchies, check};
 
 /// The v2 controllers that pods use, where the kernel has them.
@@ -195,8 +195,7 @@ impl Tree {
             let file = cpu.dir.join("cpu.shares");
             return kept_other(file, format!("{:?}", wanted.cpu_shares), format!("{:?}", kept.cpu_shares));
         }
-        let page = u64::try_from(rustix::param::page_size()).unwrap_or(4096);
-        let wanted_memory = wanted.memory_max.map(|m| Bytes(m.get() / page * page));
+        let wanted_memory = wanted.memory_max.map(whole_pages);
         if kept.memory_max != wanted_memory {
             let memory = self.hierarchies.home("memory", path);
             let file = memory.dir.join(if memory.v2 { "memory.max" } else { "memory.limit_in_bytes" });

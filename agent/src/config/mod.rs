@@ -184,6 +184,7 @@ impl Config {
             max_backoff: kubelet.max_backoff,
             beside: false,
             enforce: self.policy.mode,
+            rungs: self.policy.rungs.clone(),
             burst: self.policy.burst,
             cgroup_v2: machine.cgroup_v2,
             own_budget: beelet_core::budget::PER_100_PODS,

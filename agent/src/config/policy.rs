@@ -9,6 +9,11 @@
 //! metadata: {name: default}      # optional
 //! spec:
 //!   mode: Enforce                # or Observe: decide and record, but do nothing; default Enforce
+//!   ladder:                      # what may be done before somebody has to go: Always, OnRequest (by a pod's annotation) or Never
+//!     reclaim: Always            # free page cache of pods above their request (annotation beelet.dev/reclaim)
+//!     throttle: Always           # slow down the pod that drives memory to its end (beelet.dev/throttle)
+//!     raise: OnRequest           # raise a container's memory limit while the node has room (beelet.dev/raise)
+//!     freeze: Always             # stop the first victim until it is decided, 2 s at most (beelet.dev/freeze)
 //!   burst: true                  # lend idle CPU to throttled containers; default true
 //!   programs:                    # eBPF programs that are not to be loaded; default all are
 //!     skb_egress: false
@@ -19,6 +24,7 @@
 
 use std::collections::BTreeMap;
 
+use beelet_core::ladder::{Allow, Rung, Rungs};
 use beelet_core::node::Enforce;
 use serde::Deserialize;
 
@@ -32,6 +38,8 @@ pub const API_VERSION: &str = "beelet.dev/v1alpha1";
 pub struct EnforcementPolicy {
     /// `spec.mode`.
     pub mode: Enforce,
+    /// `spec.ladder`.
+    pub rungs: Rungs,
     /// `spec.burst`.
     pub burst: bool,
     /// `spec.programs`: the switches that were given, by the eBPF program's name.
@@ -42,7 +50,7 @@ pub struct EnforcementPolicy {
 
 impl Default for EnforcementPolicy {
     fn default() -> Self {
-        Self { mode: Enforce::Act, burst: true, programs: BTreeMap::new(), program_log: false }
+        Self { mode: Enforce::Act, rungs: Rungs::default(), burst: true, programs: BTreeMap::new(), program_log: false }
     }
 }
 
@@ -96,11 +104,34 @@ struct Metadata {
 struct Spec {
     #[serde(default)]
     mode: Mode,
+    #[serde(default)]
+    ladder: Ladder,
     burst: Option<bool>,
     #[serde(default)]
     programs: BTreeMap<String, bool>,
     #[serde(default, rename = "programLog")]
     program_log: bool,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Ladder {
+    reclaim: Option<Allow>,
+    throttle: Option<Allow>,
+    raise: Option<Allow>,
+    freeze: Option<Allow>,
+}
+
+impl From<Ladder> for Rungs {
+    fn from(it: Ladder) -> Self {
+        let given = [
+            (Rung::Reclaim, it.reclaim),
+            (Rung::Throttle, it.throttle),
+            (Rung::Raise, it.raise),
+            (Rung::Freeze, it.freeze),
+        ];
+        let given = given.into_iter().filter_map(|(rung, allow)| Some((rung, allow?)));
+        given.fold(Self::default(), |rungs, (rung, allow)| rungs.with(rung, allow))
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -117,6 +148,7 @@ impl From<Document> for EnforcementPolicy {
                 Mode::Enforce => Enforce::Act,
                 Mode::Observe => Enforce::Observe,
             },
+            rungs: document.spec.ladder.into(),
             burst: document.spec.burst.unwrap_or(true),
             programs: document.spec.programs,
             program_log: document.spec.program_log,

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use beelet_core::event::{Record, Rejected};
 use beelet_core::health::Health;
+use beelet_core::ladder::Rung;
 use beelet_core::snapshot::{ContainerState, ContainerView, PodView, Snapshot};
 use beelet_core::telemetry::{CgroupDetail, PodDetail};
 use beelet_core::units::{Bytes, Micros, Now};
@@ -221,6 +222,15 @@ fn pod_sentences(out: &mut String, pod: &PodView, forecast: Option<&Forecast>, n
     for evidence in &verdict.evidence {
         let _ = writeln!(out, "  seen: {}", plain(evidence));
     }
+    for rung in &pod.rungs {
+        let does = match rung {
+            Rung::Reclaim => "its page cache is freed slowly",
+            Rung::Throttle => "its allocations are slowed down (memory.high)",
+            Rung::Raise => "a container's memory limit is raised for now",
+            Rung::Freeze => "it stands still until it is decided who goes",
+        };
+        let _ = writeln!(out, "It is on the rung {rung} of the ladder: {does}.");
+    }
     for slow in &pod.slow {
         let (lost, since) = (slow.lost.get() / 10_000, words::duration(now - slow.since));
         let _ = writeln!(
@@ -295,6 +305,7 @@ mod tests {
              the last run ended 5s ago with code 137 (OOMKilled), 3 OOM kills.\n\
              It is unhealthy for 5s: OOMVictim.\n  \
              seen: the OOM killer chose leak (pid 4711)\n\
+             It is on the rung throttle of the ladder: its allocations are slowed down (memory.high).\n\
              Its memory that cannot be reclaimed is 43Mi of 128Mi, growing by 2Mi/s.\n\
              At this rate its limit is hit in 42s.\n\
              At the present rate all pods together or the node run out in 90s.\n\

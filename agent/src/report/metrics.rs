@@ -389,6 +389,9 @@ fn pod_rows(rows: &mut Rows, view: &PodView, now: Micros) {
     if let Some(growth) = view.memory_growth {
         rows.put("beelet_memory_growth_bytes_per_second", &key, growth as f64);
     }
+    for rung in &view.rungs {
+        rows.put("beelet_pod_rung", &[namespace, pod, rung.as_str()], 1.0);
+    }
     if let Some(ports) = &view.listening {
         rows.put("beelet_pod_listening_ports", &key, ports.len() as f64);
     }
@@ -442,6 +445,9 @@ fn running(rows: &mut Rows, picture: &Snapshot) {
 }
 
 fn totals(rows: &mut Rows, totals: &Totals) {
+    for ((rung, done), count) in &totals.rungs {
+        rows.put("beelet_rung_moves_total", &[rung.as_str(), if *done { "done" } else { "would" }], *count as f64);
+    }
     for (signal, count) in &totals.evictions {
         rows.put("kubelet_evictions", &[signal], *count as f64);
         rows.put("beelet_evictions_total", &[signal], *count as f64);

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use beelet_core::event::{Exit, Record, Rejected, ResourceList};
 use beelet_core::health::{Health, Verdict};
+use beelet_core::ladder::Rung;
 use beelet_core::sample::{CgroupReading, CpuReading, MemoryReading, NetworkReading, Pressure, PressureReading, Stall};
 use beelet_core::score::{self, Scope, Score};
 use beelet_core::snapshot::{
@@ -140,6 +141,7 @@ fn pod(spec: PodSpec, containers: Vec<ContainerView>) -> PodView {
         memory_growth: Some(0),
         time_to_oom: None,
         slow: vec![],
+        rungs: vec![Rung::Throttle],
         listening: Some(vec![80]),
         health: Verdict {
             state: Health::Healthy,
@@ -228,6 +230,7 @@ pub(crate) fn busy_node() -> Snapshot {
         }],
         totals: Totals {
             evictions: vec![("memory.available".into(), 1)],
+            rungs: vec![((Rung::Throttle, true), 2), ((Rung::Freeze, false), 1)],
             forecasts: forecasts(),
             oom_kills: vec![(key("gone", "leak"), 2)],
             oom_kills_by_process: vec![(key("gone", "leak"), "leak".into(), 2)],

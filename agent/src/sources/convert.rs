@@ -9,6 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use beelet_core::ladder::{WishError, Wishes};
 use beelet_core::quantity::{parse_bytes, parse_cpu};
 use beelet_core::spec::{
     ContainerSecurity, ContainerSpec, EnvValue, EnvVar, Mount, PodSecurity, PodSpec, PodUid, Port, PullPolicy,
@@ -102,6 +103,9 @@ pub(super) fn pod(pod: &api::Pod, origin: &str, warnings: &mut Vec<String>) -> R
         ));
     }
     let priority = priority(spec, warnings);
+    if let Err(WishError { key, value }) = Wishes::read(meta.annotations.as_ref().unwrap_or(&BTreeMap::new())) {
+        return Err(invalid(format!("metadata.annotations[{key}]"), &value, "must be \"true\" or \"false\""));
+    }
     Ok(PodSpec {
         uid: PodUid::from(meta.uid.as_deref().unwrap_or_default()),
         namespace: meta.namespace.clone().unwrap_or_default(),

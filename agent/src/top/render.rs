@@ -83,6 +83,7 @@ fn row(pod: &PodView, picture: &Snapshot) -> [String; HEADINGS.len()] {
     let rate = |rate: Option<u64>| rate.map_or_else(none, |r| words::bytes(Bytes(r)));
     let memory = pod.reading.and_then(|r| r.memory).map_or_else(none, |m| words::bytes(m.working_set()));
     let health = match (pod.health.state, pod.health.reason.as_str()) {
+        (Health::Unknown | Health::Healthy, _) if let Some(rung) = pod.rungs.last() => format!("Memory({rung})"),
         (Health::Unknown | Health::Healthy, _) if let Some(slow) = pod.slow.first() => {
             format!("Slow({})", slow.cause.kind().name())
         }

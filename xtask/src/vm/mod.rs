@@ -9,6 +9,7 @@
 
 mod agent;
 mod cpio;
+mod ladder;
 mod machine;
 mod monitor;
 mod node;

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
+use super::ladder;
 use super::node::{MANIFESTS, Node, ROOT_DIR};
 use super::sandwich::values_lie_between;
 use crate::images::{BUSYBOX, WORKLOAD};
@@ -20,7 +21,7 @@ use crate::images::{BUSYBOX, WORKLOAD};
 /// The node's name, which follows the name of a pod of a manifest.
 const NODE: &str = "beelet-vm";
 /// For whatever takes seconds at most where nothing is emulated.
-const LIMIT: Duration = Duration::from_secs(180);
+pub(super) const LIMIT: Duration = Duration::from_secs(180);
 /// What only cgroup v2 has.
 const V2: [&str; 9] = [
     "cgroup_unified",
@@ -50,6 +51,8 @@ pub(super) const CHECKS: &[Check] = &[
     ("vm_agent_lends_idle_cpu_and_changes_resources_in_place", resources),
     ("vm_agent_takes_burst_back_when_it_stops", burst_is_taken_back),
     ("vm_agent_killed_twice_disturbs_nothing", kills),
+    ("vm_agent_raises_a_limit_while_there_is_room", ladder::raise),
+    ("vm_agent_slows_a_leak_down_and_its_guard_lets_go_of_it", ladder::throttle),
     ("vm_agent_evicts_a_leak_before_the_oom_killer", eviction),
     ("vm_agent_counts_an_oom_kill_once", oom_kill),
 ];
@@ -114,7 +117,7 @@ impl Metrics {
 }
 
 /// Asks until there is an answer; the error is the last one's, with what the agent has to say.
-fn wait<T>(node: &Node, what: &str, limit: Duration, mut ask: impl FnMut() -> Result<T>) -> Result<T> {
+pub(super) fn wait<T>(node: &Node, what: &str, limit: Duration, mut ask: impl FnMut() -> Result<T>) -> Result<T> {
     let deadline = Instant::now() + limit;
     loop {
         match ask() {
@@ -169,7 +172,7 @@ pub(super) fn remove(node: &Node, name: &str) -> Result<()> {
 /// A running pod: its address, and its container's cgroup in the guest.
 pub(super) struct Running {
     ip: String,
-    group: String,
+    pub(super) group: String,
 }
 
 pub(super) fn running(node: &Node, name: &str) -> Result<Running> {

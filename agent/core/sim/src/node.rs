@@ -505,7 +505,7 @@ impl Sim {
                 self.kernel.limit = kubepods.and_then(|g| g.knobs.memory_max);
             }
             // Pulls are quick here.
-            Action::Knob(_) | Action::Cancel { .. } => {}
+            Action::Knob(_) | Action::Reclaim { .. } | Action::Cancel { .. } => {}
             Action::Record(record) => match record.reason.as_str() {
                 "Slow" => {
                     self.stats.slow.0 += 1;

@@ -1,0 +1,122 @@
+//! What follows from the [ladder](crate::ladder): its moves become actions here, or are told where nothing may be done.
+//!
+//! Properties: beside a kubelet, or with `mode: Observe`, no move is done, and what would have been done is recorded at most once a
+//! minute for each pod and rung; every beginning and end of a rung is recorded with what was seen.
+
+use crate::allocate;
+use crate::event::{Action, Knob, KnobWrite};
+use crate::evict::{self, Candidate, Threshold, rank};
+use crate::judge::TELL_AGAIN;
+use crate::ladder::{Act, Held, Move, Situation, Subject, Turn, Wishes};
+use crate::node::Enforce;
+use crate::sample::{PodReading, Sample};
+use crate::spec::PodUid;
+use crate::units::{Bytes, Now, Ppm};
+use crate::world::World;
+
+impl World {
+    /// Takes a look at all pods up and down the ladder. `evicted`: somebody was sent away in this look.
+    pub(crate) fn climb(&mut self, sample: &Sample, candidates: &[Candidate], evicted: bool, now: Now) {
+        let situation = self.situation(sample, evicted);
+        let order: Vec<&PodUid> = rank(candidates).into_iter().map(|c| &c.uid).collect();
+        let readings = sample.pods.iter().flatten();
+        let subjects: Vec<Subject> =
+            readings.filter_map(|reading| self.subject_of(reading, candidates, &order)).collect();
+        let acts = !self.config.beside && self.config.enforce == Enforce::Act;
+        for step in self.ladder.step(now.mono, &situation, &subjects) {
+            if acts {
+                self.take(step, now);
+            } else if step.turn == Turn::Enter {
+                self.tell_rung(step, now);
+            }
+        }
+    }
+
+    fn situation(&self, sample: &Sample, evicted: bool) -> Situation {
+        let walls = evict::available(&sample.node, sample.kubepods.as_ref());
+        let threshold = |limit| {
+            let of = |threshold: &Threshold| threshold.quantity(limit);
+            self.config.eviction_hard.iter().map(of).max().unwrap_or(Bytes::ZERO)
+        };
+        let room = |w: &evict::Available| w.available() - threshold(w.limit).scale(2, 1);
+        let share = |w: &evict::Available| Ppm(w.available().scale(1_000_000, w.limit.get()).get());
+        Situation {
+            left: walls.iter().map(share).min(),
+            time_to_oom: self.evict.standing().time_to_oom,
+            room: walls.iter().map(room).min().unwrap_or_default(),
+            met: walls.iter().any(|w| w.available() < threshold(w.limit)),
+            decided: evicted || self.evict.awaited().is_some(),
+        }
+    }
+
+    fn subject_of(&self, reading: &PodReading, candidates: &[Candidate], order: &[&PodUid]) -> Option<Subject> {
+        let pod = self.pods.get(&reading.uid)?;
+        let memory = reading.cgroup.memory?;
+        let cgroup = pod.cgroup(&self.config);
+        let containers = reading.containers.iter().filter_map(|c| {
+            let track = pod.tracks.get(&c.name).filter(|track| track.run == c.id)?;
+            let given = track.actuated.or_else(|| pod.spec.container(&c.name).map(|spec| spec.resources));
+            Some(Held {
+                name: c.name.clone(),
+                cgroup: allocate::container_path(&cgroup, &c.id),
+                memory: c.cgroup.memory?,
+                given: given.and_then(|given| given.memory_limit),
+                forecast: track.model.forecast_own(),
+            })
+        });
+        let full = reading.cgroup.pressure.map(|pressure| pressure.memory.full.avg10);
+        Some(Subject {
+            uid: reading.uid.clone(),
+            // What cannot be read was refused where the manifest was.
+            wishes: Wishes::read(&pod.spec.annotations).unwrap_or_default(),
+            live: pod.state.is_live(),
+            place: order.iter().position(|uid| **uid == reading.uid),
+            exceeds: candidates.iter().any(|c| c.uid == reading.uid && c.exceeds()),
+            memory,
+            growth: pod.meter.model.growth(),
+            stalled: pod.meter.model.memory_stalled(),
+            strangled: full.unwrap_or_default(),
+            containers: containers.collect(),
+            cgroup,
+        })
+    }
+
+    fn take(&mut self, step: Move, now: Now) {
+        let Move { uid, container, rung, turn, acts, why, evidence } = step;
+        for (cgroup, act) in acts {
+            let knob = match act {
+                Act::Reclaim(bytes) => {
+                    self.act(Action::Reclaim { cgroup, bytes });
+                    continue;
+                }
+                Act::High(high) => Knob::MemoryHigh(high),
+                Act::Max(limit) => Knob::MemoryMax(Some(limit)),
+                Act::Freeze(frozen) => Knob::Freeze(frozen),
+            };
+            let target = (uid.clone(), container.clone().unwrap_or_default());
+            self.act(Action::Knob(KnobWrite { cgroup, target, knob, why: why.clone() }));
+        }
+        let [begins, ends, _] = rung.reasons();
+        match turn {
+            Turn::Enter => {
+                *self.totals.rungs.entry((rung, true)).or_default() += 1;
+                self.say_why(&uid, container, now, true, begins, why, evidence);
+            }
+            Turn::Leave => self.say_why(&uid, container, now, false, ends, why, evidence),
+            // A little more cache is no news; a limit is.
+            Turn::Again if !why.is_empty() => self.say_why(&uid, container, now, false, begins, why, evidence),
+            Turn::Again => {}
+        }
+    }
+
+    fn tell_rung(&mut self, step: Move, now: Now) {
+        *self.totals.rungs.entry((step.rung, false)).or_default() += 1;
+        let key = (step.uid.clone(), step.rung);
+        if self.told_rungs.get(&key).is_some_and(|told| now.mono - *told < TELL_AGAIN) {
+            return;
+        }
+        self.told_rungs.insert(key, now.mono);
+        let [.., would] = step.rung.reasons();
+        self.say_why(&step.uid, step.container, now, true, would, step.why, step.evidence);
+    }
+}

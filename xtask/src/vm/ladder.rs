@@ -1,0 +1,65 @@
+//! The rungs before an eviction that only cgroup v2 has all of, and what becomes of them when the agent is killed.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use serde_json::json;
+
+use super::node::Node;
+use super::truth::{LIMIT, manifest, put, remove, running, sh, wait, workload};
+
+fn number(node: &Node, file: &str) -> Result<u64> {
+    // "max" is more than any number.
+    Ok(sh(node, &format!("cat {file}"))?.trim().parse().unwrap_or(u64::MAX))
+}
+
+/// A leak in a limit of its own that may be raised is not killed, as long as twice the limit is enough for it.
+pub(super) fn raise(node: &Node) -> Result<String> {
+    let mut leak = manifest("bounded", workload(&["leak", "--rate", "5Mi", "--limit", "80Mi", "--delay", "5s"]));
+    leak["metadata"]["annotations"] = json!({ "beelet.dev/raise": "true" });
+    leak["spec"]["containers"][0]["resources"] = json!({ "limits": { "memory": "64Mi" } });
+    put(node, &leak)?;
+    let group = running(node, "bounded")?.group;
+    ensure!(number(node, &format!("{group}/memory.max"))? == 64 << 20, "its limit is another one");
+    let peak = wait(node, "a leak past its limit", LIMIT, || {
+        let now = number(node, &format!("{group}/memory.current"))?;
+        ensure!(now > 80 << 20, "it holds {now}");
+        Ok(now)
+    })?;
+    let limit = number(node, &format!("{group}/memory.max"))?;
+    let events = sh(node, &format!("cat {group}/memory.events"))?;
+    ensure!(events.lines().any(|line| line == "oom_kill 0"), "{events}");
+    remove(node, "bounded")?;
+    Ok(format!("limit 64 -> {} MiB, it held {} MiB, oom_kill 0", limit >> 20, peak >> 20))
+}
+
+/// A leak that would end the memory of all is slowed down; the agent is killed then, and the leak is let go of without it.
+pub(super) fn throttle(node: &Node) -> Result<String> {
+    let pods = "/sys/fs/cgroup/kubepods";
+    put(node, &manifest("slowed", workload(&["leak", "--rate", "4Mi"])))?;
+    let group = running(node, "slowed")?.group;
+    let high = format!("{}/memory.high", group.rsplit_once('/').map_or("", |(pod, _)| pod));
+    let bound = wait(node, "a bound above which the leak is slow", LIMIT, || {
+        let now = number(node, &high)?;
+        ensure!(now < u64::MAX, "there is none; kubepods holds {}", number(node, &format!("{pods}/memory.current"))?);
+        Ok(now)
+    })?;
+    let killed = Instant::now();
+    sh(node, "kill -KILL $(pidof beelet)")?;
+    node.wait_gone(LIMIT)?;
+    // 30 s after it was written at the latest, and some more in an emulated machine.
+    wait(node, "the end of the bound", Duration::from_secs(60), || {
+        let now = number(node, &high)?;
+        ensure!(now == u64::MAX, "it is {now}, {:?} after the agent's end", killed.elapsed());
+        Ok(())
+    })?;
+    let took = killed.elapsed();
+    remove(node, "slowed")?;
+    node.start_agent()?;
+    node.wait_healthy(LIMIT)?;
+    wait(node, "the end of the leak", LIMIT, || {
+        ensure!(sh(node, &format!("ls -d {group} 2>/dev/null; true"))?.is_empty(), "it is there");
+        Ok(())
+    })?;
+    Ok(format!("memory.high {} MiB; gone {took:.1?} after the agent was killed, without another one", bound >> 20))
+}
