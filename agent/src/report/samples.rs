@@ -141,7 +141,7 @@ fn pod(spec: PodSpec, containers: Vec<ContainerView>) -> PodView {
         memory_growth: Some(0),
         time_to_oom: None,
         slow: vec![],
-        rungs: vec![Rung::Throttle],
+        rungs: vec![],
         listening: Some(vec![80]),
         health: Verdict {
             state: Health::Healthy,
@@ -178,6 +178,7 @@ pub(crate) fn busy_node() -> Snapshot {
     });
     (leak.containers[0].restarts, leak.containers[0].oom_kills, leak.oom_kills) = (3, 3, 3);
     (leak.network, leak.network_rate, leak.listening) = (None, None, None);
+    leak.rungs = vec![Rung::Throttle];
     (leak.memory_growth, leak.time_to_oom) = (Some(2 << 20), Some(Micros::secs(42)));
     leak.health = Verdict {
         state: Health::Unhealthy,

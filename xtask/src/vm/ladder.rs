@@ -45,8 +45,13 @@ pub(super) fn throttle(node: &Node) -> Result<String> {
         Ok(now)
     })?;
     let killed = Instant::now();
-    sh(node, "kill -KILL $(pidof beelet)")?;
-    node.wait_gone(LIMIT)?;
+    // Not its guard, which is the same program.
+    sh(
+        node,
+        r#"for pid in $(pidof beelet); do
+        case "$(tr '\0' ' ' < /proc/$pid/cmdline)" in *" run "*) kill -KILL $pid;; esac
+    done"#,
+    )?;
     // 30 s after it was written at the latest, and some more in an emulated machine.
     wait(node, "the end of the bound", Duration::from_secs(60), || {
         let now = number(node, &high)?;

@@ -124,7 +124,7 @@ struct On {
     needed: Micros,
     /// When it last did something.
     last: Micros,
-    /// `refaults_file` then, and what it did: bytes asked for.
+    /// `refaults_file` then, and what it did: the bytes to reclaim, or the bound.
     refaults: Option<u64>,
     asked: Bytes,
 }
@@ -335,9 +335,9 @@ impl Step<'_> {
         let wanted = permitted && soon && aggressor;
         let Some(on) = standing.on.get_mut(&Rung::Throttle) else {
             if wanted && standing.may(Rung::Throttle, now) {
-                standing.on.insert(Rung::Throttle, On::new(now));
                 let soon = Bytes(it.grows()).scale(REACTION.get(), 1_000_000);
                 let high = it.memory.usage + soon.max(THROTTLE_ROOM);
+                standing.on.insert(Rung::Throttle, On { asked: high, ..On::new(now) });
                 let left = self.at.time_to_oom.unwrap_or_default();
                 let grows = Bytes(it.grows());
                 let why = format!(
@@ -348,7 +348,8 @@ impl Step<'_> {
             }
             return;
         };
-        if wanted {
+        // One that is held up at the bound does not grow because of it.
+        if wanted || it.memory.usage + THROTTLE_ROOM >= on.asked {
             on.needed = now;
         }
         let (since, needed) = (on.since, on.needed);

@@ -127,10 +127,12 @@ fn only_the_aggressor_is_slowed_down_and_only_for_a_while() {
     assert_eq!((kinds(&moves), &moves[0].acts[0].1), (vec![(Rung::Throttle, Turn::Leave)], &Act::High(None)));
     assert!(it.step(Micros::secs(91), &ends_in(50), &all(growing("leak", 340, 100))).is_empty(), "it rests");
     assert_eq!(it.step(Micros::secs(92), &ends_in(50), &all(growing("leak", 340, 100))).len(), 1);
+    // Held up at the bound it does not grow, and it is not the end of it.
+    assert!(it.step(Micros::secs(95), &calm(), &all(growing("leak", 378, 0))).is_empty());
     // Growth that has ended, and a pod that stands still, are left alone.
-    assert!(it.step(Micros::secs(93), &calm(), &all(growing("leak", 340, 0))).is_empty());
+    assert!(it.step(Micros::secs(96), &calm(), &all(growing("leak", 340, 0))).is_empty());
     assert_eq!(
-        kinds(&it.step(Micros::secs(97), &calm(), &all(growing("leak", 340, 0)))),
+        kinds(&it.step(Micros::secs(100), &calm(), &all(growing("leak", 340, 0)))),
         [(Rung::Throttle, Turn::Leave)]
     );
     let mut it = ladder();
