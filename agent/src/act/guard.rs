@@ -27,6 +27,8 @@ use crate::cgroup::{Hierarchies, Tree};
 /// So often it tries to turn back what cannot be, and in between it takes a breath.
 const TRIES: u32 = 50;
 const BREATH: Duration = Duration::from_millis(100);
+/// So often it asks for the lock.
+const LOCK_TRIES: u32 = 20;
 
 /// The way to the guard.
 #[derive(Debug)]
@@ -82,6 +84,20 @@ fn left(restore: &Restore) -> Duration {
     until.duration_since(SystemTime::now()).unwrap_or_default().min(limit(restore.after))
 }
 
+/// The lock of the folder; `None` if another agent has it. Of one that is killed the kernel closes the pipe before the lock, and the
+/// programs in between take their time.
+fn lock(root: &Path) -> io::Result<Option<File>> {
+    let file = File::open(root.join("lock"))?;
+    for _ in 0..LOCK_TRIES {
+        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            return Ok(Some(file));
+        }
+        std::thread::sleep(BREATH);
+    }
+    tracing::info!("another agent is there; it has seen to what was turned");
+    Ok(None)
+}
+
 /// The guard's whole life.
 ///
 /// # Errors
@@ -95,10 +111,7 @@ pub fn run(root: &Path) -> Result<(), Box<dyn std::error::Error + Send + Sync>> 
     let tree = Arc::new(Tree::new(Hierarchies::detect()?));
     let mut failures = 0;
     while failures < TRIES {
-        let lock = File::open(root.join("lock"))?;
-        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
-            return Ok(());
-        }
+        let Some(lock) = lock(root)? else { return Ok(()) };
         let journal = Journal::open(root.join("journal"))?;
         let turned = journal.recover().into_iter().filter(|restore| strangles(restore.after));
         let Some(wait) = turned.map(|restore| left(&restore)).min() else { return Ok(()) };
