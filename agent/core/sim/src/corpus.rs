@@ -31,13 +31,13 @@ use crate::workload::Curve;
 /// Virtual time starts here.
 pub const START: Micros = Micros::secs(1_000);
 /// What everything but pods holds.
-const SYSTEM: Bytes = Bytes::mib(300);
+pub(crate) const SYSTEM: Bytes = Bytes::mib(300);
 /// What misbehaves begins then, where it can wait.
-const BEGIN: Micros = Micros::secs(30);
+pub(crate) const BEGIN: Micros = Micros::secs(30);
 /// How fast a process takes memory at once: one core faults in and zeroes pages at 1 to 2 GiB/s (as [`beelet_core::forecast`] says).
 const AT_ONCE: Bytes = Bytes::mib(1_536);
 /// Hot files of a pod that does something.
-const CODE: Bytes = Bytes::mib(16);
+pub(crate) const CODE: Bytes = Bytes::mib(16);
 
 /// What comes if nobody acts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,8 +60,9 @@ pub struct Member {
     pub spec: Arc<PodSpec>,
     /// It grows: the right victim.
     pub culprit: bool,
-    curve: Curve,
-    hot: Bytes,
+    /// It is being deleted, since before the start.
+    pub leaving: bool,
+    pub(crate) hot: Bytes,
 }
 
 /// A history of a node's memory.
@@ -77,7 +78,7 @@ pub struct Scene {
     pub pods: Vec<Member>,
     /// It is over after this long.
     pub lasts: Micros,
-    limit: Option<Bytes>,
+    pub(crate) limit: Option<Bytes>,
 }
 
 impl Scene {
@@ -88,13 +89,18 @@ impl Scene {
         let mut kernel = Kernel::new(START, capacity.memory, SYSTEM, capacity.cpu);
         kernel.limit = self.limit;
         kernel.reclaim = Some(Reclaim::default());
-        for Member { spec, curve, hot, .. } in &self.pods {
+        for Member { spec, hot, .. } in &self.pods {
             kernel.make_group(&spec.uid, None);
-            for container in &spec.containers {
+            for (i, container) in spec.containers.iter().enumerate() {
                 let linux = linux_resources(&self.node, spec, container);
-                let (id, limits) = (&spec.name, (linux.knobs.memory_max, linux.resources.cpu_limit));
-                kernel.start(id, &spec.uid, &container.name, curve.clone(), limits, linux.oom_score_adj);
-                kernel.warm(id, *hot);
+                let limits = (linux.knobs.memory_max, linux.resources.cpu_limit);
+                let id = if i == 0 { spec.name.clone() } else { format!("{}-{i}", spec.name) };
+                let curve = Curve::of(container);
+                kernel.start(&id, &spec.uid, &container.name, curve, limits, linux.oom_score_adj);
+                // The files are the first's.
+                if i == 0 {
+                    kernel.warm(&id, *hot);
+                }
             }
         }
         kernel
@@ -119,27 +125,27 @@ impl Scene {
     }
 
     /// Where the wall of the node was there is the limit of `kubepods`, and the node has so much more.
-    fn limited(mut self, beyond: Bytes) -> Self {
+    pub(crate) fn limited(mut self, beyond: Bytes) -> Self {
         self.limit = Some(self.node.capacity.memory - SYSTEM - MIN);
         self.node.capacity.memory += beyond;
         self
     }
 }
 
-fn member(name: &str, curve: Curve, hot: Bytes, request: Option<u64>, limit: Option<u64>) -> Member {
+pub(crate) fn member(name: &str, curve: &Curve, hot: Bytes, request: Option<u64>, limit: Option<u64>) -> Member {
     let mut spec = bare_pod(name);
-    let mut container = bare_container("c", &curve);
+    let mut container = bare_container("c", curve);
     container.resources.memory_request = request.map(Bytes::mib);
     container.resources.memory_limit = limit.map(Bytes::mib);
     if request.is_some() && request == limit {
         (container.resources.cpu_request, container.resources.cpu_limit) = (Some(MilliCpu(500)), Some(MilliCpu(500)));
     }
     spec.containers = vec![container];
-    Member { spec: Arc::new(spec), culprit: true, curve, hot }
+    Member { spec: Arc::new(spec), culprit: true, leaving: false, hot }
 }
 
 /// A pod that asks for nothing and has no limit.
-fn bare(name: &str, curve: Curve) -> Member {
+fn bare(name: &str, curve: &Curve) -> Member {
     member(name, curve, CODE, None, None)
 }
 
@@ -149,7 +155,7 @@ fn scene(name: &str, room: u64, truth: Truth, lasts: u64, pods: Vec<Member>) -> 
     let database = capacity.memory - SYSTEM - MIN - server - quiet - Bytes::mib(room);
     let idle = |name: &str, holds, hot, request, limit| Member {
         culprit: false,
-        ..member(name, Curve::Idle { holds }, Bytes::mib(hot), request, limit)
+        ..member(name, &Curve::Idle { holds }, Bytes::mib(hot), request, limit)
     };
     let mut all = vec![
         idle("database", database, 150, Some(3_000), Some(3_000)),
@@ -180,7 +186,7 @@ pub fn scenes() -> Vec<Scene> {
         1_000,
         Truth::Tight,
         180,
-        vec![bare("filler", fill)],
+        vec![bare("filler", &fill)],
     ));
     scenes
 }
@@ -191,7 +197,7 @@ fn leak(rate: u64, room: u64) -> Scene {
     // It holds 4 MiB at the start.
     let at = BEGIN + Micros::secs(room - 4).scale(1, rate);
     let lasts = at.get() / 1_000_000 + 60;
-    scene(&format!("leak of {rate} MiB/s"), room, Truth::Oom { at }, lasts, vec![bare("leak", curve)])
+    scene(&format!("leak of {rate} MiB/s"), room, Truth::Oom { at }, lasts, vec![bare("leak", &curve)])
 }
 
 fn other_ooms() -> Vec<Scene> {
@@ -199,21 +205,21 @@ fn other_ooms() -> Vec<Scene> {
     let bomb = Curve::ForkBomb { each: Bytes::mib(3), doubling: Micros::secs(5), most: 2_000 };
     let tmpfs = |rate| Curve::Tmpfs { rate: Bytes::mib(rate), most: Bytes::gib(4) };
     let stutter = Curve::Stutter { rate: Bytes::mib(50), grows: Micros::secs(3), rests: Micros::secs(5) };
-    let small = |i: u64| bare(&format!("small-{i:02}"), Curve::Leak { after: BEGIN, rate: Bytes::mib(2) });
+    let small = |i: u64| bare(&format!("small-{i:02}"), &Curve::Leak { after: BEGIN, rate: Bytes::mib(2) });
     let modest = Curve::Leak { after: BEGIN, rate: Bytes::mib(50) };
     vec![
-        scene("step of 600 MiB, 40 too many", 560, oom(30_360), 90, vec![bare("step", step)]),
-        scene("fork bomb of 3 MiB processes", 1_000, oom(41_500), 100, vec![bare("bomb", bomb)]),
-        scene("memory volume fills at 100 MiB/s", 1_000, oom(10_000), 70, vec![bare("volume", tmpfs(100))]),
-        scene("memory volume fills at 20 MiB/s", 1_000, oom(49_800), 110, vec![bare("volume", tmpfs(20))]),
+        scene("step of 600 MiB, 40 too many", 560, oom(30_360), 90, vec![bare("step", &step)]),
+        scene("fork bomb of 3 MiB processes", 1_000, oom(41_500), 100, vec![bare("bomb", &bomb)]),
+        scene("memory volume fills at 100 MiB/s", 1_000, oom(10_000), 70, vec![bare("volume", &tmpfs(100))]),
+        scene("memory volume fills at 20 MiB/s", 1_000, oom(49_800), 110, vec![bare("volume", &tmpfs(20))]),
         scene("24 small pods, each 2 MiB/s", 1_100, oom(50_900), 110, (0..24).map(small).collect()),
-        scene("leak of 50 MiB/s that pauses", 1_000, oom(49_900), 120, vec![bare("stutter", stutter)]),
+        scene("leak of 50 MiB/s that pauses", 1_000, oom(49_900), 120, vec![bare("stutter", &stutter)]),
         scene(
             "leak of 50 MiB/s below its request",
             1_000,
             oom(49_900),
             110,
-            vec![member("modest", modest, CODE, Some(1_400), None)],
+            vec![member("modest", &modest, CODE, Some(1_400), None)],
         ),
         // At the threshold it holds 311 MiB, and `quiet` 326.
         leak(100, 345).named("leak of 100 MiB/s, still smaller than an idle pod"),
@@ -230,22 +236,22 @@ fn false_alarms() -> Vec<Scene> {
     let (every, lasts) = (Micros::secs(8), Micros::millis(1_200));
     let build = Curve::Peaks { low: Bytes::mib(100), high: Bytes::mib(700), every, lasts };
     let leak = Curve::Leak { after: BEGIN, rate: Bytes::mib(50) };
-    let close = scene("step of 600 MiB that fits, 160 left", 760, Truth::Quiet, 150, vec![bare("step", step(600))]);
+    let close = scene("step of 600 MiB that fits, 160 left", 760, Truth::Quiet, 150, vec![bare("step", &step(600))]);
     let scene = |name, pod| scene(name, 1_000, Truth::Quiet, 150, vec![pod]);
     vec![
         close,
-        scene("step of 600 MiB that fits, 400 left", bare("step", step(600))),
-        scene("step of 300 MiB that fits, 700 left", bare("step", step(300))),
-        scene("heap of 800 MiB touched at start, as requested", member("heap", step(800), CODE, Some(900), None)),
-        scene("saw-tooth to 95 % of its limit", member("collector", saw, CODE, Some(400), Some(900))),
-        scene("JVM to a plateau of 90 % of its limit", member("jvm", heap, CODE, Some(400), Some(900))),
-        scene("scan of files, 10 GiB and dropped", bare("scan", scan)),
+        scene("step of 600 MiB that fits, 400 left", bare("step", &step(600))),
+        scene("step of 300 MiB that fits, 700 left", bare("step", &step(300))),
+        scene("heap of 800 MiB touched at start, as requested", member("heap", &step(800), CODE, Some(900), None)),
+        scene("saw-tooth to 95 % of its limit", member("collector", &saw, CODE, Some(400), Some(900))),
+        scene("JVM to a plateau of 90 % of its limit", member("jvm", &heap, CODE, Some(400), Some(900))),
+        scene("scan of files, 10 GiB and dropped", bare("scan", &scan)),
         scene(
             "hot files of 600 MiB",
-            member("search", Curve::Idle { holds: Bytes::mib(50) }, Bytes::mib(600), Some(100), None),
+            member("search", &Curve::Idle { holds: Bytes::mib(50) }, Bytes::mib(600), Some(100), None),
         ),
-        scene("build with peaks of 700 MiB", bare("build", build)),
-        scene("leak of 50 MiB/s in a limit of 500 MiB", member("limited", leak, CODE, Some(100), Some(500))),
+        scene("build with peaks of 700 MiB", bare("build", &build)),
+        scene("leak of 50 MiB/s in a limit of 500 MiB", member("limited", &leak, CODE, Some(100), Some(500))),
     ]
 }
 

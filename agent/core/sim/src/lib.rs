@@ -13,7 +13,7 @@
 //! 2723 (a listing that came too early for a pod is dropped, and none is asked for in its place until the next period).
 //!
 //! Beside the seeds there is a [`corpus`] of memory histories whose end is known; [`compare`] runs beelet's [`rules`] and those of others
-//! on it.
+//! on it. [`victims`] are scenes of several pods with the right victim written down.
 //!
 //! Properties: the same seed gives the same run on any machine; no clock, no hashing, no floats.
 #![forbid(unsafe_code)]
@@ -29,6 +29,7 @@ pub mod runtime;
 pub mod scenario;
 pub mod soak;
 pub mod trace;
+pub mod victims;
 pub mod workload;
 
 pub use node::{Failure, Sim, Stats};

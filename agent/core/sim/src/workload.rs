@@ -110,6 +110,13 @@ pub enum Curve {
         /// When.
         takes: Micros,
     },
+    /// Holds this until it ends well, as one that is being deleted.
+    Leave {
+        /// What it holds.
+        holds: Bytes,
+        /// When.
+        after: Micros,
+    },
     /// Wants CPU.
     Burn {
         /// How much.
@@ -139,7 +146,7 @@ impl Curve {
     pub fn anon(&self, age: Micros) -> Bytes {
         let second = 1_000_000;
         match *self {
-            Self::Idle { holds } => holds,
+            Self::Idle { holds } | Self::Leave { holds, .. } => holds,
             Self::Leak { after, rate } => LEAST + rate.scale((age - after).get(), second),
             Self::Step { at, to } => {
                 if age < at {
@@ -196,7 +203,7 @@ impl Curve {
         match *self {
             Self::Burn { cpu } => cpu,
             Self::Scan { .. } | Self::Saw { .. } | Self::Peaks { .. } | Self::ForkBomb { .. } => MilliCpu(600),
-            Self::Idle { .. } => MilliCpu(1),
+            Self::Idle { .. } | Self::Leave { .. } => MilliCpu(1),
             _ => MilliCpu(100),
         }
     }
@@ -219,7 +226,7 @@ impl Curve {
     pub fn end(&self) -> Option<(Micros, i32)> {
         match *self {
             Self::Crash { after, code } => Some((after, code)),
-            Self::Job { takes } => Some((takes, 0)),
+            Self::Job { takes } | Self::Leave { after: takes, .. } => Some((takes, 0)),
             _ => None,
         }
     }
