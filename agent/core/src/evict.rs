@@ -24,7 +24,7 @@ mod rank;
 mod soft;
 
 pub use decider::{Decider, Decision, Eviction, PERSIST_SAMPLES, PERSIST_TIME, Seen, Standing};
-pub use rank::{Candidate, CandidateContainer, HORIZON, Ranked, rank};
+pub use rank::{Candidate, CandidateContainer, HORIZON, Place, Ranked, rank};
 pub use soft::Soft;
 
 use std::fmt;

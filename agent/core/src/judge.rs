@@ -184,7 +184,7 @@ impl World {
     fn candidates(&self, readings: &[PodReading]) -> Vec<Candidate> {
         let of = |reading: &PodReading| {
             let pod = self.pods.get(&reading.uid)?;
-            Candidate::new(&pod.spec, reading, pod.meter.model.growth(), !pod.state.is_live())
+            Candidate::new(&pod.spec, reading, &pod.meter.model, !pod.state.is_live())
         };
         readings.iter().filter_map(of).collect()
     }

@@ -18,6 +18,7 @@ pub mod event;
 pub mod evict;
 mod facts;
 pub mod forecast;
+pub mod ground;
 pub mod health;
 mod judge;
 pub mod ladder;

@@ -10,6 +10,7 @@
 //! then the rate of something that does not run: none.
 
 use crate::forecast::{Forecast, Trend};
+use crate::ground::Ground;
 use crate::sample::{CgroupReading, CpuReading, NodeReading};
 use crate::units::{Bytes, Micros, MilliCpu, Ppm};
 
@@ -45,6 +46,7 @@ pub struct CgroupModel {
     throttled_at: Option<Micros>,
     stalled: Option<Ppm>,
     trend: Trend,
+    ground: Ground,
 }
 
 impl CgroupModel {
@@ -71,6 +73,7 @@ impl CgroupModel {
         }
         if let Some(memory) = reading.memory {
             self.trend.observe(at, memory.unreclaimable());
+            self.ground.observe(at, memory.unreclaimable());
         }
         self.last = Some((at, *reading));
         true
@@ -137,6 +140,12 @@ impl CgroupModel {
     #[must_use]
     pub fn growth(&self) -> Option<i64> {
         self.trend.growth()
+    }
+
+    /// What it took lately of what reclaim cannot free and had not had before; see [`Ground::taken`].
+    #[must_use]
+    pub fn taken(&self) -> Bytes {
+        self.ground.taken()
     }
 
     /// When `headroom` is used up; see [`Trend::forecast`].

@@ -134,10 +134,11 @@ pub fn run(scene: &Scene, rules: &mut dyn Rules, phase: Micros) -> Outcome {
 #[must_use]
 pub fn contenders(scene: &Scene, phase: Micros) -> Vec<Box<dyn Rules>> {
     let specs = scene.specs();
+    let leaving = scene.pods.iter().filter(|p| p.leaving).map(|p| p.spec.uid.clone()).collect();
     let scores = specs.iter().map(|s| (s.uid.clone(), scene.adj(s))).collect();
     let age = Micros(phase.scale(3, 1).get() % Micros::secs(10).get());
     vec![
-        Box::new(Beelet::new(&scene.node, &specs)),
+        Box::new(Beelet::new(&scene.node, &specs).leaving(leaving)),
         Box::new(Kubelet::new(&scene.node, &specs, age)),
         Box::new(Oomd::default()),
         Box::new(Lmkd::new(scores)),

@@ -632,23 +632,30 @@ fn invariant_kill_has_evidence(look: &Look<'_>, uid: &PodUid) -> Holds {
 
 /// Over request, then priority, then what it has above its request with ten seconds of its growth.
 fn invariant_no_victim_while_a_worse_one_exists(look: &Look<'_>, victim: &Pod, sample: &Sample) -> Holds {
+    // Of those alike in request and priority, who ate at least half as much of the room as who ate most goes before the others.
     let place = |pod: &Pod, reading: &PodReading| {
         let held = i128::from(reading.cgroup.memory?.unreclaimable().get());
         let request = i128::from(pod_requests(&pod.spec).memory.get());
-        let growth = i128::from(pod.meter.model.growth().unwrap_or(0).max(0));
-        (held >= 1 << 20).then_some((held <= request, pod.spec.priority, request - held - growth * 10))
+        let (model, least) = (&pod.meter.model, Bytes::mib(4));
+        let growth = u64::try_from(model.growth().unwrap_or(0)).unwrap_or(0).saturating_mul(10);
+        let taken = model.taken();
+        let ate = if taken < least { 0 } else { taken.get() + growth.min(taken.get().saturating_mul(4)) };
+        (held >= 1 << 20).then_some(((held <= request, pod.spec.priority), ate, request - held))
     };
     let readings = sample.pods.as_deref().unwrap_or_default();
     let of = |uid: &PodUid| readings.iter().find(|r| r.uid == *uid);
-    let mine = of(&victim.spec.uid).and_then(|r| place(victim, r));
-    for other in look.world.pods().values() {
-        if other.spec.uid == victim.spec.uid || !other.state.is_live() || other.spec.priority >= 2_000_000_000 {
-            continue;
-        }
-        let theirs = of(&other.spec.uid).and_then(|r| place(other, r));
-        let worse = theirs.zip(mine).is_some_and(|(theirs, mine)| theirs < mine);
-        must(!worse, "invariant_no_victim_while_a_worse_one_exists", || {
-            format!("{} {mine:?}, but {} {theirs:?}", victim.spec.uid, other.spec.uid)
+    let Some(mine) = of(&victim.spec.uid).and_then(|r| place(victim, r)) else { return Ok(()) };
+    let others = look.world.pods().values().filter(|other| {
+        other.spec.uid != victim.spec.uid && other.state.is_live() && other.spec.priority < 2_000_000_000
+    });
+    let others: Vec<_> =
+        others.filter_map(|other| Some((&other.spec.uid, place(other, of(&other.spec.uid)?)?))).collect();
+    let alike = others.iter().map(|(_, theirs)| theirs).filter(|theirs| theirs.0 == mine.0);
+    let most = alike.map(|theirs| theirs.1).max().unwrap_or(0).max(mine.1);
+    let order = |(class, ate, under): (_, u64, i128)| (class, ate == 0 || ate < most / 2, under);
+    for (uid, theirs) in others {
+        must(order(theirs) >= order(mine), "invariant_no_victim_while_a_worse_one_exists", || {
+            format!("{} {mine:?}, but {uid} {theirs:?}", victim.spec.uid)
         })?;
     }
     Ok(())

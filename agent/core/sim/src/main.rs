@@ -10,6 +10,8 @@ fn main() -> ExitCode {
     if args == ["corpus"] {
         let comparison = beelet_sim::compare::Comparison::of_the_corpus();
         println!("{}\n{}", comparison.by_rules(), comparison.by_scene());
+        let victims = beelet_sim::victims::Victims::of_all();
+        println!("victims: who goes, of several pods\n\n{}\n{}", victims.by_rules(), victims.by_case());
         return ExitCode::SUCCESS;
     }
     let (soak, numbers) = match args.split_first() {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::rank::{Candidate, Ranked, rank};
+use super::rank::{Candidate, Place, Ranked, rank};
 use super::soft::{Due, Soft, Watch, pod_grace};
 use super::{Available, Signal, Threshold, available, message};
 use crate::forecast::{Forecast, MIN_INTERVAL, Pace, REACTION, Trend, pace};
@@ -148,8 +148,18 @@ struct Wall {
     soft: Option<Due>,
 }
 
+/// When and on what a decision is made.
+struct Moment<'a> {
+    now: Micros,
+    sample: &'a Sample,
+    walls: &'a [Wall],
+}
+
 /// Why somebody has to go: what stands in the evidence.
-struct Cause {
+struct Cause<'a> {
+    wall: &'a Wall,
+    /// The time that the victim is given to end.
+    grace: Micros,
     kind: &'static str,
     threshold: Bytes,
     /// For how long the threshold has been met; `None` before it is.
@@ -215,7 +225,7 @@ impl Decider {
             return Decision::Nothing;
         }
         let walls = self.meet(now, sample.at, walls);
-        let decision = self.decide(now, sample, candidates, &walls, stalled);
+        let decision = self.decide(&Moment { now, sample, walls: &walls }, candidates, stalled);
         self.plan(&walls, stalled, &decision);
         decision
     }
@@ -288,14 +298,8 @@ impl Decider {
         walls
     }
 
-    fn decide(
-        &mut self,
-        now: Micros,
-        sample: &Sample,
-        candidates: Option<&[Candidate]>,
-        walls: &[Wall],
-        stalled: Micros,
-    ) -> Decision {
+    fn decide(&mut self, moment: &Moment<'_>, candidates: Option<&[Candidate]>, stalled: Micros) -> Decision {
+        let Moment { now, sample, walls } = *moment;
         let waiting = self.still_waiting(now, sample, walls);
         let given_time = self.pending.as_ref().is_some_and(|p| p.grace > Micros::ZERO);
         if waiting && !given_time {
@@ -313,8 +317,9 @@ impl Decider {
             }
             let first_sign = if wall.met.is_some() { "threshold met" } else { "runs out within the reaction time" };
             let (met_for, pods) = (wall.met.map(|met| sample.at - met.since), candidates.len());
-            let cause = Cause { kind: "hard", threshold: wall.threshold, met_for, first_sign, second_sign, pods };
-            return self.evict(now, sample, walls, wall, cause, &order, Micros::ZERO);
+            let (kind, threshold, grace) = ("hard", wall.threshold, Micros::ZERO);
+            let cause = Cause { wall, grace, kind, threshold, met_for, first_sign, second_sign, pods };
+            return self.evict(moment, &cause, &order);
         }
         if waiting {
             return Decision::Nothing;
@@ -324,23 +329,24 @@ impl Decider {
             let Some(candidates) = candidates else { return Decision::LookAtPods };
             let order = self.order(candidates, false);
             let Some(victim) = order.first() else { return Decision::Nothing };
-            let grace = pod_grace(victim.grace, self.max_pod_grace);
+            let grace = pod_grace(victim.pod.grace, self.max_pod_grace);
             let second_sign = format!("met for {} without a break, its grace period is {}", due.met_for, due.grace);
-            let (threshold, met_for, pods) = (due.threshold, Some(due.met_for), candidates.len());
-            let cause = Cause { kind: "soft", threshold, met_for, first_sign: "threshold met", second_sign, pods };
-            return self.evict(now, sample, walls, wall, cause, &order, grace);
+            let (kind, threshold, met_for, pods) = ("soft", due.threshold, Some(due.met_for), candidates.len());
+            let first_sign = "threshold met";
+            let cause = Cause { wall, grace, kind, threshold, met_for, first_sign, second_sign, pods };
+            return self.evict(moment, &cause, &order);
         }
         Decision::Nothing
     }
 
     /// Who goes first. Whose end is awaited does not go again; if its time is to be taken away (`hasten`) it goes before all others,
     /// and as long as it cannot be read nobody does.
-    fn order<'a>(&self, candidates: &'a [Candidate], hasten: bool) -> Vec<&'a Candidate> {
+    fn order<'a>(&self, candidates: &'a [Candidate], hasten: bool) -> Vec<Place<'a>> {
         let awaited = self.awaited();
-        let mut order: Vec<_> = rank(candidates).into_iter().filter(|c| Some(&c.uid) != awaited).collect();
+        let mut order: Vec<_> = rank(candidates).into_iter().filter(|p| Some(&p.pod.uid) != awaited).collect();
         if hasten {
             match candidates.iter().find(|c| Some(&c.uid) == awaited) {
-                Some(on_its_way) => order.insert(0, on_its_way),
+                Some(pod) => order.insert(0, Place { pod, aggressor: false }),
                 None => order.clear(),
             }
         }
@@ -348,18 +354,10 @@ impl Decider {
     }
 
     /// The first of `order` goes.
-    #[expect(clippy::too_many_arguments, reason = "each is evidence")]
-    fn evict(
-        &mut self,
-        now: Micros,
-        sample: &Sample,
-        walls: &[Wall],
-        wall: &Wall,
-        cause: Cause,
-        order: &[&Candidate],
-        grace: Micros,
-    ) -> Decision {
-        let Some(victim) = order.first() else { return Decision::Nothing };
+    fn evict(&mut self, moment: &Moment<'_>, cause: &Cause<'_>, order: &[Place<'_>]) -> Decision {
+        let Moment { now, sample, walls } = *moment;
+        let Some(&Place { pod: victim, .. }) = order.first() else { return Decision::Nothing };
+        let (wall, grace) = (cause.wall, cause.grace);
         let hastened = self.awaited() == Some(&victim.uid);
         self.pending = Some(Pending {
             uid: victim.uid.clone(),
@@ -382,8 +380,8 @@ impl Decider {
             available: wall.at.available(),
             forecast: wall.forecast,
             message: message(cause.threshold, wall.at.available(), &victim.containers),
-            ranking: order.iter().take(TELL).map(|&c| Ranked::from(c)).collect(),
-            evidence: evidence(wall, cause, grace, now - sample.at, victim),
+            ranking: order.iter().take(TELL).map(|&place| Ranked::from(place)).collect(),
+            evidence: evidence(cause, now - sample.at, victim),
         }))
     }
 
@@ -488,10 +486,10 @@ fn second_sign(wall: &Wall, at: Micros, stalled: Micros) -> Option<String> {
 /// start) is no reason to act before the threshold: all requests together end there. At least half of the slope must be of
 /// pods above their request; one whose growth is not known yet may be all of it, if it holds what such growth makes in
 /// [`UNKNOWN_FOR`].
-fn unasked_for(order: &[&Candidate], forecast: Option<Forecast>) -> bool {
+fn unasked_for(order: &[Place<'_>], forecast: Option<Forecast>) -> bool {
     let slope = forecast.map_or(0, |f| f.slope);
     let mut growth = 0_u64;
-    for pod in order.iter().filter(|pod| pod.exceeds()) {
+    for pod in order.iter().map(|place| place.pod).filter(|pod| pod.exceeds()) {
         match pod.growth {
             Some(known) => growth = growth.saturating_add(u64::try_from(known).unwrap_or(0)),
             None if pod.unreclaimable.get() >= Bytes(slope).scale(UNKNOWN_FOR.get(), 1_000_000).get() => return true,
@@ -501,7 +499,8 @@ fn unasked_for(order: &[&Candidate], forecast: Option<Forecast>) -> bool {
     growth > 0 && growth >= slope / 2
 }
 
-fn evidence(wall: &Wall, cause: Cause, grace: Micros, age: Micros, victim: &Candidate) -> Vec<(String, String)> {
+fn evidence(cause: &Cause<'_>, age: Micros, victim: &Candidate) -> Vec<(String, String)> {
+    let wall = cause.wall;
     let forecast = wall.forecast.map_or_else(|| "none".to_owned(), |f| f.time_to_oom.to_string());
     let growth = victim.growth.map_or_else(|| "unknown".to_owned(), |g| format!("{g} B/s"));
     [
@@ -514,14 +513,15 @@ fn evidence(wall: &Wall, cause: Cause, grace: Micros, age: Micros, victim: &Cand
         ("threshold", cause.threshold.to_string()),
         ("met_for", cause.met_for.map_or_else(|| "not met yet".to_owned(), |t| t.to_string())),
         ("first_sign", cause.first_sign.to_owned()),
-        ("second_sign", cause.second_sign),
+        ("second_sign", cause.second_sign.clone()),
         ("time_to_oom", forecast),
         ("sample_age", age.to_string()),
         ("victim_unreclaimable", victim.unreclaimable.to_string()),
         ("victim_request", victim.request.to_string()),
         ("victim_priority", victim.priority.to_string()),
         ("victim_growth", growth),
-        ("victim_grace", grace.to_string()),
+        ("victim_taken_lately", victim.taken.to_string()),
+        ("victim_grace", cause.grace.to_string()),
         ("pods_looked_at", cause.pods.to_string()),
     ]
     .map(|(name, value)| (name.to_owned(), value))

@@ -2,21 +2,29 @@
 //!
 //! The kubelet orders by: uses more than it asks for; lower priority; more above its request (`rankMemoryPressure`,
 //! pkg/kubelet/eviction/helpers.go, release 1.37). The same here, with two changes for the same aim. Usage is what reclaim cannot
-//! free, because killing a pod for its page cache frees nothing that was short; and to what a pod has above its request is added
-//! what it will take within [`HORIZON`] at its present growth, so that the aggressor goes before a quiet pod of similar size. Where
-//! nothing grows, the order is the kubelet's.
+//! free, because killing a pod for its page cache frees nothing that was short. And among pods of which the kubelet would take the
+//! largest, the *aggressors* go first: those that ate the room, by what they took lately and had not had before
+//! ([`crate::ground`]) and what they will take at their present growth. Where nobody took anything, the order is the kubelet's.
+//!
+//! Not used, on purpose: a pod's own stalls, refaults or reclaim. They are what the aggressor does to the others.
 
 use std::cmp::Reverse;
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
 use crate::allocate::pod_requests;
+use crate::model::CgroupModel;
 use crate::sample::PodReading;
 use crate::spec::{PodSpec, PodUid};
 use crate::units::{Bytes, Micros};
 
-/// How far growth counts: a leak that is looked at for a second and would go on for ten is worth as much as ten seconds of it.
+/// How far growth counts: where two have taken the same so far, who will take more goes first.
 pub const HORIZON: Micros = Micros::secs(10);
+/// A pace that was seen for a moment is no plan: growth counts for at most so many times what was taken.
+const FORESIGHT: u64 = 4;
+/// Who took less lately ate no room: allocators and small caches of any server do as much.
+const LEAST_TAKEN: Bytes = Bytes::mib(4);
 /// Killing a pod that holds less frees nothing worth a kill.
 const LEAST_GAIN: Bytes = Bytes::mib(1);
 
@@ -41,6 +49,8 @@ pub struct Candidate {
     pub unreclaimable: Bytes,
     /// Growth of that, bytes per second; `None` where it is not known yet.
     pub growth: Option<i64>,
+    /// What it took lately of that and had not had before ([`crate::ground`]).
+    pub taken: Bytes,
     /// Its containers with a reading, for the message.
     pub containers: Vec<CandidateContainer>,
 }
@@ -59,7 +69,7 @@ pub struct CandidateContainer {
 impl Candidate {
     /// From a pod and its reading; `None` if its memory could not be read: what is not known is not killed for it.
     #[must_use]
-    pub fn new(pod: &PodSpec, reading: &PodReading, growth: Option<i64>, terminating: bool) -> Option<Self> {
+    pub fn new(pod: &PodSpec, reading: &PodReading, model: &CgroupModel, terminating: bool) -> Option<Self> {
         let memory = reading.cgroup.memory?;
         let containers = reading.containers.iter().filter_map(|c| {
             let request = pod.container(&c.name).and_then(|s| s.resources.memory_request.or(s.resources.memory_limit));
@@ -75,7 +85,8 @@ impl Candidate {
             grace: pod.termination_grace,
             request: pod_requests(pod).memory,
             unreclaimable: memory.unreclaimable(),
-            growth,
+            growth: model.growth(),
+            taken: model.taken(),
             containers: containers.collect(),
         })
     }
@@ -86,12 +97,21 @@ impl Candidate {
         self.unreclaimable > self.request
     }
 
-    /// Bytes above its request (negative: below) within [`HORIZON`].
+    /// Bytes above its request, negative below.
     #[must_use]
-    pub fn score(&self) -> i128 {
-        let over = i128::from(self.unreclaimable.get()) - i128::from(self.request.get());
-        let growth = i128::from(self.growth.unwrap_or(0).max(0));
-        over + growth * i128::from(HORIZON.get()) / 1_000_000
+    pub fn excess(&self) -> i128 {
+        i128::from(self.unreclaimable.get()) - i128::from(self.request.get())
+    }
+
+    /// How much of the room it eats: what it took lately, and what it will take within [`HORIZON`] at its present growth. Zero for who
+    /// took nothing to speak of.
+    #[must_use]
+    pub fn appetite(&self) -> Bytes {
+        if self.taken < LEAST_TAKEN {
+            return Bytes::ZERO;
+        }
+        let growth = Bytes(u64::try_from(self.growth.unwrap_or(0)).unwrap_or(0));
+        self.taken + growth.scale(HORIZON.get(), 1_000_000).min(self.taken.scale(FORESIGHT, 1))
     }
 
     /// May it be a victim at all?
@@ -118,21 +138,51 @@ pub struct Ranked {
     pub request: Bytes,
     /// Bytes per second.
     pub growth: Option<i64>,
+    /// What it took lately and had not had before.
+    #[serde(default)]
+    pub taken: Bytes,
+    /// It eats at least half as much of the room as who eats most, of those that are alike in request and priority.
+    #[serde(default)]
+    pub aggressor: bool,
+}
+
+/// A candidate in its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place<'a> {
+    /// Who.
+    pub pod: &'a Candidate,
+    /// See [`Ranked::aggressor`].
+    pub aggressor: bool,
 }
 
 /// The pods that may be victims, the first victim first. Names and UIDs break ties, so the order does not depend on the input's.
 #[must_use]
-pub fn rank(candidates: &[Candidate]) -> Vec<&Candidate> {
-    let mut order: Vec<&Candidate> = candidates.iter().filter(|c| c.eligible()).collect();
+pub fn rank(candidates: &[Candidate]) -> Vec<Place<'_>> {
+    let eligible = || candidates.iter().filter(|c| c.eligible());
+    // Of those that request and priority do not tell apart, what the largest appetite is.
+    let mut most: BTreeMap<(bool, i32), Bytes> = BTreeMap::new();
+    for c in eligible() {
+        let largest = most.entry((c.exceeds(), c.priority)).or_default();
+        *largest = c.appetite().max(*largest);
+    }
+    let mut order: Vec<Place<'_>> = eligible()
+        .map(|pod| {
+            let largest = most.get(&(pod.exceeds(), pod.priority)).copied().unwrap_or_default();
+            let appetite = pod.appetite();
+            Place { pod, aggressor: appetite > Bytes::ZERO && appetite >= largest.scale(1, 2) }
+        })
+        .collect();
     order.sort_by(|a, b| {
-        let key = |c: &Candidate| (!c.exceeds(), c.priority, Reverse(c.score()), Reverse(c.growth));
-        key(a).cmp(&key(b)).then_with(|| (&a.name, &a.uid).cmp(&(&b.name, &b.uid)))
+        let key = |p: &Place<'_>| {
+            (!p.pod.exceeds(), p.pod.priority, !p.aggressor, Reverse(p.pod.excess()), Reverse(p.pod.growth))
+        };
+        key(a).cmp(&key(b)).then_with(|| (&a.pod.name, &a.pod.uid).cmp(&(&b.pod.name, &b.pod.uid)))
     });
     order
 }
 
-impl From<&Candidate> for Ranked {
-    fn from(c: &Candidate) -> Self {
+impl From<Place<'_>> for Ranked {
+    fn from(Place { pod: c, aggressor }: Place<'_>) -> Self {
         Self {
             uid: c.uid.clone(),
             name: c.name.clone(),
@@ -141,6 +191,8 @@ impl From<&Candidate> for Ranked {
             unreclaimable: c.unreclaimable,
             request: c.request,
             growth: c.growth,
+            taken: c.taken,
+            aggressor,
         }
     }
 }

@@ -68,6 +68,8 @@ fn candidate(p: &Pod) -> Candidate {
         request: Bytes::mib(p.request),
         unreclaimable: Bytes::mib(p.anon),
         growth: p.growth,
+        // As if it had grown so for two seconds.
+        taken: Bytes(2 * u64::try_from(p.growth.unwrap_or(0)).unwrap_or(0)),
         containers: vec![CandidateContainer {
             name: "c".to_owned(),
             request: Bytes::mib(p.request),
@@ -135,8 +137,8 @@ fn ranking() {
     pods[3].priority = -1;
     pods[4].growth = Some(20 << 20);
     let all = candidates(&pods);
-    let order: Vec<&str> = rank(&all).iter().map(|c| c.name.as_str()).collect();
-    // Lower priority first; then 150 + 10 s of 20 MiB/s is more than 200; the one below its request last.
+    let order: Vec<&str> = rank(&all).iter().map(|p| p.pod.name.as_str()).collect();
+    // Lower priority first, then who eats the room, then who holds most above its request; the one below its request last.
     assert_eq!(order, ["d-low", "e-leak", "c-over", "b-over", "a-below"]);
 }
 

@@ -17,7 +17,8 @@ pub struct Beelet {
     decider: Decider,
     specs: BTreeMap<PodUid, Arc<PodSpec>>,
     models: BTreeMap<PodUid, CgroupModel>,
-    evicted: Vec<PodUid>,
+    /// Who goes anyway.
+    going: Vec<PodUid>,
     looked: Option<Micros>,
 }
 
@@ -29,9 +30,16 @@ impl Beelet {
             decider: Decider::new(node),
             specs: specs.iter().map(|s| (s.uid.clone(), Arc::clone(s))).collect(),
             models: BTreeMap::new(),
-            evicted: Vec::new(),
+            going: Vec::new(),
             looked: None,
         }
+    }
+
+    /// These are being deleted already.
+    #[must_use]
+    pub fn leaving(mut self, uids: Vec<PodUid>) -> Self {
+        self.going = uids;
+        self
     }
 
     fn candidates(&mut self, look: &Look) -> Vec<Candidate> {
@@ -40,8 +48,8 @@ impl Beelet {
             let model = self.models.entry(reading.uid.clone()).or_default();
             model.observe(look.sample.at, &reading.cgroup);
             let Some(spec) = self.specs.get(&reading.uid) else { continue };
-            let going = self.evicted.contains(&reading.uid);
-            candidates.extend(Candidate::new(spec, reading, model.growth(), going));
+            let going = self.going.contains(&reading.uid);
+            candidates.extend(Candidate::new(spec, reading, model, going));
         }
         candidates
     }
@@ -77,7 +85,7 @@ impl Rules for Beelet {
             Decision::Evict(eviction) => Some(eviction.victim),
             Decision::Nothing | Decision::LookAtPods => None,
         };
-        self.evicted.extend(kill.clone());
+        self.going.extend(kill.clone());
         let interval = self.decider.standing().pace.interval.max(MIN_INTERVAL);
         Verdict { kill, next: now + interval }
     }
