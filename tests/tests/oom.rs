@@ -316,7 +316,15 @@ impl<'a> Race<'a> {
         });
         std::thread::sleep(secs(1));
         let (seen, counters) = watch.end();
-        let explain = self.agent.explain("default", &name);
+        let explain = if ended["status"]["reason"] == "Evicted" {
+            self.agent.wait("what the eviction gained to be told", secs(15), |agent| {
+                let explain = agent.explain("default", &name);
+                let records = explain["records"].as_array()?;
+                records.iter().any(|record| record["reason"] == "EvictionGained").then_some(explain)
+            })
+        } else {
+            self.agent.explain("default", &name)
+        };
         let mut run = Run {
             load: load.clone(),
             ballast: self.ballast,
@@ -333,6 +341,10 @@ impl<'a> Race<'a> {
         let records = explain["records"].as_array().cloned().unwrap_or_default();
         if let Some(record) = records.iter().find(|record| record["reason"] == "Evicted") {
             measure(&mut run, record, &seen, base);
+            let gained = records.iter().find(|record| record["reason"] == "EvictionGained");
+            if let Some(what) = gained_wrong(record, gained) {
+                run.wrong.push(what);
+            }
         }
         let mut wrong = |what: String| run.wrong.push(what);
         let message = ended["status"]["message"].as_str().unwrap_or_default();
@@ -371,6 +383,14 @@ fn measure(run: &mut Run, record: &Value, seen: &[(u64, u64)], base: u64) {
     let free = base + peak.saturating_sub(base) / 10;
     let freed = seen.iter().find(|(at, usage)| *at > decided && *usage <= free);
     run.freed = freed.map(|(at, _)| Duration::from_micros(at - decided));
+}
+
+/// What is wrong with what the agent says of the eviction's gain: most of what the victim held is free, and that took some time.
+fn gained_wrong(evicted: &Value, gained: Option<&Value>) -> Option<String> {
+    let Some(gained) = gained else { return Some("nothing is told of what was gained".to_owned()) };
+    let (held, freed) = (quantity(evidence(evicted, "victim_unreclaimable")), quantity(evidence(gained, "freed")));
+    let after = evidence(gained, "free_after");
+    (freed < held / 5 * 4 || after == "not free").then(|| format!("of {held} held {freed} were freed after {after}"))
 }
 
 /// pkg/kubelet/eviction/helpers.go: the threshold, what was left, and the containers over their request.

@@ -18,7 +18,7 @@ impl World {
     /// Takes a look at all pods up and down the ladder. `evicted`: somebody was sent away in this look.
     pub(crate) fn climb(&mut self, sample: &Sample, candidates: &[Candidate], evicted: bool, now: Now) {
         let situation = self.situation(sample, evicted);
-        let order: Vec<&PodUid> = rank(candidates).into_iter().map(|c| &c.uid).collect();
+        let order: Vec<&PodUid> = rank(candidates).into_iter().map(|place| &place.pod.uid).collect();
         let readings = sample.pods.iter().flatten();
         let subjects: Vec<Subject> =
             readings.filter_map(|reading| self.subject_of(reading, candidates, &order)).collect();

@@ -17,15 +17,19 @@
 //! missing reading causes no kill; page cache alone causes no kill; one victim at a time and measured again after it, unless it
 //! does not go while less than the reaction time is left; eviction stops when the minimum reclaim is met; MemoryPressure is set at
 //! most once per hold window; nobody goes for a soft threshold before its grace period has passed without a break, nor while an earlier
-//! victim is within the time it was given; every decision has evidence; the same samples give the same decisions.
+//! victim is within the time it was given; every decision has evidence, and what it gained is told of afterwards; the same samples give the same decisions.
 
 mod decider;
+mod gain;
 mod rank;
 mod soft;
+mod why;
 
 pub use decider::{Decider, Decision, Eviction, PERSIST_SAMPLES, PERSIST_TIME, Seen, Standing};
+pub use gain::{Durations, EvictionCounts, Gained, WATCH};
 pub use rank::{Candidate, CandidateContainer, HORIZON, Place, Ranked, rank};
 pub use soft::Soft;
+pub use why::{By, before};
 
 use std::fmt;
 

@@ -13,7 +13,7 @@ use crate::allocate::{self, BurstChange};
 use crate::attribute::{Subject, percent};
 use crate::budget::{self, OwnCost, Spent, Turn};
 use crate::event::{Action, Knob, KnobWrite};
-use crate::evict::{Candidate, Decision, Eviction, Signal};
+use crate::evict::{Candidate, Decision, Eviction, Gained, Signal};
 use crate::forecast::Pace;
 use crate::node::Enforce;
 use crate::pod::{PodState, Why};
@@ -47,9 +47,18 @@ impl World {
         }
         let candidates = sample.pods.as_ref().map(|readings| self.candidates(readings));
         let evicted = match self.evict.step(now.mono, &sample, candidates.as_deref()) {
-            Decision::Evict(eviction) => self.on_eviction(&eviction, now).then_some(eviction.signal),
+            Decision::Evict(eviction) => {
+                let done = self.on_eviction(&eviction, now);
+                if !done {
+                    self.evict.was_not_done(&eviction.victim);
+                }
+                done.then_some(eviction.signal)
+            }
             Decision::Nothing | Decision::LookAtPods => None,
         };
+        for gained in self.evict.take_gained() {
+            self.on_gained(&gained, now);
+        }
         self.score_forecasts(&sample, evicted);
         if let Some(candidates) = &candidates {
             self.climb(&sample, candidates, evicted.is_some(), now);
@@ -231,8 +240,13 @@ impl World {
         for (place, ranked) in eviction.ranking.iter().enumerate() {
             let growth = ranked.growth.map_or_else(|| "unknown".to_owned(), |g| format!("{g} B/s"));
             let value = format!(
-                "{}: holds {}, asks for {}, priority {}, grows by {growth}",
-                ranked.name, ranked.unreclaimable, ranked.request, ranked.priority
+                "{}: holds {}, asks for {}, priority {}, grows by {growth}, took {} lately{}",
+                ranked.name,
+                ranked.unreclaimable,
+                ranked.request,
+                ranked.priority,
+                ranked.taken,
+                if ranked.aggressor { " and so eats the room" } else { "" }
             );
             evidence.push((format!("rank_{}", place + 1), value));
         }
@@ -262,10 +276,18 @@ impl World {
         let message = "Attempting to reclaim memory".to_owned();
         self.record(now, None, node, None, true, "EvictionThresholdMet", message, vec![("signal".to_owned(), signal)]);
         if !eviction.hastened {
-            *self.totals.evictions.entry(eviction.signal.as_str().to_owned()).or_default() += 1;
+            self.totals.evicted(eviction);
         }
         self.say_why(&uid, None, now, true, "Evicted", eviction.message.clone(), evidence);
         true
+    }
+
+    /// What an eviction was good for, told under the name of the pod that went.
+    fn on_gained(&mut self, gained: &Gained, now: Now) {
+        self.totals.gained(gained);
+        let in_vain = gained.free_after.is_none();
+        let (uid, name) = (Some(gained.victim.clone()), gained.name.clone());
+        self.record(now, uid, name, None, in_vain, "EvictionGained", gained.message(), gained.evidence());
     }
 
     fn lend_cpu(&mut self, now: Now) {

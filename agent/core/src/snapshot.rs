@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 pub use crate::attribute::{Cause, Slowness};
 pub use crate::budget::OwnCost;
 use crate::event::{Record, Rejected, ResourceList};
+use crate::evict::EvictionCounts;
 use crate::health::Verdict;
 use crate::ladder::Rung;
 use crate::sample::{CgroupReading, NetworkReading, NodeReading};
@@ -234,6 +235,9 @@ pub struct Totals {
     /// Beginnings of rungs of the ladder, and whether they were done (or only told).
     #[serde(default)]
     pub rungs: Vec<((Rung, bool), u64)>,
+    /// What more is counted of evictions, by signal.
+    #[serde(default)]
+    pub eviction_counts: Vec<(String, EvictionCounts)>,
     /// How good forecasts of running out of memory were, by scope.
     #[serde(default)]
     pub forecasts: Vec<(Scope, Score)>,

@@ -11,6 +11,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::evict::{Eviction, EvictionCounts, Gained};
 use crate::ladder::Rung;
 use crate::snapshot::{ContainerKey as Key, ExitKind, Totals};
 use crate::spec::PodSpec;
@@ -34,7 +35,8 @@ const LOOK_EVERY: Micros = Micros::secs(10);
 /// Counters that outlive their pods.
 #[derive(Debug, Default)]
 pub(crate) struct Counts {
-    pub(crate) evictions: BTreeMap<String, u64>,
+    evictions: BTreeMap<String, u64>,
+    eviction_counts: BTreeMap<String, EvictionCounts>,
     /// Beginnings of rungs, and whether they were done or only told.
     pub(crate) rungs: BTreeMap<(Rung, bool), u64>,
     pub(crate) oom_kills: BTreeMap<Key, u64>,
@@ -56,7 +58,31 @@ impl Counts {
     /// With these counters of evictions at 0.
     pub(crate) fn new(evictions: [&str; 2]) -> Self {
         let rungs = Rung::ALL.into_iter().flat_map(|rung| [true, false].map(|done| ((rung, done), 0))).collect();
-        Self { evictions: evictions.map(|signal| (signal.to_owned(), 0)).into(), rungs, ..Self::default() }
+        Self {
+            evictions: evictions.map(|signal| (signal.to_owned(), 0)).into(),
+            eviction_counts: evictions.map(|signal| (signal.to_owned(), EvictionCounts::default())).into(),
+            rungs,
+            ..Self::default()
+        }
+    }
+
+    /// One was evicted.
+    pub(crate) fn evicted(&mut self, eviction: &Eviction) {
+        let signal = eviction.signal.as_str();
+        *self.evictions.entry(signal.to_owned()).or_default() += 1;
+        let counts = self.eviction_counts.entry(signal.to_owned()).or_default();
+        counts.age.count(eviction.age);
+        *counts.decided.entry(eviction.by.as_str().to_owned()).or_default() += 1;
+    }
+
+    /// It is known what an eviction gained.
+    pub(crate) fn gained(&mut self, gained: &Gained) {
+        let counts = self.eviction_counts.entry(gained.signal.as_str().to_owned()).or_default();
+        counts.freed += gained.freed;
+        match gained.free_after {
+            Some(after) => counts.free.count(after),
+            None => counts.in_vain += 1,
+        }
     }
 
     pub(crate) fn pod_gone(&mut self, pod: &PodSpec, now: Micros) {
@@ -137,6 +163,7 @@ impl Counts {
         Totals {
             evictions: self.evictions.iter().map(|(k, n)| (k.clone(), *n)).collect(),
             rungs: self.rungs.iter().map(|(k, n)| (*k, *n)).collect(),
+            eviction_counts: self.eviction_counts.iter().map(|(k, n)| (k.clone(), n.clone())).collect(),
             forecasts: Vec::new(),
             oom_kills: self.oom_kills.iter().map(|(k, n)| (k.clone(), *n)).collect(),
             oom_kills_by_process: self

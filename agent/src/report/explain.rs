@@ -177,11 +177,27 @@ pub fn sentences(explanation: &Explanation) -> String {
             plain(&record.message)
         );
         if !record.evidence.is_empty() {
-            let seen: Vec<String> = record.evidence.iter().map(|(name, value)| format!("{name} = {value}")).collect();
-            let _ = writeln!(out, "    because {}", plain(&seen.join(", ")));
+            evidence_sentences(&mut out, record);
         }
     }
     out
+}
+
+/// What led to it, or what came of it. Who was considered, and why it was this one, are sentences of their own.
+fn evidence_sentences(out: &mut String, record: &Record) {
+    let own_line = |name: &str| name.starts_with("rank_") || name == "why_this_one";
+    let listed = record.evidence.iter().filter(|(name, _)| !own_line(name));
+    let seen: Vec<String> = listed.map(|(name, value)| format!("{name} = {value}")).collect();
+    let word = if record.reason == "EvictionGained" { "measured:" } else { "because" };
+    if !seen.is_empty() {
+        let _ = writeln!(out, "    {word} {}", plain(&seen.join(", ")));
+    }
+    for (place, (_, value)) in record.evidence.iter().filter(|(name, _)| name.starts_with("rank_")).enumerate() {
+        let _ = writeln!(out, "    considered {}: {}", place + 1, plain(value));
+    }
+    for (_, value) in record.evidence.iter().filter(|(name, _)| name == "why_this_one") {
+        let _ = writeln!(out, "    this one {}", plain(value));
+    }
 }
 
 fn pod_sentences(out: &mut String, pod: &PodView, forecast: Option<&Forecast>, now: Micros) {
@@ -335,6 +351,47 @@ mod tests {
         let text = sentences(&explain(&picture, &loaded(), "default", "leak-node").unwrap());
         assert!(!text.contains(|c: char| c.is_control() && c != '\n'), "{text:?}");
         assert!(text.contains("It says: one two?[2J\n"), "{text}");
+    }
+
+    #[test]
+    fn an_eviction_says_what_was_seen_who_was_considered_why_this_one_and_what_it_gained() {
+        let mut picture = samples::busy_node();
+        let evidence = |pairs: &[(&str, &str)]| pairs.iter().map(|(n, v)| ((*n).into(), (*v).into())).collect();
+        let record = picture.records[0].clone();
+        let told = |reason: &str, message: &str, pairs| Record {
+            container: None,
+            reason: reason.into(),
+            message: message.into(),
+            evidence: evidence(pairs),
+            ..record.clone()
+        };
+        picture.records = vec![
+            told(
+                "Evicted",
+                "The node was low on resource: memory. ",
+                &[
+                    ("available", "99Mi"),
+                    ("time_to_oom", "1.2s"),
+                    ("decided_by", "priority"),
+                    ("why_this_one", "before default/b: lower priority (0 < 1000)"),
+                    ("rank_1", "default/leak-node: holds 320Mi"),
+                    ("rank_2", "default/b: holds 900Mi"),
+                ],
+            ),
+            told("EvictionGained", "its eviction freed 320Mi of 320Mi", &[("free_after", "0.06s")]),
+        ];
+        let text = sentences(&explain(&picture, &loaded(), "default", "leak-node").unwrap());
+        let (_, happened) = text.split_once("What happened:\n").unwrap();
+        assert_eq!(
+            happened,
+            "  2026-11-23T09:59:55Z Evicted: The node was low on resource: memory. \n    \
+             because available = 99Mi, time_to_oom = 1.2s, decided_by = priority\n    \
+             considered 1: default/leak-node: holds 320Mi\n    \
+             considered 2: default/b: holds 900Mi\n    \
+             this one before default/b: lower priority (0 < 1000)\n  \
+             2026-11-23T09:59:55Z EvictionGained: its eviction freed 320Mi of 320Mi\n    \
+             measured: free_after = 0.06s\n"
+        );
     }
 
     #[test]

@@ -17,6 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use beelet_core::evict::{By, Durations};
 use beelet_core::health::Health;
 use beelet_core::score;
 use beelet_core::snapshot::{ContainerState, ExitKind, Phase, PodView, Snapshot, Totals};
@@ -257,6 +258,11 @@ pub(super) fn histogram(value: &Histogram) -> proto::Histogram {
     cumulative(slots.map(|(slot, count)| (bound(slot), *count)), value.sum_ns as f64 / 1e9)
 }
 
+fn durations(value: &Durations) -> proto::Histogram {
+    let bounds = Durations::BOUNDS.iter().map(|bound| Some(*bound)).chain([None]);
+    cumulative(bounds.zip(value.counts), seconds(value.sum))
+}
+
 /// From counts in the order of their upper bounds; one without a bound counts in the next that has one.
 fn cumulative(counts: impl Iterator<Item = (Option<Micros>, u64)>, sum: f64) -> proto::Histogram {
     let mut seen: u64 = 0;
@@ -452,6 +458,16 @@ fn totals(rows: &mut Rows, totals: &Totals) {
         rows.put("kubelet_evictions", &[signal], *count as f64);
         rows.put("beelet_evictions_total", &[signal], *count as f64);
     }
+    for (signal, counts) in &totals.eviction_counts {
+        rows.row("kubelet_eviction_stats_age_seconds", &[signal], Value::Histogram(durations(&counts.age)));
+        rows.put("beelet_eviction_freed_bytes_total", &[signal], bytes(counts.freed));
+        rows.row("beelet_eviction_free_seconds", &[signal], Value::Histogram(durations(&counts.free)));
+        rows.put("beelet_evictions_in_vain_total", &[signal], counts.in_vain as f64);
+        for by in By::ALL.map(By::as_str) {
+            let count = counts.decided.get(by).copied().unwrap_or(0);
+            rows.put("beelet_eviction_decided_total", &[signal, by], count as f64);
+        }
+    }
     for (scope, score) in &totals.forecasts {
         let outcomes = [
             ("true_positive", score.true_positive),
@@ -621,6 +637,15 @@ mod tests {
             r#"beelet_oom_kills_by_process_total{namespace="default",pod="gone",container="leak",comm="leak"} 2"#,
             r#"beelet_series_forgotten_total 0"#,
             r#"kubelet_evictions{eviction_signal="memory.available"} 1"#,
+            r#"kubelet_eviction_stats_age_seconds_bucket{eviction_signal="memory.available",le="0.005"} 1"#,
+            r#"kubelet_eviction_stats_age_seconds_count{eviction_signal="memory.available"} 1"#,
+            r#"beelet_eviction_freed_bytes_total{signal="memory.available"} 335544320"#,
+            r#"beelet_eviction_free_seconds_bucket{signal="memory.available",le="0.05"} 0"#,
+            r#"beelet_eviction_free_seconds_bucket{signal="memory.available",le="0.1"} 1"#,
+            r#"beelet_eviction_free_seconds_sum{signal="memory.available"} 0.06"#,
+            r#"beelet_evictions_in_vain_total{signal="memory.available"} 0"#,
+            r#"beelet_eviction_decided_total{signal="memory.available",by="aggressor"} 1"#,
+            r#"beelet_eviction_decided_total{signal="memory.available",by="priority"} 0"#,
             r#"beelet_oom_forecasts_total{scope="kubepods",outcome="true_positive"} 3"#,
             r#"beelet_oom_forecasts_total{scope="kubepods",outcome="false_positive"} 2"#,
             r#"beelet_oom_forecasts_total{scope="kubepods",outcome="false_negative"} 1"#,

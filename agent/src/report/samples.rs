@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use beelet_core::event::{Exit, Record, Rejected, ResourceList};
+use beelet_core::evict::EvictionCounts;
 use beelet_core::health::{Health, Verdict};
 use beelet_core::ladder::Rung;
 use beelet_core::sample::{CgroupReading, CpuReading, MemoryReading, NetworkReading, Pressure, PressureReading, Stall};
@@ -231,7 +232,11 @@ pub(crate) fn busy_node() -> Snapshot {
         }],
         totals: Totals {
             evictions: vec![("memory.available".into(), 1)],
+<<<<<<< HEAD
             rungs: vec![((Rung::Throttle, true), 2), ((Rung::Freeze, false), 1)],
+=======
+            eviction_counts: vec![("memory.available".into(), eviction_counts())],
+>>>>>>> 4cf6af7 (evict: why this one and not the next, and what the eviction gained)
             forecasts: forecasts(),
             oom_kills: vec![(key("gone", "leak"), 2)],
             oom_kills_by_process: vec![(key("gone", "leak"), "leak".into(), 2)],
@@ -256,6 +261,15 @@ pub(crate) fn busy_node() -> Snapshot {
 }
 
 /// Leads of 400 ms, 30 s and 45 s at the limit of the pods, nothing elsewhere.
+/// One eviction of 320 MiB, decided 2 ms after the look, its memory free after 60 ms.
+fn eviction_counts() -> EvictionCounts {
+    let mut counts = EvictionCounts { freed: Bytes::mib(320), ..EvictionCounts::default() };
+    counts.age.count(Micros::millis(2));
+    counts.free.count(Micros::millis(60));
+    counts.decided.insert("aggressor".into(), 1);
+    counts
+}
+
 fn forecasts() -> Vec<(Scope, Score)> {
     let mut leads = [0; score::LEADS.len() + 1];
     (leads[2], leads[10], leads[11]) = (1, 1, 1);

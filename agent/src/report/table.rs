@@ -173,6 +173,7 @@ pub static METRICS: &[MetricDef] = &[
     def(Kubelet, Gauge, "kubelet_running_pods", "", &[], "Pods with at least one running container."),
     def(Kubelet, Gauge, "kubelet_running_containers", "", &["container_state"], "Containers by state: created, exited, running."),
     def(Kubelet, Counter, "kubelet_evictions", "", &["eviction_signal"], "Pods evicted, by signal."),
+    def(Kubelet, Histogram, "kubelet_eviction_stats_age_seconds", "seconds", &["eviction_signal"], "Age of the reading that an eviction was decided on, by signal."),
     def(Kubelet, Counter, "kubelet_started_pods_total", "", &[], "Sandboxes that the agent tried to start."),
     def(Kubelet, Counter, "kubelet_started_pods_errors_total", "", &[], "Sandboxes that could not be started."),
     def(Kubelet, Counter, "kubelet_started_containers_total", "", &[], "Containers that the agent tried to start."),
@@ -269,6 +270,10 @@ pub static METRICS: &[MetricDef] = &[
     def(Node, Histogram, "beelet_oom_forecast_lead_seconds", "seconds", &["scope"], "Of the forecasts that came true, the time from the first of them to the hit; from 100 ms to 45 s."),
     def(Node, Counter, "beelet_rung_moves_total", "", &["rung", "result"], "Pods put on a rung of the ladder (`reclaim`, `throttle`, `raise`, `freeze`), or that would have been where nothing may be done (`would`)."),
     def(Node, Counter, "beelet_evictions_total", "", &["signal"], "Pods evicted, by signal."),
+    def(Node, Counter, "beelet_eviction_decided_total", "", &["signal", "by"], "Evictions by what put the victim before the next in the ranking: by=\"request\" (it held more than it requests, the next did not), \"priority\", \"aggressor\" (it ate the room), \"excess\" (it held more above its request), \"growth\", \"name\"; \"alone\" where there was no next, \"hastened\" where the time that a victim was given was taken away."),
+    def(Node, Counter, "beelet_eviction_freed_bytes_total", "bytes", &["signal"], "Memory that evictions freed, of what reclaim cannot free, measured after the kill."),
+    def(Node, Histogram, "beelet_eviction_free_seconds", "seconds", &["signal"], "From the decision to evict until a sample showed four fifths of the victim's memory to be free."),
+    def(Node, Counter, "beelet_evictions_in_vain_total", "", &["signal"], "Evictions after which less than four fifths of the victim's memory were free within 10 s (and the time it was given)."),
     def(Node, Gauge, "beelet_runtime_up", "", &[], "1 if the container runtime answers."),
     def(Node, Gauge, "beelet_manifest_rejected", "", &["origin"], "Manifests that cannot be run, by file."),
 

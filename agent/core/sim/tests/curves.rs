@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use beelet_core::World;
 use beelet_core::evict::{Signal, Soft, Threshold};
+use beelet_core::node::Enforce;
 use beelet_core::pod::PodState;
 use beelet_core::score::Scope;
 use beelet_core::spec::{PodSpec, RestartPolicy};
-use beelet_core::units::{Bytes, Micros, MilliCpu};
+use beelet_core::units::{Bytes, Micros, MilliCpu, Now};
 use beelet_sim::scenario::{Disturbance, bare_container, bare_pod};
 use beelet_sim::workload::Curve;
 use beelet_sim::{Scenario, Sim, Stats};
@@ -115,6 +116,47 @@ fn a_leak_past_a_soft_threshold_is_killed_at_the_hard_one() {
         assert_eq!(evicted, ["it"], "seed {seed}: {stats:?}");
         assert_eq!((stats.soft, stats.ooms.kubepods), (1, 0), "seed {seed}: {stats:?}");
     }
+}
+
+/// What stands in the evidence of the records of a reason, about the pod `it`.
+fn told(sim: &Sim, reason: &str, name: &str) -> Vec<String> {
+    let world = sim.world().expect("the agent runs");
+    let picture = world.snapshot(Now { mono: Micros::secs(1), wall: Micros::secs(1) });
+    let records = picture.records.iter().filter(|r| r.reason == reason && r.name == "default/it");
+    records.flat_map(|r| r.evidence.clone()).filter(|(n, _)| n == name).map(|(_, value)| value).collect()
+}
+
+#[test]
+fn an_eviction_says_why_this_one_and_afterwards_what_it_gained() {
+    for seed in 0..8 {
+        let leak = Curve::Leak { after: Micros::secs(5), rate: Bytes::mib(50) };
+        let (stats, _, sim) = run(seed, &[pod("it", &leak)]);
+        assert_eq!(stats.evictions, 1, "seed {seed}");
+        assert_eq!(told(&sim, "Evicted", "decided_by"), ["aggressor"], "seed {seed}");
+        let why = told(&sim, "Evicted", "why_this_one").concat();
+        assert!(why.starts_with("before default/quiet: it is the one that eats the room (took "), "{why}");
+        let [held, freed] = ["held", "freed"].map(|name| told(&sim, "EvictionGained", name));
+        assert!(held.len() == 1 && held == freed, "seed {seed}: {held:?} {freed:?}");
+        assert_ne!(told(&sim, "EvictionGained", "free_after"), ["not free"], "seed {seed}");
+        let picture = sim.world().expect("the agent runs").snapshot(Now { mono: Micros::secs(1), wall: Micros::ZERO });
+        let (_, counts) =
+            picture.totals.eviction_counts.iter().find(|(s, _)| s == "allocatableMemory.available").expect("counted");
+        // It held 2.5 GiB and more, and that is free within the time that the simulated runtime takes.
+        assert!(counts.freed > Bytes::gib(2) && counts.in_vain == 0, "seed {seed}: {counts:?}");
+        assert_eq!(counts.free.counts[..9].iter().sum::<u64>(), 1, "within 2.5 s: seed {seed}: {counts:?}");
+        assert_eq!(counts.age.counts.iter().sum::<u64>(), 1, "seed {seed}: {counts:?}");
+        assert_eq!(counts.decided.get("aggressor"), Some(&1), "seed {seed}: {counts:?}");
+    }
+}
+
+#[test]
+fn where_nothing_is_done_nothing_is_gained() {
+    let mut scenario = scenario(0, &[pod("it", &Curve::Leak { after: Micros::secs(5), rate: Bytes::mib(50) })]);
+    scenario.node.enforce = Enforce::Observe;
+    let (stats, evicted, sim) = run_scenario(scenario);
+    assert!(stats.evictions == 0 && evicted.is_empty(), "{stats:?}");
+    assert!(told(&sim, "WouldEvict", "decided_by").contains(&"aggressor".to_owned()));
+    assert!(told(&sim, "EvictionGained", "freed").is_empty());
 }
 
 #[test]

@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::gain::{Gained, Watched};
 use super::rank::{Candidate, Place, Ranked, rank};
 use super::soft::{Due, Soft, Watch, pod_grace};
+use super::why::{By, before};
 use super::{Available, Signal, Threshold, available, message};
 use crate::forecast::{Forecast, MIN_INTERVAL, Pace, REACTION, Trend, pace};
 use crate::node::NodeConfig;
@@ -61,6 +63,12 @@ pub struct Eviction {
     pub forecast: Option<Forecast>,
     /// The kubelet's text.
     pub message: String,
+    /// How old the reading was that decided.
+    pub age: Micros,
+    /// What decided between the first and the second of the ranking.
+    pub by: By,
+    /// The same for people.
+    pub why: String,
     /// What was seen: name and value.
     pub evidence: Vec<(String, String)>,
     /// The order of victims, this one first, at most eight.
@@ -133,6 +141,9 @@ pub struct Decider {
     soft_met: BTreeMap<Signal, Watch>,
     last_met: Option<Micros>,
     pending: Option<Pending>,
+    /// Victims of which it is not known yet what they freed, and those of which it is.
+    watched: Vec<Watched>,
+    gained: Vec<Gained>,
     standing: Standing,
     seen: Vec<Seen>,
 }
@@ -166,8 +177,8 @@ struct Cause<'a> {
     met_for: Option<Micros>,
     first_sign: &'static str,
     second_sign: String,
-    /// How many pods were looked at.
-    pods: usize,
+    /// All pods that were looked at.
+    pods: &'a [Candidate],
 }
 
 impl Decider {
@@ -187,6 +198,8 @@ impl Decider {
             soft_met: BTreeMap::new(),
             last_met: None,
             pending: None,
+            watched: Vec::new(),
+            gained: Vec::new(),
             standing: Standing::default(),
             seen: Vec::new(),
         }
@@ -220,6 +233,7 @@ impl Decider {
         let stalled = self.observe_kubepods(sample);
         let walls = self.observe_walls(sample);
         self.report(&walls);
+        self.observe_gains(now, sample, &walls);
         let limit = STALE.max(Micros(self.standing.pace.interval.get().saturating_mul(3)));
         if now - sample.at > limit {
             return Decision::Nothing;
@@ -316,7 +330,7 @@ impl Decider {
                 continue;
             }
             let first_sign = if wall.met.is_some() { "threshold met" } else { "runs out within the reaction time" };
-            let (met_for, pods) = (wall.met.map(|met| sample.at - met.since), candidates.len());
+            let (met_for, pods) = (wall.met.map(|met| sample.at - met.since), candidates);
             let (kind, threshold, grace) = ("hard", wall.threshold, Micros::ZERO);
             let cause = Cause { wall, grace, kind, threshold, met_for, first_sign, second_sign, pods };
             return self.evict(moment, &cause, &order);
@@ -331,7 +345,7 @@ impl Decider {
             let Some(victim) = order.first() else { return Decision::Nothing };
             let grace = pod_grace(victim.pod.grace, self.max_pod_grace);
             let second_sign = format!("met for {} without a break, its grace period is {}", due.met_for, due.grace);
-            let (kind, threshold, met_for, pods) = ("soft", due.threshold, Some(due.met_for), candidates.len());
+            let (kind, threshold, met_for, pods) = ("soft", due.threshold, Some(due.met_for), candidates);
             let first_sign = "threshold met";
             let cause = Cause { wall, grace, kind, threshold, met_for, first_sign, second_sign, pods };
             return self.evict(moment, &cause, &order);
@@ -370,6 +384,26 @@ impl Decider {
         });
         self.last_met = Some(now);
         self.standing.memory_pressure = true;
+        // Who is hastened is watched anew: its kill is what is to be measured.
+        self.watched.retain(|w| w.victim != victim.uid);
+        self.watched.push(Watched {
+            victim: victim.uid.clone(),
+            name: victim.name.clone(),
+            signal: wall.at.signal,
+            since: now,
+            grace,
+            held: victim.unreclaimable,
+            holds: victim.unreclaimable,
+            base: sample.kubepods.and_then(|k| k.memory).map(|m| m.unreclaimable()),
+            available: wall.at.available(),
+            free_after: None,
+        });
+        let ranking: Vec<Ranked> = order.iter().take(TELL).map(|&place| Ranked::from(place)).collect();
+        let (by, why) = if hastened {
+            (By::Hastened, "it was evicted before, and the time that it was given is taken away".to_owned())
+        } else {
+            before(&ranking)
+        };
         Decision::Evict(Box::new(Eviction {
             victim: victim.uid.clone(),
             name: victim.name.clone(),
@@ -380,8 +414,11 @@ impl Decider {
             available: wall.at.available(),
             forecast: wall.forecast,
             message: message(cause.threshold, wall.at.available(), &victim.containers),
-            ranking: order.iter().take(TELL).map(|&place| Ranked::from(place)).collect(),
-            evidence: evidence(cause, now - sample.at, victim),
+            age: now - sample.at,
+            by,
+            evidence: evidence(cause, now - sample.at, victim, (by, &why)),
+            why,
+            ranking,
         }))
     }
 
@@ -428,6 +465,27 @@ impl Decider {
         });
         let stuck = sample.pods.is_some() && waited >= GOING && pending.holds >= pending.held.scale(9, 10);
         !(soon && stuck)
+    }
+
+    fn observe_gains(&mut self, now: Micros, sample: &Sample, walls: &[Wall]) {
+        let (watched, gained) = (&mut self.watched, &mut self.gained);
+        watched.retain_mut(|w| {
+            let available = walls.iter().find(|wall| wall.at.signal == w.signal).map(|wall| wall.at.available());
+            let known = w.observe(now, sample, available);
+            let goes_on = known.is_none();
+            gained.extend(known);
+            goes_on
+        });
+    }
+
+    /// What evictions gained, of those of which it is known since the last call.
+    pub fn take_gained(&mut self) -> Vec<Gained> {
+        std::mem::take(&mut self.gained)
+    }
+
+    /// It was not really sent away: nothing of what happens to it is a gain.
+    pub fn was_not_done(&mut self, uid: &PodUid) {
+        self.watched.retain(|w| w.victim != *uid);
     }
 
     fn report(&mut self, walls: &[Wall]) {
@@ -499,7 +557,9 @@ fn unasked_for(order: &[Place<'_>], forecast: Option<Forecast>) -> bool {
     growth > 0 && growth >= slope / 2
 }
 
-fn evidence(cause: &Cause<'_>, age: Micros, victim: &Candidate) -> Vec<(String, String)> {
+fn evidence(cause: &Cause<'_>, age: Micros, victim: &Candidate, why: (By, &str)) -> Vec<(String, String)> {
+    let count = |of: fn(&Candidate) -> bool| cause.pods.iter().filter(|c| of(c)).count();
+    let (critical, terminating) = (count(|c| c.critical), count(|c| c.terminating && !c.critical));
     let wall = cause.wall;
     let forecast = wall.forecast.map_or_else(|| "none".to_owned(), |f| f.time_to_oom.to_string());
     let growth = victim.growth.map_or_else(|| "unknown".to_owned(), |g| format!("{g} B/s"));
@@ -522,7 +582,10 @@ fn evidence(cause: &Cause<'_>, age: Micros, victim: &Candidate) -> Vec<(String, 
         ("victim_growth", growth),
         ("victim_taken_lately", victim.taken.to_string()),
         ("victim_grace", cause.grace.to_string()),
-        ("pods_looked_at", cause.pods.to_string()),
+        ("pods_looked_at", cause.pods.len().to_string()),
+        ("never_victims", format!("{critical} critical, {terminating} terminating")),
+        ("decided_by", why.0.to_string()),
+        ("why_this_one", why.1.to_owned()),
     ]
     .map(|(name, value)| (name.to_owned(), value))
     .into()

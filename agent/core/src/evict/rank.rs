@@ -26,7 +26,7 @@ const FORESIGHT: u64 = 4;
 /// Who took less lately ate no room: allocators and small caches of any server do as much.
 const LEAST_TAKEN: Bytes = Bytes::mib(4);
 /// Killing a pod that holds less frees nothing worth a kill.
-const LEAST_GAIN: Bytes = Bytes::mib(1);
+pub(super) const LEAST_GAIN: Bytes = Bytes::mib(1);
 
 /// A pod that might go.
 #[derive(Clone, Debug, PartialEq, Eq)]
