@@ -49,7 +49,8 @@ impl World {
         let evicted = match self.evict.step(now.mono, &sample, candidates.as_deref()) {
             Decision::Evict(eviction) => {
                 let done = self.on_eviction(&eviction, now);
-                if !done {
+                // Where the time of one is taken away that has ended by itself, its eviction was done before.
+                if !done && (self.only_watches() || !eviction.hastened) {
                     self.evict.was_not_done(&eviction.victim);
                 }
                 done.then_some(eviction.signal)
@@ -233,6 +234,11 @@ impl World {
         walls.into_iter().flatten().min_by_key(|(left, _)| *left).map_or(Wall::Node, |(_, wall)| wall)
     }
 
+    /// Nothing may be done to pods.
+    fn only_watches(&self) -> bool {
+        self.config.beside || self.config.enforce == Enforce::Observe
+    }
+
     /// Whether the pod was really sent away.
     fn on_eviction(&mut self, eviction: &Eviction, now: Now) -> bool {
         let uid = eviction.victim.clone();
@@ -250,7 +256,7 @@ impl World {
             );
             evidence.push((format!("rank_{}", place + 1), value));
         }
-        if self.config.beside || self.config.enforce == Enforce::Observe {
+        if self.only_watches() {
             let told = self.told.get(&uid).copied();
             if told.is_none_or(|at| now.mono - at >= TELL_AGAIN) {
                 self.told.insert(uid.clone(), now.mono);
@@ -291,7 +297,7 @@ impl World {
     }
 
     fn lend_cpu(&mut self, now: Now) {
-        if !self.config.burst || self.config.beside || self.config.enforce == Enforce::Observe {
+        if !self.config.burst || self.only_watches() {
             return;
         }
         let idle = self.node.idle_share();

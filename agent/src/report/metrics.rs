@@ -17,7 +17,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use beelet_core::evict::{By, Durations};
 use beelet_core::health::Health;
 use beelet_core::score;
 use beelet_core::snapshot::{ContainerState, ExitKind, Phase, PodView, Snapshot, Totals};
@@ -28,6 +27,7 @@ use prometheus::Registry;
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::{self, Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
 
+use super::evictions;
 use super::exposition::{Format, LabelSets, RowId, Writer, Written, histogram_series};
 use super::process::{self, ProcessUse};
 use super::scrapes::{Endpoint, Scrapes};
@@ -140,7 +140,7 @@ impl Collector for PictureCollector {
 
 /// What stands in a row.
 #[derive(Clone, Debug)]
-enum Value {
+pub(super) enum Value {
     Number(f64),
     Histogram(proto::Histogram),
 }
@@ -177,7 +177,7 @@ impl Rows {
         }
     }
 
-    fn row(&mut self, name: &'static str, labels: &[&str], value: Value) {
+    pub(super) fn row(&mut self, name: &'static str, labels: &[&str], value: Value) {
         let fits = |def: &&MetricDef| {
             def.labels.len() == labels.len() && (def.kind == Kind::Histogram) == matches!(value, Value::Histogram(_))
         };
@@ -258,13 +258,8 @@ pub(super) fn histogram(value: &Histogram) -> proto::Histogram {
     cumulative(slots.map(|(slot, count)| (bound(slot), *count)), value.sum_ns as f64 / 1e9)
 }
 
-fn durations(value: &Durations) -> proto::Histogram {
-    let bounds = Durations::BOUNDS.iter().map(|bound| Some(*bound)).chain([None]);
-    cumulative(bounds.zip(value.counts), seconds(value.sum))
-}
-
 /// From counts in the order of their upper bounds; one without a bound counts in the next that has one.
-fn cumulative(counts: impl Iterator<Item = (Option<Micros>, u64)>, sum: f64) -> proto::Histogram {
+pub(super) fn cumulative(counts: impl Iterator<Item = (Option<Micros>, u64)>, sum: f64) -> proto::Histogram {
     let mut seen: u64 = 0;
     let mut buckets = Vec::new();
     for (bound, count) in counts {
@@ -454,20 +449,7 @@ fn totals(rows: &mut Rows, totals: &Totals) {
     for ((rung, done), count) in &totals.rungs {
         rows.put("beelet_rung_moves_total", &[rung.as_str(), if *done { "done" } else { "would" }], *count as f64);
     }
-    for (signal, count) in &totals.evictions {
-        rows.put("kubelet_evictions", &[signal], *count as f64);
-        rows.put("beelet_evictions_total", &[signal], *count as f64);
-    }
-    for (signal, counts) in &totals.eviction_counts {
-        rows.row("kubelet_eviction_stats_age_seconds", &[signal], Value::Histogram(durations(&counts.age)));
-        rows.put("beelet_eviction_freed_bytes_total", &[signal], bytes(counts.freed));
-        rows.row("beelet_eviction_free_seconds", &[signal], Value::Histogram(durations(&counts.free)));
-        rows.put("beelet_evictions_in_vain_total", &[signal], counts.in_vain as f64);
-        for by in By::ALL.map(By::as_str) {
-            let count = counts.decided.get(by).copied().unwrap_or(0);
-            rows.put("beelet_eviction_decided_total", &[signal, by], count as f64);
-        }
-    }
+    evictions::totals(rows, totals);
     for (scope, score) in &totals.forecasts {
         let outcomes = [
             ("true_positive", score.true_positive),

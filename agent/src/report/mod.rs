@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 pub mod cadvisor;
 pub mod dropin_table;
+mod evictions;
 pub mod explain;
 pub mod exposition;
 pub mod machine;

@@ -384,20 +384,22 @@ impl Decider {
         });
         self.last_met = Some(now);
         self.standing.memory_pressure = true;
-        // Who is hastened is watched anew: its kill is what is to be measured.
-        self.watched.retain(|w| w.victim != victim.uid);
-        self.watched.push(Watched {
-            victim: victim.uid.clone(),
-            name: victim.name.clone(),
-            signal: wall.at.signal,
-            since: now,
-            grace,
-            held: victim.unreclaimable,
-            holds: victim.unreclaimable,
-            base: sample.kubepods.and_then(|k| k.memory).map(|m| m.unreclaimable()),
-            available: wall.at.available(),
-            free_after: None,
-        });
+        match self.watched.iter_mut().find(|w| w.victim == victim.uid) {
+            // The time that it was given ends now; what it gains is that of its eviction, counted from then.
+            Some(watched) => watched.grace = now - watched.since,
+            None => self.watched.push(Watched {
+                victim: victim.uid.clone(),
+                name: victim.name.clone(),
+                signal: wall.at.signal,
+                since: now,
+                grace,
+                held: victim.unreclaimable,
+                holds: victim.unreclaimable,
+                base: sample.kubepods.and_then(|k| k.memory).map(|m| m.unreclaimable()),
+                available: wall.at.available(),
+                free_after: None,
+            }),
+        }
         let ranking: Vec<Ranked> = order.iter().take(TELL).map(|&place| Ranked::from(place)).collect();
         let (by, why) = if hastened {
             (By::Hastened, "it was evicted before, and the time that it was given is taken away".to_owned())

@@ -604,6 +604,12 @@ fn a_hard_threshold_takes_the_time_of_a_soft_victim_away() {
     assert_eq!(eviction.ranking[0].name, "a");
     // One at a time: it is waited for as after any kill.
     assert_eq!(look(&mut decider, 71_020, 0, &pods), Decision::Nothing);
+    // What it gains is told once, and counts from when it was evicted first, 70 s.
+    look(&mut decider, 71_100, 0, &pods[1..]);
+    let gained = decider.take_gained();
+    let told: Vec<_> = gained.iter().map(|g| (g.name.as_str(), g.freed, g.free_after)).collect();
+    assert_eq!(told, [("a", Bytes::mib(1_300), Some(Micros::millis(1_100)))]);
+    assert_eq!(decider.take_gained(), []);
 }
 
 #[test]

@@ -4,7 +4,8 @@
 //! if one is met, the pods are ranked and the first goes with a grace of 1 s. Then it waits, looking each second, up to 30 s for the
 //! pod to be cleaned up, and starts again at once. The summary reads the node and `kubepods` anew
 //! (pkg/kubelet/server/stats/summary.go, `Get` with `updateStats`); the pods are as cAdvisor's housekeeping saw them last, up to
-//! 10 s ago, so the decision is fresh and the ranking may be old.
+//! 10 s ago, so the decision is fresh and the ranking may be old. A pod that is being deleted is ranked like any other until it has
+//! ended (`filterOutInactivePods`, pkg/kubelet/kubelet_pods.go).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
