@@ -104,6 +104,23 @@ pub fn pod_memory_limit(pod: &PodSpec) -> Option<Bytes> {
     pod.all_containers().all(|c| limit(&c.resources).is_some()).then(|| sum_or_max(pod, limit).map(Bytes))?
 }
 
+/// What a pod asks for of the node's disk, by the same rule.
+#[must_use]
+pub fn pod_storage_request(pod: &PodSpec) -> Bytes {
+    let of = |c: &ContainerSpec| c.storage.request.or(c.storage.limit);
+    let sum: Bytes = pod.containers.iter().filter_map(of).sum();
+    pod.init_containers.iter().filter_map(of).fold(sum, Bytes::max)
+}
+
+/// What a pod may use of it: the sum over its containers that have a limit, or the largest of its init containers if that is more;
+/// `None` if none has one (`resource.PodLimits` of k8s.io/component-helpers: containers without a limit add nothing).
+#[must_use]
+pub fn pod_storage_limit(pod: &PodSpec) -> Option<Bytes> {
+    let of = |c: &ContainerSpec| c.storage.limit;
+    let sum = pod.containers.iter().filter_map(of).reduce(|a, b| a + b);
+    pod.init_containers.iter().filter_map(of).chain(sum).max()
+}
+
 fn cpu_request(r: &Resources) -> Option<u64> {
     r.cpu_request.or(r.cpu_limit).map(MilliCpu::get)
 }

@@ -86,7 +86,7 @@ impl World {
         for (cgroup, act) in acts {
             let knob = match act {
                 Act::Reclaim(bytes) => {
-                    self.act(Action::Reclaim { cgroup, bytes });
+                    self.act(Action::ReclaimMemory { cgroup, bytes });
                     continue;
                 }
                 Act::High(high) => Knob::MemoryHigh(high),

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::evict::disk;
 use crate::sample::{KernelEvent, Sample};
 use crate::spec::{PodSpec, PodUid, Resources};
 use crate::units::{Bytes, Micros, MilliCpu};
@@ -43,6 +44,13 @@ pub enum Event {
     },
     /// A measurement.
     Sample(Sample),
+    /// The room on the node's file systems and among its process ids. Sent every [`Action::LookAtDisks`], or earlier.
+    Disks {
+        /// What was read.
+        reading: disk::Reading,
+        /// [`Action::Reclaim`] ended, before that reading.
+        reclaimed: Option<disk::Reclaimed>,
+    },
     /// The kernel told something at the moment it happened.
     Kernel(KernelEvent),
     /// What an earlier life of the agent wrote down by [`Action::Remember`]; sent before the first [`Event::Pods`].
@@ -203,7 +211,7 @@ pub enum Action {
     /// Write a knob of a cgroup.
     Knob(KnobWrite),
     /// Free so much of a cgroup's memory, if the kernel can (`memory.reclaim`).
-    Reclaim {
+    ReclaimMemory {
         /// The cgroup, relative to the hierarchies' roots.
         cgroup: String,
         /// At most so much.
@@ -221,6 +229,20 @@ pub enum Action {
         /// while `all_pods` is false.
         #[serde(default = "no_stretch")]
         stretch: u32,
+    },
+    /// Read the room on file systems and among process ids this far apart from now on ([`Event::Disks`]).
+    LookAtDisks {
+        /// The distance.
+        interval: Micros,
+    },
+    /// Free what the node itself can. Ends with an [`Event::Disks`] that says what came of it, whatever happens.
+    Reclaim {
+        /// Dead containers to be removed: the runtime's ids.
+        containers: Vec<String>,
+        /// Dead sandboxes to be removed.
+        sandboxes: Vec<String>,
+        /// Remove the images that nobody uses.
+        images: bool,
     },
     /// Send [`Event::Tick`] at this moment (monotonic). A later one replaces an earlier one.
     WakeAt(Micros),

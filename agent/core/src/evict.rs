@@ -20,6 +20,7 @@
 //! victim is within the time it was given; every decision has evidence, and what it gained is told of afterwards; the same samples give the same decisions.
 
 mod decider;
+pub mod disk;
 mod gain;
 mod rank;
 mod soft;

@@ -77,7 +77,7 @@ impl Rung {
     #[must_use]
     pub const fn reasons(self) -> [&'static str; 3] {
         match self {
-            Self::Reclaim => ["MemoryReclaim", "MemoryReclaimEnded", "WouldReclaim"],
+            Self::Reclaim => ["MemoryReclaim", "MemoryReclaimEnded", "WouldReclaimMemory"],
             Self::Throttle => ["MemoryThrottled", "MemoryThrottledEnded", "WouldThrottle"],
             Self::Raise => ["MemoryLimitRaised", "MemoryLimitRestored", "WouldRaise"],
             Self::Freeze => ["Frozen", "Thawed", "WouldFreeze"],

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::event::ResourceList;
-use crate::evict::{Signal, Soft, Threshold};
+use crate::evict::{Signal, Soft, Threshold, disk};
 use crate::ladder::Rungs;
 use crate::units::{Bytes, Micros, MilliCpu, Ppm};
 
@@ -36,6 +36,12 @@ pub struct NodeConfig {
     pub max_pod_grace: Micros,
     /// `evictionMinimumReclaim` of memory.available.
     pub minimum_reclaim: Bytes,
+    /// `evictionHard`, `evictionSoft` and `evictionMinimumReclaim` of all signals but memory's.
+    #[serde(default)]
+    pub eviction_disk: disk::Thresholds,
+    /// `localStorageCapacityIsolation`: pods over their own limits of the node's disk are evicted.
+    #[serde(default = "yes")]
+    pub storage_limits: bool,
     /// `evictionPressureTransitionPeriod`.
     pub pressure_transition: Micros,
     /// `cpuCFSQuota`.
@@ -60,6 +66,10 @@ pub struct NodeConfig {
     /// What the agent itself may use for each 100 pods (at least that much in all), of one core; zero for no budget.
     #[serde(default = "own_budget")]
     pub own_budget: Ppm,
+}
+
+fn yes() -> bool {
+    true
 }
 
 fn own_budget() -> Ppm {
@@ -111,6 +121,8 @@ impl Default for NodeConfig {
             eviction_soft: BTreeMap::new(),
             max_pod_grace: Micros::ZERO,
             minimum_reclaim: Bytes::ZERO,
+            eviction_disk: disk::Thresholds::default(),
+            storage_limits: true,
             pressure_transition: Micros::secs(300),
             cpu_quota: true,
             cpu_period: Micros::millis(100),

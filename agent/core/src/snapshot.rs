@@ -49,6 +49,12 @@ pub struct NodeView {
     pub runtime_down: Option<String>,
     /// `MemoryPressure`.
     pub memory_pressure: bool,
+    /// `DiskPressure`.
+    #[serde(default)]
+    pub disk_pressure: bool,
+    /// `PIDPressure`.
+    #[serde(default)]
+    pub pid_pressure: bool,
     /// `memory.available` of the node, by what reclaim cannot free.
     pub memory_available: Option<Bytes>,
     /// `allocatableMemory.available`: what is left below the limit of `kubepods`, by what reclaim cannot free.
@@ -263,6 +269,17 @@ pub struct Totals {
 }
 
 impl NodeView {
+    /// The names of the pressure conditions that are true, as the API writes them.
+    #[must_use]
+    pub fn pressures(&self) -> Vec<&'static str> {
+        let all = [
+            ("MemoryPressure", self.memory_pressure),
+            ("DiskPressure", self.disk_pressure),
+            ("PIDPressure", self.pid_pressure),
+        ];
+        all.into_iter().filter(|(_, is)| *is).map(|(name, _)| name).collect()
+    }
+
     /// The node's working set as the stock kubelet shows it; where it is not known, by /proc/meminfo, with what the kernel has outside
     /// of cgroups.
     #[must_use]

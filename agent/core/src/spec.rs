@@ -171,6 +171,9 @@ pub struct ContainerSpec {
     pub mounts: Vec<Mount>,
     /// `resources`.
     pub resources: Resources,
+    /// `resources`, its `ephemeral-storage`.
+    #[serde(default)]
+    pub storage: StorageResources,
     /// `securityContext`.
     pub security: ContainerSecurity,
     /// `stdin`.
@@ -266,6 +269,16 @@ pub struct Resources {
     pub memory_limit: Option<Bytes>,
 }
 
+/// `resources` of a container, its `ephemeral-storage`: apart from [`Resources`], as it cannot be changed in place. A limit without a
+/// request makes the request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StorageResources {
+    /// `requests.ephemeral-storage`.
+    pub request: Option<Bytes>,
+    /// `limits.ephemeral-storage`.
+    pub limit: Option<Bytes>,
+}
+
 /// `status.qosClass`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum QosClass {
@@ -295,6 +308,7 @@ impl ContainerSpec {
             ports: Vec::new(),
             mounts: Vec::new(),
             resources: Resources::default(),
+            storage: StorageResources::default(),
             security: ContainerSecurity::default(),
             stdin: false,
             tty: false,

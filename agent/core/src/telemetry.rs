@@ -438,7 +438,7 @@ pub struct NodeDetail {
     pub container_fs: Option<FsUse>,
     /// The node's network devices; the first is the one of the default route.
     pub interfaces: Vec<InterfaceReading>,
-    /// The highest pid, and processes and threads that there are.
+    /// So many processes and threads there can be, and are.
     pub pids: Option<(u64, u64)>,
     /// Cgroups of the node's services, by the names of the kubelet's `systemContainers`: `kubelet` (this agent), `runtime`, `pods`;
     /// with their start (wall clock).

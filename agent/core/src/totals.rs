@@ -11,7 +11,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::evict::{Eviction, EvictionCounts, Gained};
+use crate::evict::{Eviction, EvictionCounts, Gained, Signal};
 use crate::ladder::Rung;
 use crate::snapshot::{ContainerKey as Key, ExitKind, Totals};
 use crate::spec::PodSpec;
@@ -35,7 +35,7 @@ const LOOK_EVERY: Micros = Micros::secs(10);
 /// Counters that outlive their pods.
 #[derive(Debug, Default)]
 pub(crate) struct Counts {
-    evictions: BTreeMap<String, u64>,
+    pub(crate) evictions: BTreeMap<String, u64>,
     eviction_counts: BTreeMap<String, EvictionCounts>,
     /// Beginnings of rungs, and whether they were done or only told.
     pub(crate) rungs: BTreeMap<(Rung, bool), u64>,
@@ -56,11 +56,12 @@ pub(crate) struct Counts {
 
 impl Counts {
     /// With these counters of evictions at 0.
-    pub(crate) fn new(evictions: [&str; 2]) -> Self {
+    pub(crate) fn new<'a>(evictions: impl Iterator<Item = &'a str>) -> Self {
+        let of_memory = [Signal::Memory, Signal::AllocatableMemory].map(|signal| signal.as_str().to_owned());
         let rungs = Rung::ALL.into_iter().flat_map(|rung| [true, false].map(|done| ((rung, done), 0))).collect();
         Self {
-            evictions: evictions.map(|signal| (signal.to_owned(), 0)).into(),
-            eviction_counts: evictions.map(|signal| (signal.to_owned(), EvictionCounts::default())).into(),
+            evictions: evictions.map(|signal| (signal.to_owned(), 0)).collect(),
+            eviction_counts: of_memory.map(|signal| (signal, EvictionCounts::default())).into(),
             rungs,
             ..Self::default()
         }

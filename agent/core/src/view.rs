@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use crate::allocate;
 use crate::event::{ContainerFactState, ResourceList};
+use crate::evict::disk::Condition;
 use crate::health::Verdict;
 use crate::node::NodeConfig;
 use crate::pod::{Pod, PodState, Why};
@@ -55,6 +56,8 @@ impl World {
             allocatable: if beside { ResourceList::default() } else { self.config.allocatable() },
             runtime_down: self.runtime_down.clone(),
             memory_pressure: standing.memory_pressure,
+            disk_pressure: self.disks.has(Condition::DiskPressure),
+            pid_pressure: self.disks.has(Condition::PidPressure),
             memory_available: standing.memory_available,
             allocatable_available: standing.allocatable_available,
             time_to_oom: standing.time_to_oom,

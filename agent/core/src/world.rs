@@ -14,8 +14,9 @@ use std::sync::Arc;
 use crate::allocate;
 use crate::attribute::Attributor;
 use crate::budget::{self, Budget, Spent};
+use crate::disks::{self, Disks};
 use crate::event::{Action, Event, OpId, PodCgroup, PodOp, Record, Rejected, Terminal};
-use crate::evict::{self, Signal};
+use crate::evict;
 use crate::forecast::Pace;
 use crate::ladder::{Ladder, Rung};
 use crate::model::NodeModel;
@@ -105,6 +106,8 @@ pub struct World {
     pub(crate) node: NodeModel,
     pub(crate) last_sample: Option<Sample>,
     pub(crate) evict: evict::Decider,
+    /// Pressure on what is not memory.
+    pub(crate) disks: Disks,
     pub(crate) pace: Option<Pace>,
     /// When a pod was last told of as one that would have been evicted.
     pub(crate) told: BTreeMap<PodUid, Micros>,
@@ -131,7 +134,7 @@ impl World {
     /// A node of which nothing is known yet.
     #[must_use]
     pub fn new(config: NodeConfig) -> Self {
-        let evict = evict::Decider::new(&config);
+        let (evict, disks) = (evict::Decider::new(&config), Disks::new(&config));
         let budget = Budget::new(config.own_budget);
         let ladder = Ladder::new(config.rungs.clone());
         Self {
@@ -145,10 +148,11 @@ impl World {
             leftovers: Vec::new(),
             records: VecDeque::new(),
             // Known signals stand at 0 from the start, so that a first eviction is an increase.
-            totals: Counts::new([Signal::Memory, Signal::AllocatableMemory].map(Signal::as_str)),
+            totals: Counts::new(disks::all_signals()),
             node: NodeModel::default(),
             last_sample: None,
             evict,
+            disks,
             pace: None,
             told: BTreeMap::new(),
             ladder,
@@ -225,10 +229,10 @@ impl World {
     /// One event in, the actions that follow from it out.
     pub fn step(&mut self, event: Event, now: Now) -> Vec<Action> {
         self.out = Vec::new();
-        // A look at the node alone changes no plan, unless it led to a decision; nor does the agent's own cost.
+        // A look at the node alone changes no plan, unless it led to a decision; nor does one at its disks, or the agent's own cost.
         let plans = match &event {
             Event::Sample(sample) => sample.pods.is_some(),
-            event => !matches!(event, Event::OwnCost { .. }),
+            event => !matches!(event, Event::OwnCost { .. } | Event::Disks { .. }),
         };
         match event {
             Event::Pods { pods, rejected } => self.on_wishes(pods, rejected, now),
@@ -236,6 +240,7 @@ impl World {
             Event::RuntimeDown { reason } => self.on_runtime_down(reason, now),
             Event::Done { uid, op, result } => self.on_done(&uid, op, result, now),
             Event::Sample(sample) => self.on_sample(sample, now),
+            Event::Disks { reading, reclaimed } => self.on_disks(&reading, reclaimed.as_ref(), now),
             Event::Kernel(event) => self.on_kernel(&event, now),
             Event::Remembered(ends) => self.remembered = ends.into_iter().map(|t| (t.uid.clone(), t)).collect(),
             Event::OwnCost { cpu, looking, bpf } => {

@@ -111,7 +111,7 @@ impl<R: PodRuntime> Executor<R> {
             Action::Cancel { uid } => self.cancel(&uid),
             Action::Kill { uid, cgroup } => self.context.killer.kill(uid, cgroup),
             Action::Cgroups(cgroups) => self.context.knobs.cgroups(cgroups),
-            Action::Reclaim { cgroup, bytes } => self.reclaimer.reclaim(cgroup, bytes),
+            Action::ReclaimMemory { cgroup, bytes } => self.reclaimer.reclaim(cgroup, bytes),
             Action::Knob(write) => self.context.knobs.write(write),
             other => return Some(other),
         }

@@ -21,6 +21,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
+use super::disks;
 use super::notes::{Note, Notes};
 use crate::act::{CriRuntime, Executor};
 use crate::clock::{Clock, thread_cpu};
@@ -43,6 +44,7 @@ pub(super) struct Cycle {
     pub(super) executor: Option<Executor<CriRuntime>>,
     pub(super) sampler: Sampler,
     pub(super) relist: Arc<Notify>,
+    pub(super) disks: disks::Orders,
     pub(super) notes: Notes,
     pub(super) published: Published,
 }
@@ -126,13 +128,13 @@ impl Cycle {
                 | Event::Remembered(_)
         );
         for action in self.world.step(event, now) {
-            news |= !matches!(action, Action::SampleEvery { .. } | Action::WakeAt(_));
+            news |= !matches!(action, Action::SampleEvery { .. } | Action::LookAtDisks { .. } | Action::WakeAt(_));
             match action {
                 Action::Pod { .. }
                 | Action::Cancel { .. }
                 | Action::Kill { .. }
                 | Action::Knob(_)
-                | Action::Reclaim { .. }
+                | Action::ReclaimMemory { .. }
                 | Action::Cgroups(_) => {
                     let left = match &self.executor {
                         Some(executor) => executor.execute(action),
@@ -143,6 +145,11 @@ impl Cycle {
                     }
                 }
                 Action::Relist => self.relist.notify_one(),
+                Action::LookAtDisks { interval } => _ = self.disks.look.send(interval),
+                Action::Reclaim { containers, sandboxes, images } => {
+                    // Nobody takes it while the agent ends, and beside a kubelet none comes.
+                    let _ = self.disks.reclaim.send(disks::Wanted { containers, sandboxes, images });
+                }
                 Action::SampleEvery { interval, all_pods, stretch } => {
                     self.sampler.tell(Command::Pace { interval, all_pods, stretch });
                 }

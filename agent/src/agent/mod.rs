@@ -10,6 +10,7 @@
 
 mod bpf_meter;
 mod cycle;
+mod disks;
 mod machine;
 mod notes;
 mod self_report;
@@ -26,6 +27,7 @@ use std::time::{Duration, Instant};
 use beelet_core::World;
 use beelet_core::event::Event;
 use beelet_core::ladder::{Rung, Rungs};
+use beelet_core::node::Enforce;
 use beelet_core::spec::PodUid;
 use beelet_core::units::Micros;
 use beelet_ebpf_common::program;
@@ -333,6 +335,18 @@ pub async fn run(
     });
     tasks.spawn("heap", heap);
     tasks.spawn("disk stats", slow.clone().follow_runtime(Arc::clone(&runtime)));
+    let tidier = (!options.beside).then(|| disks::Tidier {
+        runtime: Arc::clone(&runtime),
+        published: published.clone(),
+        policy: kubelet.image_policy,
+        observe: node.enforce == Enforce::Observe,
+    });
+    let (disk_orders, ears) = disks::channels();
+    let (watching, tidying) = disks::tasks(ears, options.root.clone(), slow.clone(), tidier, events_to.clone());
+    tasks.spawn("disks", watching);
+    if let Some(tidying) = tidying {
+        tasks.spawn("tidying", tidying);
+    }
     match programs.take_events() {
         Ok(Some(stream)) => {
             tasks.spawn("kernel events", watchers::kernel_events(stream, sampler.clone()));
@@ -367,6 +381,7 @@ pub async fn run(
         executor,
         sampler: sampler.clone(),
         relist,
+        disks: disk_orders,
         notes,
         published,
     };

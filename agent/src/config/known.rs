@@ -44,10 +44,6 @@ pub(super) const FIELDS: &[(&str, &str)] = &[
     ("healthzBindAddress", "127.0.0.1"),
     ("healthzPort", "10248"),
     ("httpCheckFrequency", "20s"),
-    ("imageGCHighThresholdPercent", "85"),
-    ("imageGCLowThresholdPercent", "80"),
-    ("imageMaximumGCAge", "0s"),
-    ("imageMinimumGCAge", "2m"),
     ("imagePullCredentialsVerificationPolicy", "NeverVerifyPreloadedImages"),
     ("imageServiceEndpoint", "~"),
     ("iptablesDropBit", "15"),
@@ -57,7 +53,6 @@ pub(super) const FIELDS: &[(&str, &str)] = &[
     ("kubeAPIQPS", "50"),
     ("kubeReservedCgroup", "~"),
     ("kubeletCgroups", "~"),
-    ("localStorageCapacityIsolation", "true"),
     ("logging", "{format: text, flushFrequency: 5s, verbosity: 0}"),
     ("makeIPTablesUtilChains", "true"),
     ("maxOpenFiles", "1000000"),
@@ -155,8 +150,8 @@ mod tests {
     fn defaults_are_recognised() {
         let default = |name: &str| FIELDS.iter().find(|(n, _)| *n == name).unwrap().1;
         for (name, given, same) in [
-            ("imageMinimumGCAge", "120s", true),
-            ("imageMinimumGCAge", "3m", false),
+            ("draManagerReconcilePeriod", "1m", true),
+            ("draManagerReconcilePeriod", "3m", false),
             ("authentication", "{anonymous: {enabled: false}}", true),
             ("authentication", "{anonymous: {enabled: true}}", false),
             ("authentication", "{x509: {clientCAFile: /ca}}", false),

@@ -11,7 +11,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use beelet_core::event::ResourceList;
-use beelet_core::evict::{Signal, Soft, Threshold};
+use beelet_core::evict::{Signal, Soft, Threshold, disk};
+use beelet_core::images;
 use beelet_core::quantity::{Quantity, parse_bytes, parse_cpu};
 use beelet_core::units::{Bytes, Micros, MilliCpu, Ppm};
 use serde::Deserialize;
@@ -58,6 +59,12 @@ pub struct Kubelet {
     pub max_pod_grace: Micros,
     /// `evictionMinimumReclaim` of memory.available.
     pub minimum_reclaim: Threshold,
+    /// `evictionHard`, `evictionSoft` and `evictionMinimumReclaim` of all other signals.
+    pub eviction_disk: disk::Thresholds,
+    /// `localStorageCapacityIsolation`, default true.
+    pub storage_limits: bool,
+    /// `imageGCHighThresholdPercent` and its like.
+    pub image_policy: images::Policy,
     /// `evictionPressureTransitionPeriod`, default 5 min.
     pub pressure_transition: Micros,
     /// `systemReserved`.
@@ -102,6 +109,9 @@ impl Default for Kubelet {
             eviction_soft: BTreeMap::new(),
             max_pod_grace: Micros::ZERO,
             minimum_reclaim: Threshold::Quantity(Bytes::ZERO),
+            eviction_disk: disk::Thresholds::default(),
+            storage_limits: true,
+            image_policy: images::Policy::default(),
             pressure_transition: Micros::secs(300),
             system_reserved: ResourceList::default(),
             kube_reserved: ResourceList::default(),
@@ -158,6 +168,15 @@ struct Document {
     eviction_pressure_transition_period: Duration,
     eviction_minimum_reclaim: BTreeMap<String, String>,
     merge_default_eviction_settings: bool,
+    local_storage_capacity_isolation: Option<bool>,
+    #[serde(rename = "imageGCHighThresholdPercent")]
+    image_gc_high_threshold_percent: Option<i32>,
+    #[serde(rename = "imageGCLowThresholdPercent")]
+    image_gc_low_threshold_percent: Option<i32>,
+    #[serde(rename = "imageMinimumGCAge")]
+    image_minimum_gc_age: Duration,
+    #[serde(rename = "imageMaximumGCAge")]
+    image_maximum_gc_age: Duration,
     system_reserved: BTreeMap<String, String>,
     kube_reserved: BTreeMap<String, String>,
     enforce_node_allocatable: Option<Vec<String>>,
@@ -200,6 +219,11 @@ const HONOURED: &[&str] = &[
     "evictionPressureTransitionPeriod",
     "evictionMinimumReclaim",
     "mergeDefaultEvictionSettings",
+    "localStorageCapacityIsolation",
+    "imageGCHighThresholdPercent",
+    "imageGCLowThresholdPercent",
+    "imageMinimumGCAge",
+    "imageMaximumGCAge",
     "systemReserved",
     "kubeReserved",
     "enforceNodeAllocatable",
@@ -226,6 +250,10 @@ const SIGNALS: &[&str] = &[
     "pid.available",
 ];
 const MEMORY: &str = "memory.available";
+/// These follow from the signals of the file system that they share, as upstream (`UpdateContainerFsThresholds`,
+/// pkg/kubelet/eviction/helpers.go).
+const DERIVED: &str = "no effect: as in the kubelet, containerfs has the settings of the file system that it shares, \
+                       nodefs or imagefs; set those";
 
 /// Reads a KubeletConfiguration; `warn` takes line and text of what is accepted but not as it stands.
 pub(super) fn read(node: &Node, warn: &mut dyn FnMut(u64, String)) -> Result<Kubelet, Fault> {
@@ -290,16 +318,18 @@ fn resolve(document: Document, warn: &mut dyn FnMut(&str, &str)) -> Result<Kubel
     if !(-1000..=1000).contains(&oom_score_adj) {
         return Err(Fault::new("oomScoreAdj", format!("{oom_score_adj} is not between -1000 and 1000")));
     }
-    let eviction_hard = match &document.eviction_hard {
-        None => default.eviction_hard,
+    let (eviction_hard, disk_hard) = match &document.eviction_hard {
+        None => (default.eviction_hard, default.eviction_disk.hard),
         Some(given) => hard_thresholds(given, document.merge_default_eviction_settings, warn)?,
     };
-    let eviction_soft = soft_thresholds(&document.eviction_soft, &document.eviction_soft_grace_period, warn)?;
+    let (eviction_soft, disk_soft) =
+        soft_thresholds(&document.eviction_soft, &document.eviction_soft_grace_period, warn)?;
     let max_pod_grace = u64::try_from(document.eviction_max_pod_grace_period).map_err(|_| {
         let problem = format!("{} is not a number of seconds from 0 on", document.eviction_max_pod_grace_period);
         Fault::new("evictionMaxPodGracePeriod", problem)
     })?;
-    let minimum_reclaim = reclaim(&document.eviction_minimum_reclaim, warn)?;
+    let (minimum_reclaim, disk_reclaim) = reclaim(&document.eviction_minimum_reclaim, warn)?;
+    let image_policy = image_policy(&document)?;
     let enforce = document.enforce_node_allocatable.unwrap_or_else(|| vec!["pods".to_owned()]);
     for (index, name) in enforce.iter().enumerate() {
         let field = format!("enforceNodeAllocatable[{index}]");
@@ -343,6 +373,9 @@ fn resolve(document: Document, warn: &mut dyn FnMut(&str, &str)) -> Result<Kubel
         eviction_soft,
         max_pod_grace: Micros::secs(max_pod_grace),
         minimum_reclaim,
+        eviction_disk: disk::Thresholds { hard: disk_hard, soft: disk_soft, reclaim: disk_reclaim },
+        storage_limits: document.local_storage_capacity_isolation.unwrap_or(default.storage_limits),
+        image_policy,
         pressure_transition: or(document.eviction_pressure_transition_period, default.pressure_transition),
         system_reserved: reserved("systemReserved", &document.system_reserved, warn)?,
         kube_reserved: reserved("kubeReserved", &document.kube_reserved, warn)?,
@@ -417,28 +450,55 @@ fn threshold(field: &str, name: &str, text: &str) -> Result<Option<Threshold>, F
     }
 }
 
+fn disk_signal(name: &str) -> Option<disk::Signal> {
+    disk::Signal::ALL.into_iter().find(|signal| signal.as_str() == name)
+}
+
+/// Says so of a signal whose settings follow from another one's; whether it is one.
+fn is_derived(field: &str, name: &str, warn: &mut dyn FnMut(&str, &str)) -> bool {
+    let derived = name.starts_with("containerfs.");
+    if derived {
+        warn(&join(field, name), DERIVED);
+    }
+    derived
+}
+
+type Hard = (Vec<Threshold>, BTreeMap<disk::Signal, Threshold>);
+
 fn hard_thresholds(
     given: &BTreeMap<String, String>,
     merge: bool,
     warn: &mut dyn FnMut(&str, &str),
-) -> Result<Vec<Threshold>, Fault> {
-    let mut memory = Vec::new();
+) -> Result<Hard, Fault> {
+    const FIELD: &str = "evictionHard";
+    let (mut memory, mut disks) = (Vec::new(), BTreeMap::new());
     for (name, text) in given {
-        signal("evictionHard", name)?;
-        let threshold = threshold("evictionHard", name, text)?;
+        signal(FIELD, name)?;
+        let threshold = threshold(FIELD, name, text)?;
         if name == MEMORY {
             memory.extend(threshold);
+        } else if let Some(signal) = disk_signal(name) {
+            if !is_derived(FIELD, name, warn) {
+                disks.extend(threshold.map(|threshold| (signal, threshold)));
+            }
         } else if threshold.is_some() {
-            warn(&join("evictionHard", name), "not acted on yet");
+            warn(&join(FIELD, name), "no effect: it follows memory.available, as in the kubelet");
         }
+    }
+    if merge {
+        // What is switched off by 0% was given, and stays off.
+        let defaults = disk::Thresholds::default().hard.into_iter();
+        disks.extend(defaults.filter(|(signal, _)| !given.contains_key(signal.as_str())));
     }
     if merge && !given.contains_key(MEMORY) {
         memory.push(Threshold::default());
     } else if memory.is_empty() {
-        warn("evictionHard", "no threshold for memory.available, so no pod is evicted for memory");
+        warn(FIELD, "no threshold for memory.available, so no pod is evicted for memory");
     }
-    Ok(memory)
+    Ok((memory, disks))
 }
+
+type SoftOnes = (BTreeMap<Signal, Soft>, BTreeMap<disk::Signal, Soft>);
 
 /// Upstream copies only hard thresholds of memory.available to allocatableMemory.available (`addAllocatableThresholds`,
 /// pkg/kubelet/eviction/helpers.go, release 1.37), so here each stands for the signal that it names.
@@ -446,8 +506,8 @@ fn soft_thresholds(
     given: &BTreeMap<String, String>,
     grace: &BTreeMap<String, Duration>,
     warn: &mut dyn FnMut(&str, &str),
-) -> Result<BTreeMap<Signal, Soft>, Fault> {
-    let mut soft = BTreeMap::new();
+) -> Result<SoftOnes, Fault> {
+    let (mut memory, mut disks) = (BTreeMap::new(), BTreeMap::new());
     for (name, text) in given {
         signal("evictionSoft", name)?;
         let Some(threshold) = threshold("evictionSoft", name, text)? else { continue };
@@ -455,29 +515,69 @@ fn soft_thresholds(
             let field = join("evictionSoftGracePeriod", name);
             return Err(Fault::new(field, format!("missing: evictionSoft sets {name}, so it needs its grace period")));
         };
-        match [Signal::Memory, Signal::AllocatableMemory].into_iter().find(|s| s.as_str() == name) {
-            Some(signal) => _ = soft.insert(signal, Soft { threshold, grace }),
-            None => warn(&join("evictionSoft", name), "not acted on yet"),
+        let soft = Soft { threshold, grace };
+        if let Some(signal) = [Signal::Memory, Signal::AllocatableMemory].into_iter().find(|s| s.as_str() == name) {
+            memory.insert(signal, soft);
+        } else if let Some(signal) = disk_signal(name).filter(|_| !is_derived("evictionSoft", name, warn)) {
+            disks.insert(signal, soft);
         }
     }
     for name in grace.keys() {
         signal("evictionSoftGracePeriod", name)?;
     }
-    Ok(soft)
+    Ok((memory, disks))
 }
 
-fn reclaim(given: &BTreeMap<String, String>, warn: &mut dyn FnMut(&str, &str)) -> Result<Threshold, Fault> {
-    let mut memory = Threshold::Quantity(Bytes::ZERO);
+fn reclaim(
+    given: &BTreeMap<String, String>,
+    warn: &mut dyn FnMut(&str, &str),
+) -> Result<(Threshold, BTreeMap<disk::Signal, Threshold>), Fault> {
+    const FIELD: &str = "evictionMinimumReclaim";
+    let (mut memory, mut disks) = (Threshold::Quantity(Bytes::ZERO), BTreeMap::new());
     for (name, text) in given {
-        signal("evictionMinimumReclaim", name)?;
-        let amount = amount("evictionMinimumReclaim", name, text)?;
+        signal(FIELD, name)?;
+        let amount = amount(FIELD, name, text)?;
+        if amount == Threshold::Share(Ppm(0)) {
+            let problem = format!("{text:?} has to be above 0%; to ask for no more than the threshold leave it out");
+            return Err(Fault::new(join(FIELD, name), problem));
+        }
         if name == MEMORY {
             memory = amount;
+        } else if let Some(signal) = disk_signal(name) {
+            if !is_derived(FIELD, name, warn) {
+                disks.insert(signal, amount);
+            }
         } else {
-            warn(&join("evictionMinimumReclaim", name), "not acted on yet");
+            warn(&join(FIELD, name), "no effect: it follows memory.available, as in the kubelet");
         }
     }
-    Ok(memory)
+    Ok((memory, disks))
+}
+
+/// Checked as upstream (pkg/kubelet/apis/config/validation/validation.go, release 1.36).
+fn image_policy(document: &Document) -> Result<images::Policy, Fault> {
+    let default = images::Policy::default();
+    let percent = |field: &str, given: Option<i32>, default: u8| match given {
+        None => Ok(default),
+        Some(given) => u8::try_from(given)
+            .ok()
+            .filter(|p| *p <= 100)
+            .ok_or_else(|| Fault::new(field, format!("{given} is not a percentage between 0 and 100"))),
+    };
+    let high = percent("imageGCHighThresholdPercent", document.image_gc_high_threshold_percent, default.high)?;
+    let low = percent("imageGCLowThresholdPercent", document.image_gc_low_threshold_percent, default.low)?;
+    if low >= high {
+        let problem = format!("{low} is not less than imageGCHighThresholdPercent, which is {high}");
+        return Err(Fault::new("imageGCLowThresholdPercent", problem));
+    }
+    let min_age = document.image_minimum_gc_age.0;
+    let min_age = if min_age == Micros::ZERO { default.min_age } else { min_age };
+    let max_age = document.image_maximum_gc_age.0;
+    if max_age > Micros::ZERO && max_age <= min_age {
+        let problem = format!("{max_age} is not more than imageMinimumGCAge, which is {min_age}; 0s switches it off");
+        return Err(Fault::new("imageMaximumGCAge", problem));
+    }
+    Ok(images::Policy { high, low, min_age, max_age })
 }
 
 fn reserved(

@@ -177,6 +177,8 @@ impl Config {
             eviction_soft: kubelet.eviction_soft.clone(),
             max_pod_grace: kubelet.max_pod_grace,
             minimum_reclaim: kubelet.minimum_reclaim.quantity(machine.memory),
+            eviction_disk: kubelet.eviction_disk.clone(),
+            storage_limits: kubelet.storage_limits,
             pressure_transition: kubelet.pressure_transition,
             cpu_quota: kubelet.cpu_quota,
             cpu_period: kubelet.cpu_period,

@@ -2,7 +2,8 @@
 
 use std::io::Write;
 
-use beelet_core::evict::{Signal, Soft, Threshold};
+use beelet_core::evict::{Signal, Soft, Threshold, disk};
+use beelet_core::images;
 use beelet_core::node::Enforce;
 use beelet_core::units::{Micros, Ppm};
 use proptest::prelude::*;
@@ -75,6 +76,8 @@ fn honoured_fields_arrive() {
             .into(),
             max_pod_grace: Micros::secs(45),
             minimum_reclaim: Bytes::mib(64),
+            // One threshold that is given takes the others away.
+            eviction_disk: disk::Thresholds { hard: [].into(), ..disk::Thresholds::default() },
             pressure_transition: Micros::secs(90),
             cpu_quota: false,
             cpu_period: Micros::millis(50),
@@ -98,13 +101,21 @@ fn what_is_not_acted_on_is_named() {
     for (fields, said) in [
         ("cpuManagerPolicy: static", "node.yaml:3: cpuManagerPolicy: not supported yet; the default is in effect"),
         (
-            "evictionHard: {memory.available: 1Gi, nodefs.available: 10%}",
-            "node.yaml:3: evictionHard[nodefs.available]: not acted on yet",
+            "evictionHard: {memory.available: 1Gi, containerfs.available: 10%}",
+            "node.yaml:3: evictionHard[containerfs.available]: no effect: as in the kubelet",
         ),
-        ("evictionHard: {nodefs.available: 0%}", "no threshold for memory.available"),
         (
-            "evictionSoft: {nodefs.available: 1Gi}\nevictionSoftGracePeriod: {nodefs.available: 1m}",
-            "node.yaml:3: evictionSoft[nodefs.available]: not acted on yet",
+            "evictionHard: {memory.available: 1Gi, allocatableMemory.available: 1Gi}",
+            "node.yaml:3: evictionHard[allocatableMemory.available]: no effect: it follows memory.available",
+        ),
+        ("evictionHard: {nodefs.available: 10%}", "no threshold for memory.available"),
+        (
+            "evictionSoft: {containerfs.inodesFree: 1k}\nevictionSoftGracePeriod: {containerfs.inodesFree: 1m}",
+            "node.yaml:3: evictionSoft[containerfs.inodesFree]: no effect",
+        ),
+        (
+            "evictionMinimumReclaim: {containerfs.available: 1Gi}",
+            "evictionMinimumReclaim[containerfs.available]: no effect",
         ),
         (
             "enforceNodeAllocatable: [pods, system-reserved]",
@@ -120,6 +131,51 @@ fn what_is_not_acted_on_is_named() {
         assert_eq!(warnings.len(), 1, "{fields}: {warnings:?}");
         assert!(warnings[0].contains(said), "{fields}: {warnings:?}");
     }
+}
+
+#[test]
+fn disk_signals_are_read() {
+    use disk::Signal::{ImageFs, ImageFsInodes, NodeFs, NodeFsInodes, Pid};
+    let share = |percent: u64| Threshold::Share(Ppm(percent * 10_000));
+    let defaults = [(NodeFs, share(10)), (NodeFsInodes, share(5)), (ImageFs, share(15)), (ImageFsInodes, share(5))];
+    for (fields, hard) in [
+        ("maxPods: 5", defaults.to_vec()),
+        // One that is given takes all the others away, unless they are to be merged in.
+        ("evictionHard: {memory.available: 1Gi}", vec![]),
+        (
+            "evictionHard: {nodefs.available: 1Gi, nodefs.inodesFree: 10k, pid.available: 7.5%}",
+            vec![
+                (NodeFs, Threshold::Quantity(Bytes::gib(1))),
+                (NodeFsInodes, Threshold::Quantity(Bytes(10_000))),
+                (Pid, Threshold::Share(Ppm(75_000))),
+            ],
+        ),
+        (
+            "evictionHard: {nodefs.available: 0%, imagefs.available: 20%}\nmergeDefaultEvictionSettings: true",
+            vec![(NodeFsInodes, share(5)), (ImageFs, share(20)), (ImageFsInodes, share(5))],
+        ),
+    ] {
+        let (config, _) = kubelet(fields).unwrap_or_else(|e| panic!("{fields}: {e}"));
+        let node = config.node_config(&MACHINE, "node").unwrap();
+        assert_eq!(node.eviction_disk.hard.into_iter().collect::<Vec<_>>(), hard, "{fields}");
+    }
+    let (config, warnings) = kubelet(
+        "evictionSoft: {nodefs.available: 30%}\nevictionSoftGracePeriod: {nodefs.available: 1m30s}\n\
+         evictionMinimumReclaim: {nodefs.available: 500Mi, imagefs.available: 5%}\nlocalStorageCapacityIsolation: false\n\
+         imageGCHighThresholdPercent: 70\nimageGCLowThresholdPercent: 60\nimageMinimumGCAge: 3m\nimageMaximumGCAge: 24h",
+    )
+    .unwrap();
+    assert_eq!(warnings, [""; 0]);
+    let (node, policy) = (config.node_config(&MACHINE, "node").unwrap(), config.kubelet.image_policy);
+    let soft = Soft { threshold: share(30), grace: Micros::secs(90) };
+    assert_eq!(node.eviction_disk.soft, [(NodeFs, soft)].into());
+    assert_eq!(
+        node.eviction_disk.reclaim,
+        [(NodeFs, Threshold::Quantity(Bytes::mib(500))), (ImageFs, share(5))].into()
+    );
+    assert!(!node.storage_limits);
+    let (min_age, max_age) = (Micros::secs(180), Micros::secs(86_400));
+    assert_eq!(policy, images::Policy { high: 70, low: 60, min_age, max_age });
 }
 
 #[test]
@@ -150,6 +206,26 @@ fn what_is_wrong_is_named() {
         ("evictionHard: {memory.available: 100MB}", "\"100MB\" is not a quantity"),
         ("evictionHard: {memory.available: 120%}", "is not a share between 0% and 100%"),
         ("evictionHard: {memory.available: '0'}", "above zero"),
+        ("evictionHard: {nodefs.available: 101%}", "evictionHard[nodefs.available] (line 3): \"101%\" is not a share"),
+        (
+            "evictionHard: {nodefs.inodesFree: '0'}",
+            "evictionHard[nodefs.inodesFree] (line 3): \"0\" has to be above zero",
+        ),
+        ("evictionHard: {pids.available: 5%}", "unknown eviction signal, did you mean \"pid.available\"?"),
+        ("evictionSoft: {imagefs.available: 5%}", "evictionSoftGracePeriod[imagefs.available] (line "),
+        (
+            "evictionMinimumReclaim: {nodefs.available: 0%}",
+            "evictionMinimumReclaim[nodefs.available] (line 3): \"0%\" has to be above",
+        ),
+        (
+            "evictionMinimumReclaim: {nodefs.available: -1Gi}",
+            "evictionMinimumReclaim[nodefs.available] (line 3): \"-1Gi\" is negative",
+        ),
+        ("imageGCHighThresholdPercent: 101", "imageGCHighThresholdPercent (line 3): 101 is not a percentage"),
+        ("imageGCLowThresholdPercent: -1", "imageGCLowThresholdPercent (line 3): -1 is not a percentage"),
+        ("imageGCLowThresholdPercent: 85", "85 is not less than imageGCHighThresholdPercent, which is 85"),
+        ("imageMaximumGCAge: 2m", "imageMaximumGCAge (line 3): 120s is not more than imageMinimumGCAge, which is 120s"),
+        ("localStorageCapacityIsolation: maybe", "localStorageCapacityIsolation (line 3)"),
         ("evictionSoft: {memory.available: 1Gi}", "evictionSoftGracePeriod[memory.available] (line "),
         ("evictionSoft: {memory.available: 1Gi}", "needs its grace period"),
         (

@@ -24,6 +24,7 @@ mod node_detail;
 mod open_files;
 mod owners;
 mod pods;
+mod room;
 mod slot;
 mod slow;
 mod storage;
@@ -36,6 +37,7 @@ mod watched;
 
 pub use health::{Health, LookCost};
 pub use node_detail::{NodeSources, project_quota};
+pub use room::Rooms;
 pub use slot::{SampleReceiver, SampleSender, slot};
 pub use slow::{NetworkPart, Parts, Slow, SlowHealth, SlowParts};
 pub use thread::{Command, Sampler, SamplerParts, SamplerThread};

@@ -20,6 +20,7 @@ use rustix::fs::statvfs;
 use tracing::debug;
 
 use super::pods::read_cgroup;
+use super::room::pids;
 use super::storage::{by_runtime, whole};
 use crate::clock::Clock;
 use crate::kernel::cgroup::{Buffer, Cgroup, CgroupLayout};
@@ -64,7 +65,7 @@ impl NodeDetailReader {
             container_fs: stats.and_then(|stats| stats.containers.as_ref().or(stats.images.as_ref())).map(by_runtime),
             interfaces: interfaces(),
             pressure: pressure(),
-            pids: pids(),
+            pids: pids().map(|pids| (pids.most, pids.running)),
             services: self.services(&services),
             slices: self.slices(services),
             filesystems: self.mounts.filesystems(now),
@@ -216,14 +217,6 @@ fn pressure() -> Option<PressureReading> {
         Some(Pressure { some: stall(read.some), full: read.full.map(stall).unwrap_or_default() })
     };
     Some(PressureReading { cpu: one("cpu")?, memory: one("memory")?, io: one("io")? })
-}
-
-/// The highest pid, and how many tasks there are: the fourth field of /proc/loadavg is `running/all`.
-fn pids() -> Option<(u64, u64)> {
-    let most = fs::read_to_string("/proc/sys/kernel/pid_max").ok()?.trim().parse().ok()?;
-    let load = fs::read_to_string("/proc/loadavg").ok()?;
-    let (_, all) = load.split(' ').nth(3)?.split_once('/')?;
-    Some((most, all.parse().ok()?))
 }
 
 /// The cgroup of a process, relative to the roots; `None` if it is not known. On hybrid it is that of the unified hierarchy, or where

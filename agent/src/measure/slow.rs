@@ -14,6 +14,7 @@
 //! ([`SlowHealth`]).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -191,6 +192,15 @@ impl Slow {
 
     pub(super) fn disk_stats(&self) -> Option<Arc<DiskStats>> {
         self.0.disks.load_full()
+    }
+
+    /// Folders on the file systems of images and of writable layers, by the runtime's word; `None` before it gave it. A runtime that
+    /// does not tell them apart keeps both together.
+    pub(super) fn image_places(&self) -> Option<(PathBuf, PathBuf)> {
+        let stats = self.disk_stats()?;
+        let images = stats.images.as_ref()?;
+        let containers = stats.containers.as_ref().unwrap_or(images);
+        Some((images.mountpoint.clone(), containers.mountpoint.clone()))
     }
 
     pub(super) fn publish_node(&self, node: NodeDetail) {

@@ -358,6 +358,8 @@ fn node(rows: &mut Rows, picture: &Snapshot) {
         rows.put("beelet_allocatable_memory_available_bytes", &[], bytes(available));
     }
     rows.put("beelet_node_memory_pressure", &[], flag(node.memory_pressure));
+    rows.put("beelet_node_disk_pressure", &[], flag(node.disk_pressure));
+    rows.put("beelet_node_pid_pressure", &[], flag(node.pid_pressure));
     for (state, cpu) in [("busy", node.cpu), ("idle", node.cpu_idle)] {
         if let Some(cpu) = cpu {
             rows.put("beelet_node_cpu_cores", &[state], cores(cpu));

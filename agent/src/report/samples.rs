@@ -13,6 +13,7 @@ use beelet_core::snapshot::{
 };
 use beelet_core::spec::{
     ContainerSecurity, ContainerSpec, PodSecurity, PodSpec, PullPolicy, QosClass, Resources, RestartPolicy,
+    StorageResources,
 };
 use beelet_core::units::{Bytes, Micros, MilliCpu, Now, Ppm};
 
@@ -56,6 +57,7 @@ pub(crate) fn spec(uid: &str, name: &str, container: &str) -> PodSpec {
                 memory_request: Some(Bytes::mib(64)),
                 memory_limit: Some(Bytes::mib(128)),
             },
+            storage: StorageResources::default(),
             security: ContainerSecurity::default(),
             stdin: false,
             tty: false,
@@ -197,6 +199,8 @@ pub(crate) fn busy_node() -> Snapshot {
             allocatable: ResourceList { cpu: MilliCpu(1_500), memory: Bytes::gib(3) },
             runtime_down: None,
             memory_pressure: false,
+            disk_pressure: false,
+            pid_pressure: false,
             memory_available: Some(Bytes::gib(2)),
             allocatable_available: Some(Bytes::mib(1_500)),
             time_to_oom: Some(Micros::secs(90)),

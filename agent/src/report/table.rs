@@ -260,6 +260,8 @@ pub static METRICS: &[MetricDef] = &[
     def(Node, Gauge, "beelet_node_memory_available_bytes", "bytes", &[], "memory.available of the node, by what reclaim cannot free."),
     def(Node, Gauge, "beelet_allocatable_memory_available_bytes", "bytes", &[], "What is left below the limit of the pods' cgroup, by what reclaim cannot free."),
     def(Node, Gauge, "beelet_node_memory_pressure", "", &[], "1 while the node has the condition MemoryPressure."),
+    def(Node, Gauge, "beelet_node_disk_pressure", "", &[], "1 while the node has the condition DiskPressure."),
+    def(Node, Gauge, "beelet_node_pid_pressure", "", &[], "1 while the node has the condition PIDPressure."),
     def(Node, Gauge, "beelet_node_cpu_cores", "cores", &["state"], "CPU in use (state=\"busy\") and idle (state=\"idle\"), all of the node."),
     def(Node, Counter, "beelet_node_cpu_seconds_total", "seconds", &["mode"], "CPU time since boot, all CPUs: mode=\"busy\", \"idle\"; of busy: \"steal\" (taken by the hypervisor), \"interrupts\"."),
     def(Node, Counter, "beelet_node_context_switches_total", "", &[], "Context switches since boot."),

@@ -453,7 +453,23 @@ impl ImageService for Service {
         &self,
         _: Request<cri::ListImagesRequest>,
     ) -> Result<Response<cri::ListImagesResponse>, Status> {
-        lacks()
+        let mut world = lock(&self.world);
+        world.calls.push("ListImages".to_owned());
+        Ok(Response::new(cri::ListImagesResponse { images: world.images.values().cloned().collect() }))
+    }
+
+    async fn remove_image(
+        &self,
+        request: Request<cri::RemoveImageRequest>,
+    ) -> Result<Response<cri::RemoveImageResponse>, Status> {
+        let id = request.into_inner().image.unwrap_or_default().image;
+        let mut world = lock(&self.world);
+        world.calls.push(format!("RemoveImage {id}"));
+        if world.hangs.contains(&id) {
+            return Err(Status::internal("the image cannot be removed"));
+        }
+        world.images.retain(|_, image| image.id != id);
+        Ok(Response::new(cri::RemoveImageResponse {}))
     }
 
     async fn image_fs_info(

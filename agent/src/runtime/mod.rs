@@ -17,6 +17,7 @@ mod env;
 mod error;
 mod events;
 mod facts;
+mod images;
 mod instance;
 pub mod names;
 mod ops;

@@ -13,7 +13,7 @@ use beelet_core::ladder::{WishError, Wishes};
 use beelet_core::quantity::{parse_bytes, parse_cpu};
 use beelet_core::spec::{
     ContainerSecurity, ContainerSpec, EnvValue, EnvVar, Mount, PodSecurity, PodSpec, PodUid, Port, PullPolicy,
-    Resources, RestartPolicy, Volume, VolumeKind,
+    Resources, RestartPolicy, StorageResources, Volume, VolumeKind,
 };
 use beelet_core::units::Micros;
 use k8s_openapi::api::core::v1 as api;
@@ -73,7 +73,7 @@ pub(super) fn pod(pod: &api::Pod, origin: &str, warnings: &mut Vec<String>) -> R
         let mut made = Vec::new();
         for (i, one) in list.iter().enumerate() {
             let path = format!("{path}[{i}]");
-            let one = container(&path, one, &security, &names, host_network, warnings)?;
+            let one = container(&path, one, &security, &names, host_network)?;
             if !seen.insert(one.name.clone()) {
                 return Err(Fault::new(format!("{path}.name"), format!("Duplicate value: {:?}", one.name)));
             }
@@ -235,7 +235,6 @@ fn container(
     pod: &api::PodSecurityContext,
     volumes: &BTreeSet<&str>,
     host_network: bool,
-    warnings: &mut Vec<String>,
 ) -> Result<ContainerSpec, Fault> {
     if given.name.is_empty() {
         return Err(required(format!("{path}.name")));
@@ -250,6 +249,7 @@ fn container(
     if image.contains(char::is_whitespace) {
         return Err(invalid(format!("{path}.image"), &image, "must not have white space"));
     }
+    let (resources, storage) = resources(&format!("{path}.resources"), given.resources.as_ref())?;
     Ok(ContainerSpec {
         name: given.name.clone(),
         pull: one_of(
@@ -265,7 +265,8 @@ fn container(
         env: env(path, given)?,
         ports: ports(path, given, host_network)?,
         mounts: mounts(path, given, volumes)?,
-        resources: resources(&format!("{path}.resources"), given.resources.as_ref(), warnings)?,
+        resources,
+        storage,
         security: security(path, given.security_context.as_ref(), pod)?,
         stdin: given.stdin.unwrap_or_default(),
         tty: given.tty.unwrap_or_default(),
@@ -389,13 +390,9 @@ fn mounts(path: &str, given: &api::Container, volumes: &BTreeSet<&str>) -> Resul
     Ok(made)
 }
 
-fn resources(
-    path: &str,
-    given: Option<&api::ResourceRequirements>,
-    warnings: &mut Vec<String>,
-) -> Result<Resources, Fault> {
-    let mut made = Resources::default();
-    let Some(given) = given else { return Ok(made) };
+fn resources(path: &str, given: Option<&api::ResourceRequirements>) -> Result<(Resources, StorageResources), Fault> {
+    let (mut made, mut storage) = (Resources::default(), StorageResources::default());
+    let Some(given) = given else { return Ok((made, storage)) };
     let mut read = |part: &str, list: Option<&BTreeMap<String, Quantity>>, limit: bool| -> Result<(), Fault> {
         for (name, quantity) in list.into_iter().flatten() {
             let at = join(&format!("{path}.{part}"), name);
@@ -409,10 +406,15 @@ fn resources(
                     let memory = Some(parse_bytes(&quantity.0).map_err(|e| fault(e.to_string()))?);
                     if limit { made.memory_limit = memory } else { made.memory_request = memory }
                 }
-                "ephemeral-storage" => warnings.push(format!("{at}: has no effect yet")),
+                "ephemeral-storage" => {
+                    let space = Some(parse_bytes(&quantity.0).map_err(|e| fault(e.to_string()))?);
+                    if limit { storage.limit = space } else { storage.request = space }
+                }
                 other => {
                     let hint = did_you_mean(other, ["cpu", "memory", "ephemeral-storage"]);
-                    return Err(fault(format!("this node has no such resource: cpu and memory are{hint}")));
+                    return Err(fault(format!(
+                        "this node has no such resource: cpu, memory and ephemeral-storage are{hint}"
+                    )));
                 }
             }
         }
@@ -422,6 +424,7 @@ fn resources(
     read("requests", given.requests.as_ref(), false)?;
     made.cpu_request = made.cpu_request.or(made.cpu_limit);
     made.memory_request = made.memory_request.or(made.memory_limit);
+    storage.request = storage.request.or(storage.limit);
     if let (Some(request), Some(limit)) = (made.cpu_request, made.cpu_limit)
         && request > limit
     {
@@ -434,7 +437,13 @@ fn resources(
         let why = format!("must be less than or equal to memory limit of {limit}");
         return Err(invalid(format!("{path}.requests.memory"), &request.to_string(), why));
     }
-    Ok(made)
+    if let (Some(request), Some(limit)) = (storage.request, storage.limit)
+        && request > limit
+    {
+        let why = format!("must be less than or equal to ephemeral-storage limit of {limit}");
+        return Err(invalid(format!("{path}.requests.ephemeral-storage"), &request.to_string(), why));
+    }
+    Ok((made, storage))
 }
 
 fn security(

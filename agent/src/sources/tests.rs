@@ -218,7 +218,6 @@ fn what_is_left_out_is_named() {
             "spec.dnsPolicy: has no effect yet",
             "spec.containers[0].livenessProbe: not run yet",
             "spec.containers[0].lifecycle: not run yet",
-            "spec.containers[0].resources.requests.ephemeral-storage: has no effect yet",
             "spec.priorityClassName: \"mine\" is not known without an API server, the priority is 5: set spec.priority",
         ]
     );

@@ -68,7 +68,7 @@ fn header(picture: &Snapshot, agent: &SelfReport) -> String {
     let below = node.allocatable_available.map_or_else(unknown, words::bytes);
     let left = node.time_to_oom.map_or_else(|| "-".to_owned(), words::duration);
     let (loaded, all) = agent.programs_loaded();
-    let pressure = if node.memory_pressure { "  MemoryPressure" } else { "" };
+    let pressure: String = node.pressures().iter().map(|name| format!("  {name}")).collect();
     clean(&format!(
         "node {}  allocatable {} / {}  available {available} (pods {below})  OOM in {left}  sampling {} ms  eBPF {loaded}/{all}{pressure}",
         node.name,

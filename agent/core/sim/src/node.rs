@@ -505,7 +505,8 @@ impl Sim {
                 self.kernel.limit = kubepods.and_then(|g| g.knobs.memory_max);
             }
             // Pulls are quick here.
-            Action::Knob(_) | Action::Reclaim { .. } | Action::Cancel { .. } => {}
+            // The simulated node has memory and no disks.
+            Action::Knob(_) | Action::Cancel { .. } | Action::LookAtDisks { .. } | Action::Reclaim { .. } | Action::ReclaimMemory { .. } => {}
             Action::Record(record) => match record.reason.as_str() {
                 "Slow" => {
                     self.stats.slow.0 += 1;

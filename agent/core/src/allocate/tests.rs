@@ -1,5 +1,5 @@
 use super::*;
-use crate::spec::{ContainerSecurity, PodUid, PullPolicy};
+use crate::spec::{ContainerSecurity, PodUid, PullPolicy, StorageResources};
 use proptest::prelude::*;
 
 const MIB: u64 = 1 << 20;
@@ -26,6 +26,7 @@ fn container(name: &str, (cpu_request, cpu_limit, memory_request, memory_limit):
             memory_request: memory(memory_request).or(memory(memory_limit)),
             memory_limit: memory(memory_limit),
         },
+        storage: StorageResources::default(),
         security: ContainerSecurity::default(),
         stdin: false,
         tty: false,
