@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use beelet_proto::cri;
+use beelet_proto::cri::image_service_client::ImageServiceClient;
 use beelet_proto::cri::runtime_service_client::RuntimeServiceClient;
 use tonic::transport::{Channel, Endpoint};
 
@@ -90,6 +91,18 @@ impl Cri {
         let answer = self.runtime.block_on(call(client));
         let said = |status: tonic::Status| format!("containerd says {:?}: {}", status.code(), status.message());
         answer.map(tonic::Response::into_inner).map_err(said)
+    }
+
+    /// The tags of all images.
+    ///
+    /// # Panics
+    /// If containerd does not say.
+    #[must_use]
+    pub fn images(&self) -> Vec<String> {
+        let mut client = ImageServiceClient::new(self.channel.clone()).max_decoding_message_size(16 << 20);
+        let listed = self.runtime.block_on(client.list_images(cri::ListImagesRequest::default()));
+        let images = listed.unwrap_or_else(|status| panic!("containerd says {status}")).into_inner().images;
+        images.into_iter().flat_map(|image| image.repo_tags).collect()
     }
 
     /// All sandboxes.

@@ -77,7 +77,9 @@ impl World {
             self.disks.decider.reclaimed(outcome);
             let (failed, name) = (!outcome.errors.is_empty(), self.config.name.clone());
             let reason = if failed { "FreeDiskSpaceFailed" } else { "FreedDiskSpace" };
-            self.record(now, None, name, None, failed, reason, outcome.to_string(), Vec::new());
+            if failed || outcome.containers + outcome.images > 0 {
+                self.record(now, None, name, None, failed, reason, outcome.to_string(), Vec::new());
+            }
         }
         let mut somebody_went = false;
         for leave in self.over_their_limits(reading, now) {
@@ -91,8 +93,10 @@ impl World {
             Decision::Nothing => {}
             Decision::Reclaim(reclaim) => self.tidy_the_node(&reclaim, now),
             Decision::Evict(eviction) => {
-                let disk::Eviction { victim: uid, signal, grace, message, evidence } = *eviction;
-                self.tell_the_node(signal, now);
+                let disk::Eviction { victim: uid, signal, grace, tidied, message, evidence } = *eviction;
+                if !tidied {
+                    self.tell_the_node(signal, now);
+                }
                 self.send_away(Leave { uid, signal: signal.as_str(), grace, message, evidence }, now);
             }
         }

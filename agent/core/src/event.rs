@@ -230,7 +230,8 @@ pub enum Action {
         #[serde(default = "no_stretch")]
         stretch: u32,
     },
-    /// Read the room on file systems and among process ids this far apart from now on ([`Event::Disks`]).
+    /// Read the room on file systems and among process ids this far apart from now on ([`Event::Disks`]). At less than 10 s the use of
+    /// pods is found out more often as well, and first of all at once.
     LookAtDisks {
         /// The distance.
         interval: Micros,

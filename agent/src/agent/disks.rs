@@ -28,6 +28,8 @@ use crate::runtime::Runtime;
 
 /// The distance of readings; those that say nothing new are not sent.
 const READ_EVERY: Duration = Duration::from_secs(1);
+/// Readings that are wanted closer than this mean that something is short, or nearly.
+const SELDOM: Micros = Micros::secs(10);
 /// Images are looked at, and go if the disk is too full, this often (`ImageGCPeriod`, pkg/kubelet/kubelet.go).
 const COLLECT_EVERY: Duration = Duration::from_secs(300);
 /// After a failure, which is most often a runtime that is not there yet.
@@ -60,7 +62,7 @@ pub(super) struct Ears {
 }
 
 pub(super) fn channels() -> (Orders, Ears) {
-    let (look, reclaim) = (watch::channel(Micros::secs(1)), mpsc::unbounded_channel());
+    let (look, reclaim) = (watch::channel(SELDOM), mpsc::unbounded_channel());
     (Orders { look: look.0, reclaim: reclaim.0 }, Ears { look: look.1, reclaim: reclaim.1 })
 }
 
@@ -84,17 +86,18 @@ pub(super) fn tasks(
     let (done_to, done) = mpsc::unbounded_channel();
     let (latest_to, latest) = watch::channel(Reading::default());
     let tidying = tidier.map(|tidier| tidy(tidier, ears.reclaim, latest, done_to));
-    (watch_rooms(Rooms::new(root, slow), ears.look, done, latest_to, events), tidying)
+    (watch_rooms(Rooms::new(root, slow.clone()), slow, ears.look, done, latest_to, events), tidying)
 }
 
 async fn watch_rooms(
     mut rooms: Rooms,
+    slow: Slow,
     look: watch::Receiver<Micros>,
     mut done: mpsc::UnboundedReceiver<Reclaimed>,
     latest: watch::Sender<Reading>,
     events: mpsc::UnboundedSender<Event>,
 ) {
-    let (mut next, mut sent) = (Instant::now(), None::<Reading>);
+    let (mut next, mut sent, mut hurry) = (Instant::now(), None::<Reading>, false);
     loop {
         let reclaimed = tokio::select! {
             Some(outcome) = done.recv() => Some(outcome),
@@ -104,6 +107,9 @@ async fn watch_rooms(
         let reading = rooms.read().await;
         let _ = latest.send(reading);
         let (wanted, told) = (*look.borrow(), reclaimed.is_some());
+        if std::mem::replace(&mut hurry, wanted < SELDOM) != (wanted < SELDOM) {
+            slow.hurry(hurry);
+        }
         if !told && sent.is_some_and(|sent| !is_news(&sent, &reading, wanted)) {
             continue;
         }

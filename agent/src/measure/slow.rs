@@ -109,6 +109,8 @@ pub(super) struct Orders {
     pub(super) targets: Arc<Vec<Target>>,
     /// Pods whose listeners are to be looked up at once.
     pub(super) look: BTreeSet<PodUid>,
+    /// Disks are short: what pods use of them is to be known better.
+    pub(super) hurry: bool,
     /// End.
     pub(super) stop: bool,
     /// Counts the changes of `targets`.
@@ -152,6 +154,12 @@ impl Slow {
     /// Visits the networks of these pods at once.
     pub fn look(&self, uids: impl IntoIterator<Item = PodUid>) {
         self.orders().look.extend(uids);
+        self.0.ordered.notify_all();
+    }
+
+    /// Whether disks are short: then folders are walked at once, and more often.
+    pub fn hurry(&self, hurry: bool) {
+        self.orders().hurry = hurry;
         self.0.ordered.notify_all();
     }
 

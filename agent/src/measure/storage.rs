@@ -2,7 +2,8 @@
 //!
 //! **Approach.** Writable layers are the runtime's word ([`crate::runtime::DiskStats`], asked for by a task of its own). Each log
 //! folder and each volume on this node is a *place*, walked ([`super::walk`]) every [`EVERY`], all places in turn, in slices of at most
-//! [`SLICE`] every [`PAUSE`]: 1 % of a core while there is something to walk, however much it is. Volumes in memory are asked for
+//! [`SLICE`] every [`PAUSE`]: 1 % of a core while there is something to walk, however much it is. While disks are short it is every
+//! [`HURRY`], at the same cost at most. Volumes in memory are asked for
 //! with one `statvfs`.
 //!
 //! **Terms.** A *place* is a folder whose space is told by itself. A *pass* is one walk of it, from its begin to its end.
@@ -33,6 +34,8 @@ use crate::volumes::{Place, PlaceKind, Volumes};
 
 /// From the end of a pass to the begin of the next.
 const EVERY: Micros = Micros::secs(15);
+/// The same while disks are short.
+const HURRY: Micros = Micros::secs(5);
 /// Pods' folders are listed so often; and when their containers change, for with them their folders do.
 const LIST_EVERY: Micros = Micros::secs(60);
 /// So long it walks at once.
@@ -73,6 +76,7 @@ pub(super) struct Disks<'a> {
     /// Whose turn it is: places with a pass under way or due.
     turns: VecDeque<(PodUid, Key)>,
     generation: u64,
+    hurry: bool,
     stats: Option<Arc<DiskStats>>,
     /// What is published.
     parts: Parts<StorageReading>,
@@ -85,13 +89,14 @@ pub(super) fn run(slow: &Slow, volumes: &Volumes, mut node: NodeDetailReader) ->
     let mut disks = Disks::new(slow, volumes);
     let (mut wait, mut node_due) = (Duration::ZERO, Micros::ZERO);
     loop {
-        let generation = disks.generation;
-        let orders = slow.wait(wait, false, |orders| orders.generation != generation);
+        let (generation, hurry) = (disks.generation, disks.hurry);
+        let orders = slow.wait(wait, false, |orders| orders.generation != generation || orders.hurry != hurry);
         if orders.stop {
             return Ended::Stopped;
         }
         let (began, now) = (thread_cpu(), Clock.now().mono);
         disks.aim(orders.generation, &orders.targets);
+        disks.hurry(orders.hurry, now);
         if now >= node_due {
             slow.publish_node(node.read(slow.disk_stats().as_deref()));
             node_due = now + NODE_EVERY;
@@ -112,6 +117,7 @@ impl<'a> Disks<'a> {
             pods: BTreeMap::new(),
             turns: VecDeque::new(),
             generation: 0,
+            hurry: false,
             stats: None,
             parts: Parts::new(),
             changed: BTreeSet::new(),
@@ -134,6 +140,19 @@ impl<'a> Disks<'a> {
                 }
             };
             self.pods.insert(target.uid.clone(), pod);
+        }
+    }
+
+    /// From the moment at which disks are short everything is due.
+    pub(super) fn hurry(&mut self, hurry: bool, now: Micros) {
+        if std::mem::replace(&mut self.hurry, hurry) || !hurry {
+            return;
+        }
+        for item in self.pods.values_mut().flat_map(|pod| pod.items.values_mut()) {
+            // One whose turn it is already, is not due a second time.
+            if item.due != Micros(u64::MAX) {
+                item.due = item.due.min(now);
+            }
         }
     }
 
@@ -180,7 +199,7 @@ impl<'a> Disks<'a> {
             let Some(item) = self.pods.get_mut(&uid).and_then(|pod| pod.items.get_mut(&key)) else { continue };
             if take_turn(item, until, self.slow) {
                 let now = Clock.now();
-                item.due = next_due(&uid, now.mono, EVERY);
+                item.due = next_due(&uid, now.mono, if self.hurry { HURRY } else { EVERY });
                 if let Some(found) = &mut item.found {
                     found.at = now.wall;
                 }

@@ -10,6 +10,9 @@
 //! inodes or process ids. *Node-level reclaim* is the removal of dead containers and unused images. Signals without it (process ids;
 //! nodefs where images and layers lie elsewhere) have to be met in two readings instead.
 //!
+//! What pods use is found out seldom; so once a file system is short, all of them are looked at anew before one is chosen, for at most
+//! half a minute: the one that filled it was small a moment ago.
+//!
 //! Differences to the kubelet: readings each second while one is met (upstream: 10 s); a pod without a reading of its storage is not
 //! chosen (upstream: chosen first), nor is one that uses nothing of what is short; inodes are ranked by inodes alone (upstream subtracts
 //! the request for bytes from them); processes are counted with their threads, which is what process ids go to.

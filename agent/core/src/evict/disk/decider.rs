@@ -20,14 +20,21 @@ const LOOK_CLOSELY: Micros = Micros::secs(1);
 const LOOK: Micros = Micros::secs(10);
 /// A hard threshold without node-level reclaim has to be met in so many readings in a row.
 const PERSIST: u32 = 2;
-/// The node is not tidied again within this time after it was of use, or while nobody can go.
+/// The node is not tidied again within this time after it was of use ...
 const REST: Micros = Micros::secs(10);
+/// ... and within this while nobody can go.
+const NOBODY: Micros = Micros::secs(60);
+/// A signal that is not known for so long is missing. The runtime tells where images are within seconds.
+const MISSING: Micros = Micros::secs(30);
 /// The runtime removes containers and images for at most so long; then pods are looked at.
 const RECLAIM_LIMIT: Micros = Micros::secs(120);
 /// A victim is awaited for at most so long (`podCleanupTimeout`).
 const WAIT: Micros = Micros::secs(30);
 /// The time that a victim of a hard threshold is given (`immediateEvictionGracePeriodSeconds`): other than memory, disks leave it.
 const HARD_GRACE: Micros = Micros::secs(1);
+/// So long the use of all pods is awaited to be found out anew once a file system is short; then what is known has to do. Folders are
+/// walked within seconds then, the runtime tells of layers every 15 s or so.
+const ANEW: Micros = Micros::secs(30);
 /// How many ranked pods an eviction tells of.
 const TELL: usize = 8;
 
@@ -77,6 +84,8 @@ pub struct Eviction {
     pub signal: Signal,
     /// The time that it is given to end.
     pub grace: Micros,
+    /// The node was tidied before, and so the node's event was told.
+    pub tidied: bool,
     /// The kubelet's text.
     pub message: String,
     /// What was seen: name and value; the order of victims last, this one first.
@@ -162,6 +171,8 @@ pub struct Decider {
     met: BTreeMap<Signal, Met>,
     soft: BTreeMap<Signal, Watch>,
     last_met: BTreeMap<Condition, Micros>,
+    /// Since when signals with a threshold have no reading.
+    unknown: BTreeMap<Signal, Micros>,
     tried: Tried,
     /// What was tried: dead containers, unused images.
     scope: (bool, bool),
@@ -185,6 +196,7 @@ impl Decider {
             met: BTreeMap::new(),
             soft: BTreeMap::new(),
             last_met: BTreeMap::new(),
+            unknown: BTreeMap::new(),
             tried: Tried::No,
             scope: (false, false),
             rest_until: Micros::ZERO,
@@ -244,10 +256,15 @@ impl Decider {
                 let configured = source == signal && (hard_at.is_some() || soft_at.is_some());
                 if configured && (stale || !reading.counts_no_inodes(signal)) {
                     let why = if stale { "the last reading is too old" } else { "there is no reading" };
-                    self.standing.missing.push((signal, why));
+                    if pass.now - *self.unknown.entry(signal).or_insert(at) >= MISSING {
+                        self.standing.missing.push((signal, why));
+                    }
+                } else {
+                    self.unknown.remove(&signal);
                 }
                 continue;
             };
+            self.unknown.remove(&signal);
             let capacity = Bytes(room.capacity);
             let reclaim = self.thresholds.reclaim.get(&source).map_or(Bytes::ZERO, |r| r.quantity(capacity));
             if let Some(threshold) = hard_at {
@@ -318,10 +335,17 @@ impl Decider {
         } else {
             "there is nothing that the node could free for it".to_owned()
         };
+        // Who filled it a moment ago may have been small when it was last looked at.
+        let since = pass.reading.at - due.met_for;
+        let anew = |pod: &Candidate| pod.age(due.signal, layout).is_some_and(|age| pass.now - age >= since);
+        let looked_at = || pass.pods.iter().all(|pod| pod.critical || pod.terminating || anew(pod));
+        if due.signal != Signal::Pid && pass.now - since < ANEW && !looked_at() {
+            return None;
+        }
         let order = rank(pass.pods, due.signal, layout);
         let Some((victim, used)) = order.first() else {
             // Nobody can go; the node is tidied again in a while.
-            (self.tried, self.rest_until) = (Tried::No, pass.now + REST);
+            (self.tried, self.rest_until) = (Tried::No, pass.now + NOBODY);
             return None;
         };
         let grace = if due.soft { pod_grace(victim.grace, self.max_pod_grace) } else { HARD_GRACE };
@@ -343,6 +367,7 @@ impl Decider {
             victim: victim.uid.clone(),
             signal,
             grace,
+            tidied: containers || images,
             message: message(signal, &due.say_threshold(), due.room.available, victim),
             evidence,
         };

@@ -56,6 +56,8 @@ pub struct Candidate {
     pub layers: Option<StorageUse>,
     /// Its logs and its volumes on disk.
     pub files: Option<StorageUse>,
+    /// How old what is known of the layers and of the files is: the oldest of each; `None` if nothing is known.
+    pub ages: (Option<Micros>, Option<Micros>),
     /// Its processes, threads among them.
     pub processes: Option<u64>,
     /// Its containers, for the message.
@@ -84,6 +86,10 @@ pub(super) fn on_disk(pod: &PodSpec, volume: &str) -> bool {
     !matches!(kind, Some(VolumeKind::EmptyDir { memory: true, .. }))
 }
 
+fn oldest<'a>(parts: impl Iterator<Item = &'a FsUse>, now: Micros) -> Option<Micros> {
+    parts.map(|part| now - part.at).max()
+}
+
 impl Candidate {
     /// From a pod that has been there since `since`, and what it uses; times by the wall clock.
     #[must_use]
@@ -99,6 +105,7 @@ impl Candidate {
         let fresh = |part: &&FsUse| is_fresh(part, since, now);
         let volumes = storage.volumes.iter().filter(|(name, _)| on_disk(pod, name));
         let files = storage.logs.iter().chain(volumes).map(|(_, part)| part).filter(fresh);
+        let layers = storage.rootfs.iter().map(|(_, part)| part).filter(fresh);
         let used_by = |list: &[(String, FsUse)], name: &str| {
             list.iter().find(|(of, _)| of == name).map(|(_, part)| part).filter(fresh).map(|part| part.used)
         };
@@ -116,11 +123,20 @@ impl Candidate {
             terminating,
             grace: pod.termination_grace,
             request: pod_storage_request(pod),
-            layers: StorageUse::sum(storage.rootfs.iter().map(|(_, part)| part).filter(fresh)),
+            ages: (oldest(layers.clone(), now), oldest(files.clone(), now)),
+            layers: StorageUse::sum(layers),
             files: StorageUse::sum(files),
             processes,
             containers: containers.collect(),
         }
+    }
+
+    /// How old is what is known of its use; `None` if nothing is known of a part of it.
+    #[must_use]
+    pub fn age(&self, signal: Signal, layout: Layout) -> Option<Micros> {
+        let (layers, files) = layout.parts(signal);
+        let of = |part: Option<Micros>, counts: bool| if counts { part } else { Some(Micros::ZERO) };
+        Some(of(self.ages.0, layers)?.max(of(self.ages.1, files)?))
     }
 
     /// What it uses of a signal's resource; `None` where that is not known.

@@ -21,6 +21,7 @@ fn pod(name: &str, priority: i32, request: u64, layers: u64, files: u64) -> Cand
         request: MIB(request),
         layers: used(layers),
         files: used(files),
+        ages: (Some(Micros::ZERO), Some(Micros::ZERO)),
         processes: Some(files),
         containers: vec![CandidateContainer {
             name: "main".to_owned(),
@@ -114,6 +115,28 @@ fn what_the_node_frees_is_enough() {
 }
 
 #[test]
+fn all_pods_are_looked_at_anew_before_one_is_chosen() {
+    let mut bed = Bed::new(&only_node_fs(), &[pod("quiet", 0, 0, 2, 0), pod("filler", 0, 0, 1, 0)]);
+    bed.look(one(10, 50));
+    bed.tidied(11);
+    // Found out at 8 s, before the file system was short.
+    bed.pods[1].ages.0 = Some(Micros::secs(4));
+    assert_eq!(bed.look(one(12, 50)), "-");
+    bed.pods[1] = Candidate { ages: (Some(Micros::secs(1)), Some(Micros::ZERO)), ..pod("filler", 0, 0, 800, 0) };
+    assert_eq!(bed.look(one(13, 50)), "filler for nodefs.available");
+    let mut bed = Bed::new(&only_node_fs(), &[pod("quiet", 0, 0, 2, 0), pod("filler", 0, 0, 1, 0)]);
+    bed.pods[1].ages.1 = None;
+    bed.look(one(10, 50));
+    bed.tidied(11);
+    assert_eq!(bed.look(one(39, 50)), "-");
+    assert_eq!(
+        bed.look(one(40, 50)),
+        "quiet for nodefs.available",
+        "one that cannot be looked at is not awaited for ever"
+    );
+}
+
+#[test]
 fn the_minimum_reclaim_stops_it() {
     let mut config = only_node_fs();
     config.eviction_disk.reclaim = [(Signal::NodeFs, Threshold::Share(Ppm(50_000)))].into();
@@ -144,16 +167,20 @@ fn nothing_is_done_without_a_reading_that_is_fresh_and_whole() {
     assert_eq!(bed.look_at(one(1, 0), Micros::secs(32), false), "-", "31 s old");
     assert_eq!(bed.decider.standing().missing.len(), 4);
     assert!(!bed.has(Condition::DiskPressure));
-    assert_eq!(bed.look(Reading { at: Micros::secs(33), ..Reading::default() }), "-");
-    let missing: Vec<Signal> = bed.decider.standing().missing.iter().map(|(signal, _)| *signal).collect();
-    assert_eq!(missing, [Signal::NodeFs, Signal::NodeFsInodes, Signal::ImageFs, Signal::ImageFsInodes]);
-    let unknown = Reading { layout: None, images: None, containers: None, ..one(34, 0) };
+    let missing = |bed: &Bed| bed.decider.standing().missing.iter().map(|(signal, _)| *signal).collect::<Vec<_>>();
+    bed.look(one(33, 900));
+    for (secs, known) in [(34, true), (63, true), (64, false)] {
+        assert_eq!(bed.look(Reading { at: Micros::secs(secs), ..Reading::default() }), "-");
+        assert_eq!(missing(&bed).is_empty(), known, "half a minute later: {secs}");
+    }
+    assert_eq!(missing(&bed), [Signal::NodeFs, Signal::NodeFsInodes, Signal::ImageFs, Signal::ImageFsInodes]);
+    let unknown = Reading { layout: None, images: None, containers: None, ..one(65, 0) };
     assert_eq!(bed.look(unknown), "-", "the runtime has not told yet where images are");
     assert!(bed.has(Condition::DiskPressure), "which is no reason to hide it");
-    assert_eq!(bed.look(one(35, 0)), "reclaim nodefs.available true true");
-    assert_eq!(bed.look(one(35, 0)), "-", "the same again");
+    assert_eq!(bed.look(one(66, 0)), "reclaim nodefs.available true true");
+    assert_eq!(bed.look(one(66, 0)), "-", "the same again");
     let no_inodes = Some(FsRoom { inodes: 0, inodes_free: 0, ..room(900, 0).unwrap() });
-    bed.look(Reading { node: no_inodes, images: no_inodes, containers: no_inodes, ..one(36, 0) });
+    bed.look(Reading { node: no_inodes, images: no_inodes, containers: no_inodes, ..one(67, 0) });
     assert_eq!(bed.decider.standing().missing, [], "a file system without a number of inodes lacks nothing");
 }
 
