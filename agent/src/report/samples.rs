@@ -236,11 +236,8 @@ pub(crate) fn busy_node() -> Snapshot {
         }],
         totals: Totals {
             evictions: vec![("memory.available".into(), 1)],
-<<<<<<< HEAD
             rungs: vec![((Rung::Throttle, true), 2), ((Rung::Freeze, false), 1)],
-=======
             eviction_counts: vec![("memory.available".into(), eviction_counts())],
->>>>>>> 4cf6af7 (evict: why this one and not the next, and what the eviction gained)
             forecasts: forecasts(),
             oom_kills: vec![(key("gone", "leak"), 2)],
             oom_kills_by_process: vec![(key("gone", "leak"), "leak".into(), 2)],

@@ -506,7 +506,11 @@ impl Sim {
             }
             // Pulls are quick here.
             // The simulated node has memory and no disks.
-            Action::Knob(_) | Action::Cancel { .. } | Action::LookAtDisks { .. } | Action::Reclaim { .. } | Action::ReclaimMemory { .. } => {}
+            Action::Knob(_)
+            | Action::Cancel { .. }
+            | Action::LookAtDisks { .. }
+            | Action::Reclaim { .. }
+            | Action::ReclaimMemory { .. } => {}
             Action::Record(record) => match record.reason.as_str() {
                 "Slow" => {
                     self.stats.slow.0 += 1;
