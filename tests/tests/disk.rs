@@ -43,7 +43,7 @@ fn agent<'a>(bed: &'a Bed, root: &Path, settings: &[(&str, &str)]) -> Agent<'a> 
 }
 
 /// A pod that runs a script and then nothing, with a volume at /data.
-fn writer(name: &str, script: &str, volume: Value) -> e2e::Pod {
+fn writer(name: &str, script: &str, volume: &Value) -> e2e::Pod {
     pod(name)
         .shell(&format!("trap 'exit 0' TERM; {script}; while true; do sleep 0.2; done"))
         .field("volumeMounts", json!([{ "name": "data", "mountPath": "/data" }]))
@@ -74,9 +74,9 @@ fn who_fills_nodefs_goes_and_nobody_else() {
     let hard = "\n  memory.available: 100Mi\n  nodefs.available: 50%";
     let agent = agent(&bed, &small.0, &[("evictionHard", hard)]);
     assert_eq!(evictions(&agent, "nodefs.available"), Some(0.0), "a first eviction is an increase");
-    writer("quiet", "dd if=/dev/zero of=/data/file bs=1M count=2", json!({})).write(&agent.manifests);
+    writer("quiet", "dd if=/dev/zero of=/data/file bs=1M count=2", &json!({})).write(&agent.manifests);
     // Small when it is looked at first, and large a moment before the disk is short.
-    writer("filler", "sleep 20; dd if=/dev/zero of=/data/file bs=1M count=40", json!({})).write(&agent.manifests);
+    writer("filler", "sleep 20; dd if=/dev/zero of=/data/file bs=1M count=40", &json!({})).write(&agent.manifests);
     agent.wait_running("quiet", secs(60));
     agent.wait_running("filler", secs(60));
     agent.wait("DiskPressure", secs(60), |agent| {
@@ -109,8 +109,8 @@ fn pods_over_their_own_limits_go() {
     let small = Small::mount(&bed, "limits");
     let agent = agent(&bed, &small.0, &[]);
     let fill = "dd if=/dev/zero of=/data/file bs=1M count=8";
-    writer("volume", fill, json!({ "sizeLimit": "4Mi" })).write(&agent.manifests);
-    writer("whole", fill, json!({})).limit("ephemeral-storage", "5Mi").write(&agent.manifests);
+    writer("volume", fill, &json!({ "sizeLimit": "4Mi" })).write(&agent.manifests);
+    writer("whole", fill, &json!({})).limit("ephemeral-storage", "5Mi").write(&agent.manifests);
     // What it logs is its own; the other container's limit makes room in the pod's sum.
     let log = "head -c 6000000 /dev/zero | tr '\\0' x | fold -w 1000; echo";
     let script = format!("{log}; while true; do sleep 1; done");
@@ -121,7 +121,7 @@ fn pods_over_their_own_limits_go() {
         .limit("ephemeral-storage", "100Mi")
         .spec("terminationGracePeriodSeconds", json!(1))
         .write(&agent.manifests);
-    writer("within", fill, json!({ "sizeLimit": "9Mi" })).limit("ephemeral-storage", "20Mi").write(&agent.manifests);
+    writer("within", fill, &json!({ "sizeLimit": "9Mi" })).limit("ephemeral-storage", "20Mi").write(&agent.manifests);
     assert_eq!(
         evicted(&agent, "volume", 90),
         "Usage of EmptyDir volume \"data\" exceeds the limit \"4Mi\". ",

@@ -7,7 +7,7 @@ use beelet_core::event::{Action, ContainerFact, ContainerFactState, Event, Exit,
 use beelet_core::evict::disk::{FsRoom, Layout, Reading, Reclaimed};
 use beelet_core::node::{Enforce, NodeConfig};
 use beelet_core::sample::{CgroupReading, PodReading, Sample};
-use beelet_core::spec::{ContainerSpec, PodSpec, Volume, VolumeKind};
+use beelet_core::spec::{ContainerSpec, PodSpec, RestartPolicy, Volume, VolumeKind};
 use beelet_core::telemetry::{FsUse, PodDetail, StorageReading};
 use beelet_core::units::{Bytes, Micros, Now};
 
@@ -20,9 +20,11 @@ struct Node {
 
 fn spec(name: &str) -> PodSpec {
     let kind = VolumeKind::EmptyDir { memory: false, size_limit: Some(Bytes::mib(500)) };
+    let containers = if name == "critical" { &["side", "main"][..] } else { &["main"] };
     PodSpec {
         name: name.to_owned(),
-        containers: vec![ContainerSpec::unknown("main")],
+        containers: containers.iter().map(|name| ContainerSpec::unknown(name)).collect(),
+        restart_policy: if name == "critical" { RestartPolicy::Never } else { RestartPolicy::Always },
         volumes: vec![Volume { name: "data".to_owned(), kind }],
         priority: if name == "critical" { 2_000_000_000 } else { 0 },
         ..PodSpec::unknown(name.into())
@@ -75,6 +77,11 @@ impl Node {
         containers.push(run("large", 0, ContainerFactState::Exited(dead.clone())));
         // Its last run stays: it is what its state is told from.
         containers[2].state = ContainerFactState::Exited(dead);
+        containers.push(ContainerFact {
+            id: "side".to_owned(),
+            name: "side".to_owned(),
+            ..run("critical", 1, running())
+        });
         let asked = node.now().mono;
         let facts = RuntimeFacts { asked, sandboxes: names.map(sandbox).into(), containers, leftovers: Vec::new() };
         node.send(Event::Runtime(facts));
