@@ -17,7 +17,7 @@ pub(super) fn totals(rows: &mut Rows, totals: &Totals) {
         rows.put("beelet_eviction_freed_bytes_total", &[signal], bytes(counts.freed));
         rows.row("beelet_eviction_free_seconds", &[signal], Value::Histogram(durations(&counts.free)));
         rows.put("beelet_evictions_in_vain_total", &[signal], counts.in_vain as f64);
-        for by in By::ALL.map(By::as_str) {
+        for by in By::COUNTED.map(By::as_str) {
             let count = counts.decided.get(by).copied().unwrap_or(0);
             rows.put("beelet_eviction_decided_total", &[signal, by], count as f64);
         }

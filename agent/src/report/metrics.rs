@@ -623,7 +623,7 @@ mod tests {
             r#"kubelet_evictions{eviction_signal="memory.available"} 1"#,
             r#"kubelet_eviction_stats_age_seconds_bucket{eviction_signal="memory.available",le="0.005"} 1"#,
             r#"kubelet_eviction_stats_age_seconds_count{eviction_signal="memory.available"} 1"#,
-            r#"beelet_eviction_freed_bytes_total{signal="memory.available"} 335544320"#,
+            r#"beelet_eviction_freed_bytes_total{signal="memory.available"} 3.3554432e+08"#,
             r#"beelet_eviction_free_seconds_bucket{signal="memory.available",le="0.05"} 0"#,
             r#"beelet_eviction_free_seconds_bucket{signal="memory.available",le="0.1"} 1"#,
             r#"beelet_eviction_free_seconds_sum{signal="memory.available"} 0.06"#,

@@ -131,14 +131,15 @@ impl Watched {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Durations {
     /// How many up to each of [`Durations::BOUNDS`] and above the one before it; the last: above all.
-    pub counts: [u64; 12],
+    pub counts: [u64; 13],
     /// Their sum.
     pub sum: Micros,
 }
 
 impl Durations {
-    /// Upper bounds: those of upstream's histograms (`metrics.DefBuckets`, pkg/kubelet/metrics/metrics.go, release 1.37).
-    pub const BOUNDS: [Micros; 11] = [
+    /// Upper bounds: those of upstream's histograms (`metrics.DefBuckets`, pkg/kubelet/metrics/metrics.go, release 1.37), and 30 s for
+    /// who was given time.
+    pub const BOUNDS: [Micros; 12] = [
         Micros::millis(5),
         Micros::millis(10),
         Micros::millis(25),
@@ -150,6 +151,7 @@ impl Durations {
         Micros::millis(2_500),
         Micros::secs(5),
         Micros::secs(10),
+        Micros::secs(30),
     ];
 
     /// Counts one.
@@ -254,10 +256,10 @@ mod tests {
     #[test]
     fn durations_count_up_to_their_bounds() {
         let mut d = Durations::default();
-        for ms in [5, 6, 10_000, 10_001] {
+        for ms in [5, 6, 10_000, 30_001] {
             d.count(Micros::millis(ms));
         }
-        assert_eq!((d.counts[0], d.counts[1], d.counts[10], d.counts[11]), (1, 1, 1, 1));
-        assert_eq!(d.sum, Micros::millis(20_012));
+        assert_eq!((d.counts[0], d.counts[1], d.counts[10], d.counts[12]), (1, 1, 1, 1));
+        assert_eq!(d.sum, Micros::millis(40_012));
     }
 }

@@ -31,17 +31,9 @@ pub enum By {
 }
 
 impl By {
-    /// All of them.
-    pub const ALL: [Self; 8] = [
-        Self::Alone,
-        Self::Hastened,
-        Self::Request,
-        Self::Priority,
-        Self::Aggressor,
-        Self::Excess,
-        Self::Growth,
-        Self::Name,
-    ];
+    /// Those that are counted: whose time is taken away was evicted before.
+    pub const COUNTED: [Self; 7] =
+        [Self::Alone, Self::Request, Self::Priority, Self::Aggressor, Self::Excess, Self::Growth, Self::Name];
 
     /// For a label.
     #[must_use]
