@@ -126,6 +126,6 @@ mod tests {
         let (by, why) = before(&[eats, ranked("b", 900, 0, 0)]);
         assert!(by == By::Aggressor && why.contains("eats the room (took 120Mi lately, the other 0"), "{why}");
         assert_eq!(before(&[a]).0, By::Alone);
-        assert_eq!(before(&[ranked("a", 1, 100, 0), ranked("b", 1, 300, 0)]).1.contains("less below"), true);
+        assert!(before(&[ranked("a", 1, 100, 0), ranked("b", 1, 300, 0)]).1.contains("less below"));
     }
 }
