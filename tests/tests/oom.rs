@@ -8,7 +8,9 @@
 //! Terms: the *ballast* is a pod that holds 2000 MiB, less than it requests, at a higher priority, so that a leak has 560 MiB to
 //! go and a run takes seconds (one run of the bench goes without it, from zero). The *lead* is what was left at the decision
 //! divided by the growth of the last half second as read from the kernel: how long before the wall it was decided. *Freed* is
-//! the time from the decision until nine tenths of what the leak held are free. The *gap* is how near to the wall the pods came.
+//! the time from the decision until nine tenths of what the leak held are free. *Over* is the time from crossing the threshold until
+//! the victim's last process is gone (or until it is gone if the threshold was never crossed: none). The *gap* is how near to the wall
+//! the pods came.
 //!
 //! `cargo xtask bench oom` runs the test `bench` and prints the table.
 
@@ -59,6 +61,13 @@ fn usage(file: &Path) -> u64 {
     fs::read_to_string(file).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
 }
 
+/// The file with how many tasks there are in `kubepods`.
+fn tasks_file(bed: &Bed) -> PathBuf {
+    let group = format!("{}/kubepods/pids.current", bed.cgroup_root.trim_start_matches('/'));
+    let files = hierarchies().into_iter().map(|h| h.mount.join(&group));
+    files.into_iter().find(|path| path.exists()).expect("the tasks of kubepods")
+}
+
 /// OOM kills in `kubepods` and below, by the cgroups that are there now.
 fn counted_kills(dir: &Path) -> u64 {
     let of = |file: &str| fs::read_to_string(dir.join(file)).unwrap_or_default();
@@ -75,33 +84,44 @@ fn counted_kills(dir: &Path) -> u64 {
 /// Reads usage and kills while a run goes on.
 struct Watch {
     stop: Arc<AtomicBool>,
-    thread: JoinHandle<(Vec<(u64, u64)>, u64)>,
+    thread: JoinHandle<Seen>,
+}
+
+/// What was seen while a run went on.
+#[derive(Debug, Default)]
+struct Seen {
+    /// What was used when.
+    usage: Vec<(u64, u64)>,
+    /// How many tasks there were when.
+    tasks: Vec<(u64, u64)>,
+    /// The most kills that the cgroups counted.
+    kills: u64,
 }
 
 impl Watch {
-    fn start(file: PathBuf) -> Self {
+    fn start(file: PathBuf, tasks: PathBuf) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
             let dir = file.parent().map(Path::to_path_buf).unwrap_or_default();
-            let (mut seen, mut kills) = (Vec::new(), 0);
+            let mut seen = Seen::default();
             let mut tick = 0_u32;
             while !stopped.load(Ordering::Relaxed) {
-                seen.push((wall(), usage(&file)));
+                seen.usage.push((wall(), usage(&file)));
+                seen.tasks.push((wall(), usage(&tasks)));
                 // The counter goes with its cgroup, but not within 20 ms.
                 if tick.is_multiple_of(10) {
-                    kills = kills.max(counted_kills(&dir));
+                    seen.kills = seen.kills.max(counted_kills(&dir));
                 }
                 tick = tick.wrapping_add(1);
                 std::thread::sleep(Duration::from_millis(2));
             }
-            (seen, kills)
+            seen
         });
         Self { stop, thread }
     }
 
-    /// What was used when, and the most kills that the cgroups counted.
-    fn end(self) -> (Vec<(u64, u64)>, u64) {
+    fn end(self) -> Seen {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().expect("the watching thread")
     }
@@ -145,8 +165,6 @@ impl KernelLog {
 struct Load {
     name: String,
     args: Vec<String>,
-    /// Only shown: no promise is made.
-    informative: bool,
     /// How long until somebody must have acted.
     limit: Duration,
 }
@@ -157,18 +175,13 @@ impl Load {
         Self {
             name: format!("{rate} MiB/s"),
             args: ["leak", "--rate", &format!("{rate}Mi")].map(str::to_owned).into(),
-            informative: false,
             limit,
         }
     }
 
     fn step(size: u64) -> Self {
         let args = ["step", "--size", &format!("{size}Mi")].map(str::to_owned).into();
-        Self { name: format!("step {size} MiB"), args, informative: true, limit: secs(20) }
-    }
-
-    fn informative(self) -> Self {
-        Self { informative: true, ..self }
+        Self { name: format!("step {size} MiB"), args, limit: secs(20) }
     }
 }
 
@@ -186,6 +199,7 @@ struct Run {
     growth: f64,
     lead: Option<Duration>,
     freed: Option<Duration>,
+    over: Option<Duration>,
     /// From the sample to the decision.
     age: String,
     gap: u64,
@@ -210,23 +224,23 @@ impl Run {
 
 fn table(runs: &[Run]) -> String {
     let mut out = String::from(
-        "| run | load | from | outcome | left at the decision | growth | lead | freed after | nearest to the wall | victim |\n\
-         |---:|---|---|---|---:|---:|---:|---:|---:|---|\n",
+        "| run | load | from | outcome | left at the decision | growth | lead | freed after | over | nearest to the wall | victim |\n\
+         |---:|---|---|---|---:|---:|---:|---:|---:|---:|---|\n",
     );
     let ms =
         |time: Option<Duration>| time.map_or_else(|| "-".to_owned(), |t| format!("{:.0} ms", t.as_secs_f64() * 1e3));
     for (number, run) in runs.iter().enumerate() {
         out += &format!(
-            "| {} | {}{} | {} | {} | {:.0} MiB | {:.0} MiB/s | {} | {} | {:.0} MiB | {} |\n",
+            "| {} | {} | {} | {} | {:.0} MiB | {:.0} MiB/s | {} | {} | {} | {:.0} MiB | {} |\n",
             number + 1,
             run.load.name,
-            if run.load.informative { " (informative)" } else { "" },
             if run.ballast { "2000 MiB" } else { "zero" },
             run.outcome(),
             mib(run.available),
             run.growth / f64::from(1 << 20),
             ms(run.lead),
             ms(run.freed),
+            ms(run.over),
             mib(run.gap),
             if run.wrong.is_empty() { "right".to_owned() } else { run.wrong.join("; ") },
         );
@@ -257,6 +271,7 @@ struct Race<'a> {
     agent: Agent<'a>,
     bed: &'a Bed,
     file: PathBuf,
+    tasks: PathBuf,
     log: KernelLog,
     ballast: bool,
     next: u32,
@@ -279,7 +294,7 @@ impl<'a> Race<'a> {
         let limit = fs::read_to_string(file.with_file_name("memory.limit_in_bytes"))
             .or_else(|_| fs::read_to_string(file.with_file_name("memory.max")));
         assert_eq!(limit.expect("a limit").trim(), LIMIT.to_string(), "the limit of kubepods");
-        Self { agent, bed, file, log: KernelLog::from_now(), ballast, next: 0 }
+        Self { agent, bed, file, tasks: tasks_file(bed), log: KernelLog::from_now(), ballast, next: 0 }
     }
 
     /// OOM kills as the eBPF program told them.
@@ -307,7 +322,8 @@ impl<'a> Race<'a> {
         let (others, told, evictions, base) = (self.others(), self.told(), self.evictions(), usage(&self.file));
         self.log.kills(&self.bed.cgroup_root);
         let counted = counted_kills(self.file.parent().unwrap_or(Path::new("/")));
-        let watch = Watch::start(self.file.clone());
+        let tasks = usage(&self.tasks);
+        let watch = Watch::start(self.file.clone(), self.tasks.clone());
         let args: Vec<&str> = load.args.iter().map(String::as_str).collect();
         // Never: a leak that the kernel killed is not to begin anew.
         let manifest = pod(&name).workload(&args).spec("restartPolicy", json!("Never")).write(&self.agent.manifests);
@@ -315,7 +331,7 @@ impl<'a> Race<'a> {
             agent.pod(&name).filter(|pod| pod["status"]["phase"] == "Failed")
         });
         std::thread::sleep(secs(1));
-        let (seen, counters) = watch.end();
+        let seen = watch.end();
         let explain = if ended["status"]["reason"] == "Evicted" {
             self.agent.wait("what the eviction gained to be told", secs(15), |agent| {
                 let explain = agent.explain("default", &name);
@@ -329,18 +345,20 @@ impl<'a> Race<'a> {
             load: load.clone(),
             ballast: self.ballast,
             evicted: ended["status"]["reason"] == "Evicted",
-            kills: (counters.saturating_sub(counted), self.told() - told, self.log.kills(&self.bed.cgroup_root)),
+            kills: (seen.kills.saturating_sub(counted), self.told() - told, self.log.kills(&self.bed.cgroup_root)),
             available: 0,
             growth: 0.0,
             lead: None,
             freed: None,
+            over: None,
             age: String::new(),
-            gap: LIMIT.saturating_sub(seen.iter().map(|&(_, usage)| usage).max().unwrap_or(0)),
+            gap: LIMIT.saturating_sub(seen.usage.iter().map(|&(_, usage)| usage).max().unwrap_or(0)),
             wrong: Vec::new(),
         };
         let records = explain["records"].as_array().cloned().unwrap_or_default();
         if let Some(record) = records.iter().find(|record| record["reason"] == "Evicted") {
-            measure(&mut run, record, &seen, base);
+            measure(&mut run, record, &seen.usage, base);
+            run.over = over(&seen, tasks);
             let gained = records.iter().find(|record| record["reason"] == "EvictionGained");
             if let Some(what) = gained_wrong(record, gained) {
                 run.wrong.push(what);
@@ -385,6 +403,13 @@ fn measure(run: &mut Run, record: &Value, seen: &[(u64, u64)], base: u64) {
     run.freed = freed.map(|(at, _)| Duration::from_micros(at - decided));
 }
 
+/// From crossing the threshold until there are as few tasks as before the victim came; `None` if it was never crossed.
+fn over(seen: &Seen, before: u64) -> Option<Duration> {
+    let (crossed, _) = *seen.usage.iter().find(|(_, usage)| *usage > LIMIT - quantity(THRESHOLD))?;
+    let (gone, _) = seen.tasks.iter().find(|(at, tasks)| *at > crossed && *tasks <= before)?;
+    Some(Duration::from_micros(gone - crossed))
+}
+
 /// What is wrong with what the agent says of the eviction's gain: most of what the victim held is free, and that took some time.
 fn gained_wrong(evicted: &Value, gained: Option<&Value>) -> Option<String> {
     let Some(gained) = gained else { return Some("nothing is told of what was gained".to_owned()) };
@@ -404,7 +429,7 @@ fn is_the_kubelets_text(message: &str) -> bool {
 
 /// Fails unless every run that counts was won, with the right victim.
 fn assert_all_won(runs: &[Run], agent: &Agent<'_>) {
-    let bad = |run: &&Run| !run.load.informative && (!run.won() || !run.wrong.is_empty());
+    let bad = |run: &&Run| !run.won() || !run.wrong.is_empty();
     let lost = runs.iter().filter(bad).count();
     assert_eq!(
         lost,
@@ -442,7 +467,7 @@ fn files_alarm_nobody(race: &Race<'_>, size: &str) -> u64 {
         )
     };
     let (before, others) = (actions(race), race.others());
-    let watch = Watch::start(race.file.clone());
+    let watch = Watch::start(race.file.clone(), race.tasks.clone());
     pod("files")
         .workload(&["files", "--dir", "/data", "--size", size])
         .field("volumeMounts", json!([{ "name": "data", "mountPath": "/data" }]))
@@ -456,10 +481,10 @@ fn files_alarm_nobody(race: &Race<'_>, size: &str) -> u64 {
         assert_eq!(agent.metrics().value("beelet_node_memory_pressure", &[]), Some(0.0), "{}", agent.state());
         (phase == "Succeeded").then_some(())
     });
-    let (seen, _) = watch.end();
+    let seen = watch.end();
     assert_eq!(actions(race), before, "page cache is no reason to act\n{}", race.agent.state());
     assert_eq!(race.others(), others, "others were touched");
-    seen.iter().map(|&(_, usage)| usage).max().unwrap_or(0)
+    seen.usage.iter().map(|&(_, usage)| usage).max().unwrap_or(0)
 }
 
 /// Must show 5: page cache is no reason to act.
@@ -488,7 +513,7 @@ fn bench() {
         let text = std::env::var(name).unwrap_or_else(|_| default.to_owned());
         text.split(',').map(|n| n.trim().parse().unwrap_or_else(|e| panic!("{name}={text}: {e}"))).collect::<Vec<u64>>()
     };
-    let (runs_each, rates) = (list("BEELET_BENCH_RUNS", "10")[0], list("BEELET_BENCH_RATES", "100,25"));
+    let (runs_each, rates) = (list("BEELET_BENCH_RUNS", "10")[0], list("BEELET_BENCH_RATES", "10,50,100,400,1000"));
     let before = load();
     let mut runs = Vec::new();
     let mut race = Race::start(&bed, true);
@@ -496,23 +521,28 @@ fn bench() {
     let started = Instant::now();
     let peak = files_alarm_nobody(&race, "10Gi");
     let files = started.elapsed();
-    let informative = [Load::leak(400, 560).informative(), Load::leak(1000, 560).informative(), Load::step(600)];
-    let counting = rates.iter().flat_map(|&rate| (0..runs_each).map(move |_| Load::leak(rate, 560)));
-    for load in counting.chain(informative) {
+    let leaks = rates.iter().flat_map(|&rate| (0..runs_each).map(move |_| Load::leak(rate, 560)));
+    for load in leaks.chain((0..runs_each).map(|_| Load::step(600))) {
         runs.push(race.run(&load));
         let run = runs.last().expect("a run");
         say(&format!("{}: {}: {}, load {}", runs.len(), run.load.name, run.outcome(), self::load()));
     }
     race.finish();
     let mut race = Race::start(&bed, false);
-    let first = rates.first().copied().unwrap_or(100);
-    runs.push(race.run(&Load::leak(first, 2560)));
+    runs.push(race.run(&Load::leak(100, 2560)));
 
-    let counting: Vec<&Run> = runs.iter().filter(|run| !run.load.informative).collect();
-    let won = counting.iter().filter(|run| run.won() && run.wrong.is_empty()).count();
+    let won = runs.iter().filter(|run| run.won() && run.wrong.is_empty()).count();
+    let mut over: Vec<Duration> = runs.iter().filter_map(|run| run.over).collect();
+    over.sort_unstable();
     let cpus = std::thread::available_parallelism().map_or(0, usize::from);
     println!("{}", table(&runs));
-    println!("evicted before the kernel's OOM killer: {won} of {}", counting.len());
+    println!("evicted before the kernel's OOM killer: {won} of {}", runs.len());
+    if let (Some(median), Some(most)) = (over.get(over.len() / 2), over.last()) {
+        println!(
+            "from crossing the threshold to the last process of the victim gone: median {median:.0?}, at most {most:.0?}, of {} that crossed it",
+            over.len()
+        );
+    }
     println!("from sample to decision: {}", runs.iter().map(|r| r.age.as_str()).collect::<Vec<_>>().join(" "));
     println!(
         "10 GiB of files written and read beside the ballast: {:.0} s, at most {:.0} of 2560 MiB used, 0 actions",

@@ -21,7 +21,7 @@ pub(crate) enum BenchCommand {
         #[arg(long, default_value_t = 10)]
         runs: u32,
         /// Rates, in MiB/s
-        #[arg(long, value_delimiter = ',', default_value = "100,25")]
+        #[arg(long, value_delimiter = ',', default_value = "10,50,100,400,1000")]
         rates: Vec<u32>,
         /// Not here but in the simulator: beelet's rules, the kubelet's, systemd-oomd's and lmkd's on the same corpus
         #[arg(long, conflicts_with_all = ["runs", "rates"])]
