@@ -19,10 +19,12 @@ impl World {
     pub(crate) fn climb(&mut self, sample: &Sample, candidates: &[Candidate], evicted: bool, now: Now) {
         let situation = self.situation(sample, evicted);
         let order: Vec<&PodUid> = rank(candidates).into_iter().map(|place| &place.pod.uid).collect();
-        let readings = sample.pods.iter().flatten();
+        let acts = !self.config.beside && self.config.enforce == Enforce::Act;
+        // A pod of another owner is never acted on; beside a kubelet all are, and are told of.
+        let ours = |reading: &&PodReading| !acts || self.pods.get(&reading.uid).is_some_and(|pod| !pod.foreign);
+        let readings = sample.pods.iter().flatten().filter(ours);
         let subjects: Vec<Subject> =
             readings.filter_map(|reading| self.subject_of(reading, candidates, &order)).collect();
-        let acts = !self.config.beside && self.config.enforce == Enforce::Act;
         for step in self.ladder.step(now.mono, &situation, &subjects) {
             if acts {
                 self.take(step, now);

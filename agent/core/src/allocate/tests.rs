@@ -190,6 +190,11 @@ fn resizes() {
     let deferred = plan((500, 1_000, 256, 300), &[], &in_use(290, 0));
     assert!(matches!(&deferred, ResizePlan::Deferred { why } if why.contains("290Mi")), "{deferred:?}");
     assert!(matches!(plan((500, 1_000, 256, 300), &[], &InUse::default()), ResizePlan::Deferred { .. }));
+    // The ladder raised the limit for a while, and more is held than the pod was given: a change of CPU alone would cut it.
+    let mut raised = in_use(700, 0);
+    raised.pod = raised.pod.map(|memory| MemoryReading { limit: Some(Bytes::mib(1_024)), ..memory });
+    assert!(matches!(plan((700, 1_000, 256, 512), &[], &raised), ResizePlan::Deferred { .. }));
+    assert!(matches!(plan((700, 1_000, 256, 512), &[], &in_use(700, 0)), ResizePlan::Apply { .. }));
     assert!(matches!(plan((3_000, 3_000, 256, 512), &[], &in_use(1, 0)), ResizePlan::Infeasible { .. }));
     assert!(matches!(plan((0, 0, 0, 0), &[], &in_use(1, 0)), ResizePlan::Infeasible { .. }));
     let other = pod(&[], &[(1_400, 0, 0, 0)]);

@@ -391,7 +391,12 @@ impl Step<'_> {
             self.raise_one(standing, container, limit, extra);
         }
         standing.containers.retain(|name, _| self.subject.containers.iter().any(|c| c.name == *name));
-        standing.raised.retain(|name, _| self.subject.containers.iter().any(|c| c.name == *name));
+        let is_there = |name: &String| self.subject.containers.iter().any(|c| c.name == *name);
+        let ended: Vec<String> = standing.raised.keys().filter(|name| !is_there(name)).cloned().collect();
+        for name in ended {
+            let acts = self.forget_raised(standing, &name);
+            self.push(Rung::Raise, Turn::Leave, acts, format!("container {name} has ended"));
+        }
         soon
     }
 
@@ -433,16 +438,20 @@ impl Step<'_> {
 
     /// The limit is not what was written: it could not be, or somebody else wrote it since.
     fn forget(&mut self, standing: &mut Standing, container: &Held, raised: Raised) {
-        let pod = standing.pod_max(&self.subject.cgroup);
-        standing.raised.remove(&container.name);
+        let acts = self.forget_raised(standing, &container.name);
         standing.rests.insert(Rung::Raise, self.now + REST);
-        // The pod's own limit may be somebody else's as well.
-        let ours = pod.is_some_and(|(_, act)| matches!(act, Act::Max(max) if is(self.subject.memory.limit, max)));
-        let acts = standing.pod_max(&self.subject.cgroup).filter(|_| ours).into_iter().collect();
         let now = container.memory.limit.map_or_else(|| "none".to_owned(), |limit| limit.to_string());
         let why = format!("its limit is {now} and not {}, which beelet wrote", raised.now);
         self.push(Rung::Raise, Turn::Leave, acts, why);
         self.name(container);
+    }
+
+    /// Forgets a container's raised limit; what is to be done to the pod's own, which may be somebody else's by now.
+    fn forget_raised(&self, standing: &mut Standing, name: &str) -> Vec<(String, Act)> {
+        let pod = standing.pod_max(&self.subject.cgroup);
+        standing.raised.remove(name);
+        let ours = pod.is_some_and(|(_, act)| matches!(act, Act::Max(max) if is(self.subject.memory.limit, max)));
+        standing.pod_max(&self.subject.cgroup).filter(|_| ours).into_iter().collect()
     }
 
     /// The last move is about this container.

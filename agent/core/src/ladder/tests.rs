@@ -217,6 +217,16 @@ fn a_raised_limit_that_somebody_else_has_changed_is_theirs() {
 }
 
 #[test]
+fn the_pods_own_limit_goes_back_when_the_raised_container_has_ended() {
+    let mut it = ladder();
+    it.step(Micros::secs(1), &calm(), &[bounded(150, 200, forecast(5_000))]);
+    let ended = || Subject { containers: Vec::new(), ..bounded(10, 300, None) };
+    let moves = it.step(Micros::secs(2), &calm(), &[ended()]);
+    assert_eq!(moves[0].acts, [("kubepods/poda".to_owned(), Act::Max(Bytes::mib(200)))]);
+    assert!(it.step(Micros::secs(3), &calm(), &[ended()]).is_empty() && it.rungs_of(&"a".into()).is_empty());
+}
+
+#[test]
 fn a_container_that_may_be_raised_is_looked_at_as_often_as_its_room_needs() {
     let mut it = ladder();
     it.step(Micros::secs(1), &calm(), &[bounded(50, 200, None)]);
