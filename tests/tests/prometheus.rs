@@ -273,6 +273,10 @@ fn start_pods(agent: &Agent<'_>) {
     pod("crash").workload(&["crash", "--after", "1s", "--code", "3"]).write(dir);
     let leak = ["leak", "--rate", "100Mi", "--delay", "2s"];
     pod("killed").workload(&leak).limit("memory", "64Mi").write(dir);
+    // Above its limit, which is raised for it and stays so.
+    let above = ["leak", "--rate", "5Mi", "--limit", "100Mi", "--delay", "2s"];
+    let asks = json!({ "beelet.dev/raise": "true" });
+    pod("raised").workload(&above).limit("memory", "84Mi").meta("annotations", asks).write(dir);
     let ballast = pod("ballast").workload(&["step", "--size", "2000Mi"]).request("memory", "2100Mi");
     ballast.spec("priority", json!(1000)).write(dir);
     pod("evicted").workload(&["leak", "--rate", "100Mi", "--delay", "3s"]).write(dir);

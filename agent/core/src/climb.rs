@@ -5,26 +5,28 @@
 
 use crate::allocate;
 use crate::event::{Action, Knob, KnobWrite};
-use crate::evict::{self, Candidate, Threshold, rank};
+use crate::evict::{self, Candidate, STALE, Threshold, rank};
 use crate::judge::TELL_AGAIN;
 use crate::ladder::{Act, Held, Move, Situation, Subject, Turn, Wishes};
 use crate::node::Enforce;
 use crate::sample::{PodReading, Sample};
 use crate::spec::PodUid;
-use crate::units::{Bytes, Now, Ppm};
+use crate::units::{Bytes, Micros, Now, Ppm};
 use crate::world::World;
 
 impl World {
     /// Takes a look at all pods up and down the ladder. `evicted`: somebody was sent away in this look.
     pub(crate) fn climb(&mut self, sample: &Sample, candidates: &[Candidate], evicted: bool, now: Now) {
+        // What is old gives no permission. What holds a pod up ends without a look, too: who turned it keeps its time.
+        if now.mono - sample.at > STALE {
+            return;
+        }
         let situation = self.situation(sample, evicted);
         let order: Vec<&PodUid> = rank(candidates).into_iter().map(|place| &place.pod.uid).collect();
         let acts = !self.config.beside && self.config.enforce == Enforce::Act;
-        // A pod of another owner is never acted on; beside a kubelet all are, and are told of.
-        let ours = |reading: &&PodReading| !acts || self.pods.get(&reading.uid).is_some_and(|pod| !pod.foreign);
-        let readings = sample.pods.iter().flatten().filter(ours);
+        let readings = sample.pods.iter().flatten();
         let subjects: Vec<Subject> =
-            readings.filter_map(|reading| self.subject_of(reading, candidates, &order)).collect();
+            readings.filter_map(|reading| self.subject_of(sample.at, reading, candidates, &order)).collect();
         for step in self.ladder.step(now.mono, &situation, &subjects) {
             if acts {
                 self.take(step, now);
@@ -40,18 +42,30 @@ impl World {
             let of = |threshold: &Threshold| threshold.quantity(limit);
             self.config.eviction_hard.iter().map(of).max().unwrap_or(Bytes::ZERO)
         };
+        let near = self.evict.seen().iter().filter_map(|seen| Some((seen.time_to_oom?, seen.signal))).min();
+        let slope = near.and_then(|(left, signal)| {
+            let wall = walls.iter().find(|w| w.signal == signal)?;
+            Some(wall.available().scale(1_000_000, left.get()).get())
+        });
         let room = |w: &evict::Available| w.available() - threshold(w.limit).scale(2, 1);
         let share = |w: &evict::Available| Ppm(w.available().scale(1_000_000, w.limit.get()).get());
         Situation {
             left: walls.iter().map(share).min(),
             time_to_oom: self.evict.standing().time_to_oom,
+            slope: slope.unwrap_or_default(),
             room: walls.iter().map(room).min().unwrap_or_default(),
             met: walls.iter().any(|w| w.available() < threshold(w.limit)),
             decided: evicted || self.evict.awaited().is_some(),
         }
     }
 
-    fn subject_of(&self, reading: &PodReading, candidates: &[Candidate], order: &[&PodUid]) -> Option<Subject> {
+    fn subject_of(
+        &self,
+        at: Micros,
+        reading: &PodReading,
+        candidates: &[Candidate],
+        order: &[&PodUid],
+    ) -> Option<Subject> {
         let pod = self.pods.get(&reading.uid)?;
         let memory = reading.cgroup.memory?;
         let cgroup = pod.cgroup(&self.config);
@@ -62,6 +76,7 @@ impl World {
                 name: c.name.clone(),
                 cgroup: allocate::container_path(&cgroup, &c.id),
                 memory: c.cgroup.memory?,
+                at: if c.cgroup.at > Micros::ZERO { c.cgroup.at } else { at },
                 given: given.and_then(|given| given.memory_limit),
                 forecast: track.model.forecast_own(),
             })
@@ -75,6 +90,7 @@ impl World {
             place: order.iter().position(|uid| **uid == reading.uid),
             exceeds: candidates.iter().any(|c| c.uid == reading.uid && c.exceeds()),
             memory,
+            given: pod.actuated().as_ref().and_then(allocate::pod_memory_limit),
             growth: pod.meter.model.growth(),
             stalled: pod.meter.model.memory_stalled(),
             strangled: full.unwrap_or_default(),

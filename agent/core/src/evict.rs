@@ -26,6 +26,7 @@ mod rank;
 mod soft;
 mod why;
 
+pub(crate) use decider::STALE;
 pub use decider::{Decider, Decision, Eviction, PERSIST_SAMPLES, PERSIST_TIME, Seen, Standing};
 pub use gain::{Durations, EvictionCounts, Gained, WATCH};
 pub use rank::{Candidate, CandidateContainer, HORIZON, Place, Ranked, rank};

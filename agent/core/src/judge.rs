@@ -27,6 +27,9 @@ use crate::world::World;
 /// What would have been done is told again after this long.
 pub(crate) const TELL_AGAIN: Micros = Micros::secs(60);
 
+/// For so long after a look at which a pod is slowed down its waits are not counted as a sign.
+const THROTTLED: Micros = Micros::secs(1);
+
 /// Below this distance of looks memory is urgent, and nothing is stretched. A small node lives with looks that are a little closer
 /// than a second.
 const URGENT: Micros = Micros::millis(100);
@@ -46,6 +49,9 @@ impl World {
             self.observe_pods(sample.at, readings);
         }
         let candidates = sample.pods.as_ref().map(|readings| self.candidates(readings));
+        if self.ladder.throttles() {
+            self.evict.ignore_stalls(sample.at + THROTTLED);
+        }
         let evicted = match self.evict.step(now.mono, &sample, candidates.as_deref()) {
             Decision::Evict(eviction) => {
                 let done = self.on_eviction(&eviction, now);

@@ -8,8 +8,8 @@
 //! | Rung | Entered when | Does | Left when | At most |
 //! |---|---|---|---|---|
 //! | reclaim | a shared wall has less than 15 % left, or would be hit within 10 min, and the pod is above its request | `memory.reclaim`: 1 % of its usage each second, 32 MiB at most | there is room again; its tasks wait; pages come back | 60 s |
-//! | throttle | a shared wall would be hit within 60 s, and most of the growth is this pod's, above its request | `memory.high` a little above its usage | the growth has ended; all its tasks wait 40 % of the time | 30 s |
-//! | raise | the container would hit its own limit within 10 s, and the shared walls have room | `memory.max` up by 20 %, 100 MiB at least, to twice the limit at most | it fits below its limit again | 10 min |
+//! | throttle | a shared wall would be hit within 60 s, and at least half of the growth is this pod's, above its request | `memory.high` a little above its usage | the growth has ended; all its tasks wait 40 % of the time | 30 s |
+//! | raise | the container would hit its own limit within 10 s, and the shared walls have room | `memory.max` up by 20 %, 100 MiB at least, to twice the limit at most | it fits below its limit again | raised further for 10 min |
 //! | freeze | a hard threshold is met, what is to go is not decided yet, and the first in the order of victims still grows | `cgroup.freeze` | it is decided; the threshold is not met any more | 2 s |
 //!
 //! Numbers: reclaim's share and bounds are those of Meta's senpai and Katalyst (1 % of usage, PSI below 1 %), 20 % and 100 MiB are
@@ -17,7 +17,7 @@
 //!
 //! Terms: a *shared wall* is the node's memory or the limit of `kubepods`; to *rest* is not to be put on the rung again for a while.
 //!
-//! Properties (tested): no rung is held for longer than its limit; a pod that is going is on none; critical pods are neither throttled nor
+//! Properties (tested): what holds a pod up is held for no longer than its limit; a pod that is going is on none; critical pods are neither throttled nor
 //! frozen; what the kernel lacks, the policy forbids or the pod does not want is never done; a raised limit is never cut below what
 //! is held; the same looks give the same moves.
 

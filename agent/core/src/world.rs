@@ -493,6 +493,7 @@ impl World {
     fn forget(&mut self, uid: &PodUid, now: Now) {
         self.told.remove(uid);
         self.told_rungs.retain(|(told, _), _| told != uid);
+        self.ladder.forget(uid);
         let gone = self.pods.remove(uid);
         if let Some(pod) = &gone {
             self.totals.pod_gone(&pod.spec, now.mono);

@@ -72,7 +72,7 @@ impl Guard {
 }
 
 /// How long a knob may stay turned without an agent.
-fn limit(knob: Knob) -> Duration {
+pub(super) fn limit(knob: Knob) -> Duration {
     let limit = if matches!(knob, Knob::Freeze(_)) { FREEZE_LIMIT } else { THROTTLE_LIMIT };
     Duration::from_micros(limit.get())
 }
@@ -96,6 +96,19 @@ fn lock(root: &Path) -> io::Result<Option<File>> {
     }
     tracing::info!("another agent is there; it has seen to what was turned");
     Ok(None)
+}
+
+/// Turns back at once what an agent that was killed left turned and what holds pods up: an agent that takes the folder over does so
+/// before all else, for until it can decide again nobody knows whether there is a reason.
+///
+/// # Errors
+/// If the journal or the cgroups cannot be used.
+pub fn let_go(root: &Path) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    if root.join("journal").exists() {
+        let mut worker = Worker::new(Arc::new(Tree::new(Hierarchies::detect()?)), Journal::open(root.join("journal"))?);
+        worker.restore_if(|restore| strangles(restore.after));
+    }
+    Ok(())
 }
 
 /// The guard's whole life.

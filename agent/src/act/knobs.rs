@@ -4,7 +4,8 @@
 //! beelet wrote it is a fight: it is left alone from then on, counted, and said.
 //!
 //! A knob that holds a pod up is turned only while a [`Guard`] watches, who turns it back in time should the agent be killed. A raised
-//! memory limit goes back when what is held fits below it, and is *held* until then.
+//! memory limit goes back when what is held fits below it, and is *held* until then. Whatever becomes of those who decide, what holds a pod
+//! up is turned back when its time is over: the thread has the *deadline* of each.
 //!
 //! A memory limit above pods that is lower than what they hold would make the kernel kill at once, anyone of them. So it is cut to
 //! what they hold and a little more, and cut again, until the wanted value stands; so is a write that failed.
@@ -18,7 +19,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use beelet_core::event::{Knob, KnobWrite, PodCgroup};
 use beelet_core::units::Bytes;
 
-use super::guard::Guard;
+use super::guard::{self, Guard};
 use super::journal::{Journal, Restore, name};
 use crate::cgroup::{Error, Tree};
 
@@ -26,6 +27,8 @@ use crate::cgroup::{Error, Tree};
 const FIGHT: u32 = 2;
 /// What does not stand yet is tried again after this long.
 const RETRY: Duration = if cfg!(test) { Duration::from_millis(100) } else { Duration::from_secs(10) };
+/// How long those who decide may be late to turn back what holds a pod up.
+const GRACE: Duration = Duration::from_secs(2);
 /// A memory limit is not cut closer to what is held than this, or than a sixteenth of it.
 const SLACK: Bytes = Bytes::mib(16);
 
@@ -128,6 +131,8 @@ pub(super) struct Worker {
     pending: BTreeMap<String, PodCgroup>,
     /// Raised limits that could not go back yet, because more is held.
     held: Vec<Restore>,
+    /// When what holds a pod up is turned back at the latest.
+    pub(super) deadlines: BTreeMap<(String, &'static str), Instant>,
 }
 
 impl Worker {
@@ -140,6 +145,7 @@ impl Worker {
             fights: HashMap::new(),
             pending: BTreeMap::new(),
             held: Vec::new(),
+            deadlines: BTreeMap::new(),
         }
     }
 
@@ -150,10 +156,13 @@ impl Worker {
         self.restore_all();
         let mut retry = Instant::now();
         loop {
+            self.expire();
             let idle = self.pending.is_empty() && self.held.is_empty();
-            let wait = if idle { Duration::MAX } else { retry.saturating_duration_since(Instant::now()) };
+            let next = self.deadlines.values().min().copied().into_iter().chain((!idle).then_some(retry)).min();
+            let wait = next.map_or(Duration::MAX, |next| next.saturating_duration_since(Instant::now()));
             let job = match queue.recv_timeout(wait) {
                 Ok(job) => job,
+                Err(RecvTimeoutError::Timeout) if retry > Instant::now() => continue,
                 Err(RecvTimeoutError::Timeout) => {
                     let pending: Vec<PodCgroup> = self.pending.values().cloned().collect();
                     self.ensure(pending);
@@ -177,6 +186,22 @@ impl Worker {
                     // Nobody waits any more: as well.
                     let _gone = done.send(());
                 }
+            }
+        }
+    }
+
+    /// Turns back what holds a pod up and has had its time. What cannot be is tried again a moment later.
+    pub(super) fn expire(&mut self) {
+        let now = Instant::now();
+        let over: Vec<_> = self.deadlines.iter().filter(|(_, at)| **at <= now).map(|(key, _)| key.clone()).collect();
+        for key in over {
+            tracing::warn!(cgroup = key.0, knob = key.1, "its time is over, and nobody has turned it back");
+            self.restore_if(|restore| restore.cgroup == key.0 && name(restore.before) == key.1);
+            let open = self.journal.recover().iter().any(|r| r.cgroup == key.0 && name(r.before) == key.1);
+            if open {
+                self.deadlines.insert(key, now + Duration::from_secs(1));
+            } else {
+                self.deadlines.remove(&key);
             }
         }
     }
@@ -240,15 +265,14 @@ impl Worker {
         let now = self.tree.read_knob(&write.cgroup, write.knob)?;
         let key = (write.cgroup.clone(), name(write.knob));
         self.held.retain(|held| (&held.cgroup, name(held.before)) != (&key.0, key.1));
-        if same(now, write.knob) {
-            return Ok(());
-        }
-        let first = self.journal.turned(&write.cgroup, write.knob).map(|turned| {
-            let others = ![turned.after, turned.previous, turned.before].iter().any(|ours| same(now, *ours));
-            (turned.before, others)
-        });
-        let lost = self.fights.entry(key).or_default();
-        if first.is_some_and(|(_, others)| others) {
+        let mut first = self.journal.turned(&write.cgroup, write.knob).cloned();
+        if let Some(turned) = &first
+            && ![turned.after, turned.previous, turned.before].iter().any(|ours| same(now, *ours))
+        {
+            // What somebody else wrote is what it is to go back to from here.
+            self.journal.close(&write.cgroup, write.knob, wall())?;
+            first = None;
+            let lost = self.fights.entry(key.clone()).or_default();
             *lost += 1;
             if *lost == FIGHT {
                 self.counters.fights.fetch_add(1, Ordering::Relaxed);
@@ -259,24 +283,34 @@ impl Worker {
                 );
             }
         }
-        if *lost >= FIGHT {
+        if self.fights.get(&key).is_some_and(|lost| *lost >= FIGHT) {
             return Ok(());
         }
         // Going back needs no line before it: should a crash come between, the journal still says where back is. So a full
         // disk cannot keep a knob turned.
-        let back = first.is_some_and(|(before, _)| same(before, write.knob));
-        if !back {
-            if strangles(write.knob) {
-                self.guard.as_mut().ok_or(Failure::Unguarded)?.watch().map_err(Failure::Guard)?;
-            }
-            self.journal.intend(write, now, wall())?;
+        let back = first.as_ref().is_some_and(|first| same(first.before, write.knob));
+        if back && let Some(restore) = first {
+            // The same rules as at the end: it is written if it kills nobody, and held where it would.
+            self.restore(&restore);
+            return Ok(());
+        }
+        if same(now, write.knob) {
+            return Ok(());
+        }
+        if !self.fits(&write.cgroup, write.knob, now)? {
+            tracing::info!(cgroup = write.cgroup, wanted = ?write.knob, "more is held; the limit stays as it is");
+            return Ok(());
+        }
+        if strangles(write.knob) {
+            self.guard.as_mut().ok_or(Failure::Unguarded)?.watch().map_err(Failure::Guard)?;
+        }
+        self.journal.intend(write, now, wall())?;
+        if strangles(write.knob) {
+            self.deadlines.insert(key, Instant::now() + guard::limit(write.knob) + GRACE);
         }
         self.tree.put_knob(&write.cgroup, write.knob)?;
         self.counters.writes.fetch_add(1, Ordering::Relaxed);
         tracing::info!(cgroup = write.cgroup, before = ?now, after = ?write.knob, why = write.why, "turned a knob");
-        if back {
-            self.journal.close(&write.cgroup, write.knob, wall())?;
-        }
         Ok(())
     }
 
@@ -295,7 +329,7 @@ impl Worker {
     fn restore(&mut self, restore: &Restore) {
         let done = match self.tree.read_knob(&restore.cgroup, restore.before) {
             Ok(now) if !same(now, restore.before) && (same(now, restore.after) || same(now, restore.previous)) => {
-                match self.fits(restore, now) {
+                match self.fits(&restore.cgroup, restore.before, now) {
                     Ok(true) => self.tree.put_knob(&restore.cgroup, restore.before).map(|()| true),
                     Ok(false) => {
                         tracing::warn!(
@@ -313,7 +347,10 @@ impl Worker {
         };
         match done {
             Ok(written) => {
-                self.counters.restored.fetch_add(u64::from(written), Ordering::Relaxed);
+                if written {
+                    self.counters.restored.fetch_add(1, Ordering::Relaxed);
+                    tracing::info!(cgroup = restore.cgroup, after = ?restore.before, "turned a knob back");
+                }
                 self.close(&restore.cgroup, restore.before);
             }
             Err(e) if e.is_gone() => self.close(&restore.cgroup, restore.before),
@@ -324,10 +361,10 @@ impl Worker {
         }
     }
 
-    /// Whether going back kills nobody.
-    fn fits(&self, restore: &Restore, now: Knob) -> Result<bool, Error> {
-        let (Knob::MemoryMax(before @ Some(_)), Knob::MemoryMax(now)) = (restore.before, now) else { return Ok(true) };
-        Ok(safe_limit(before, now, self.tree.unreclaimable(&restore.cgroup)?) == before)
+    /// Whether writing this kills nobody.
+    fn fits(&self, cgroup: &str, wanted: Knob, now: Knob) -> Result<bool, Error> {
+        let (Knob::MemoryMax(wanted @ Some(_)), Knob::MemoryMax(now)) = (wanted, now) else { return Ok(true) };
+        Ok(safe_limit(wanted, now, self.tree.unreclaimable(cgroup)?) == wanted)
     }
 
     fn gone(&mut self, cgroup: &str) {
@@ -342,6 +379,7 @@ impl Worker {
     }
 
     fn close(&mut self, cgroup: &str, knob: Knob) {
+        self.deadlines.remove(&(cgroup.to_owned(), name(knob)));
         if let Err(error) = self.journal.close(cgroup, knob, wall()) {
             tracing::error!(%error, "the journal keeps a knob open that is not");
         }

@@ -12,6 +12,7 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
+use super::knobs::Worker;
 use super::*;
 use crate::cgroup::tests::{Bed, inside};
 use crate::cgroup::{Hierarchies, Tree};
@@ -388,6 +389,68 @@ async fn what_holds_a_pod_up_is_done_only_under_a_guard() {
     assert_eq!((counts.failures, counts.writes), (1, 1));
     rig.executor.stop().await;
     assert_eq!(bed.tree.read_knob(&path, raised).unwrap(), Knob::MemoryMax(Some(Bytes::mib(64))));
+}
+
+#[tokio::test]
+async fn a_raised_limit_is_not_cut_into_what_is_held() {
+    let Some(bed) = Bed::new("a_raised_limit_is_not_cut_into_what_is_held") else { return };
+    let path = bed.pod("u1");
+    bed.tree.ensure(&PodCgroup { path: path.clone(), knobs: limits(64) }).unwrap();
+    let rig = rig(bed.tree.clone(), Fake::default());
+    let max = |mib| Knob::MemoryMax(Some(Bytes::mib(mib)));
+    let turn = |knob| assert_eq!(rig.executor.execute(Action::Knob(KnobWrite { knob, ..burst(&path, 0) })), None);
+    let settle = async |knob| {
+        for _ in 0..500 {
+            if bed.tree.read_knob(&path, knob).unwrap() == knob {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("{:?}, not {knob:?}", bed.tree.read_knob(&path, knob));
+    };
+    turn(max(192));
+    settle(max(192)).await;
+    let mut child = inside(&bed.tree, &path, "dd if=/dev/zero bs=96M count=1 status=none | sleep 1000");
+    for _ in 0..500 {
+        if bed.tree.unreclaimable(&path).unwrap() >= Bytes::mib(96) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(bed.tree.unreclaimable(&path).unwrap() >= Bytes::mib(96));
+    // Back, and to something in between that is too little as well.
+    for low in [64, 80] {
+        turn(max(low));
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert_eq!(bed.tree.read_knob(&path, max(0)).unwrap(), max(192));
+    }
+    assert!(child.try_wait().unwrap().is_none(), "the kernel has killed it");
+    turn(max(64));
+    bed.tree.kill(&path).unwrap();
+    child.wait().unwrap();
+    settle(max(64)).await;
+}
+
+#[test]
+fn what_holds_a_pod_up_goes_when_its_time_is_over_whatever_becomes_of_who_decides() {
+    let Some(bed) = Bed::new("what_holds_a_pod_up_goes_when_its_time_is_over_whatever_becomes_of_who_decides") else {
+        return;
+    };
+    let path = bed.pod("u1");
+    bed.tree.create(&path).unwrap();
+    let dir = TempDir::new().unwrap();
+    let mut journal = Journal::open(dir.path().join("journal")).unwrap();
+    let write = KnobWrite { knob: Knob::Freeze(true), ..burst(&path, 0) };
+    journal.intend(&write, Knob::Freeze(false), 1).unwrap();
+    bed.tree.put_knob(&path, write.knob).unwrap();
+    let mut worker = Worker::new(Arc::new(bed.tree.clone()), journal);
+    worker.deadlines.insert((path.clone(), "freeze"), Instant::now() + Duration::from_secs(60));
+    worker.expire();
+    assert_eq!(bed.tree.read_knob(&path, write.knob).unwrap(), Knob::Freeze(true), "not yet");
+    worker.deadlines.insert((path.clone(), "freeze"), Instant::now());
+    worker.expire();
+    assert_eq!(bed.tree.read_knob(&path, write.knob).unwrap(), Knob::Freeze(false));
+    assert!(worker.deadlines.is_empty());
 }
 
 #[test]

@@ -35,7 +35,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
-use crate::act::{CriRuntime, Executor, Guard, Journal, JournalError, MemoryError, Parts, TerminalStore};
+use crate::act::{self, CriRuntime, Executor, Guard, Journal, JournalError, MemoryError, Parts, TerminalStore};
 use crate::cgroup::{Hierarchies, Tree};
 use crate::clock::Clock;
 use crate::config::{Config, ConfigError};
@@ -191,6 +191,9 @@ pub async fn run(
     let mut node = options.config.node_config(&machine, &options.node_name)?;
     node.beside = options.beside;
     let _lock = lock(&options.root)?;
+    if let Err(error) = act::guard::let_go(&options.root) {
+        error!(%error, "what an agent that was killed left turned cannot be turned back yet");
+    }
     let kubelet = &options.config.kubelet;
 
     // The tree first: the eBPF programs are attached to it.

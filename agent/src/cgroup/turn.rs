@@ -43,15 +43,29 @@ impl Tree {
         }
     }
 
-    /// Frees so much of a cgroup's memory, as far as the kernel can; waits for it.
+    /// Frees so much of a cgroup's page cache, as far as the kernel can; waits for it. Nothing is swapped out for it: where the kernel
+    /// cannot be told so (`swappiness=0`, since 6.9) and there is swap, nothing is done.
     ///
     /// # Errors
-    /// If the kernel has no `memory.reclaim` (before 5.19, or the controller is on v1). That less could be freed is none.
+    /// If the kernel has no `memory.reclaim` (before 5.19, or the controller is on v1), or would swap. That less could be freed is none.
     pub fn reclaim(&self, path: &str, bytes: Bytes) -> Result<(), Error> {
         check(path)?;
         let file = self.hierarchies.home("memory", path).dir.join("memory.reclaim");
-        match write(&file, &bytes.get().to_string()) {
-            Err(Error::Write { errno: Some(errno), .. }) if errno == rustix::io::Errno::AGAIN.raw_os_error() => Ok(()),
+        let failed = |error: &Error, with| matches!(error, Error::Write { errno: Some(n), .. } if *n == with);
+        let (again, invalid) = (rustix::io::Errno::AGAIN.raw_os_error(), rustix::io::Errno::INVAL.raw_os_error());
+        let written = match write(&file, &format!("{} swappiness=0", bytes.get())) {
+            Err(error) if failed(&error, invalid) && has_swap() => {
+                return Err(Error::Unsupported {
+                    what: "reclaim without swapping",
+                    file,
+                    needs: "Linux 6.9, or no swap",
+                });
+            }
+            Err(error) if failed(&error, invalid) => write(&file, &bytes.get().to_string()),
+            other => other,
+        };
+        match written {
+            Err(error) if failed(&error, again) => Ok(()),
             other => other,
         }
     }
@@ -60,4 +74,9 @@ impl Tree {
     fn freeze_file(&self, path: &str) -> std::path::PathBuf {
         self.hierarchies.unified.join(path).join("cgroup.freeze")
     }
+}
+
+/// Whether there is a swap device; below its heading the file has a line for each.
+fn has_swap() -> bool {
+    std::fs::read_to_string("/proc/swaps").is_ok_and(|text| text.lines().count() > 1)
 }

@@ -20,7 +20,7 @@ pub const PERSIST_SAMPLES: u32 = 3;
 /// ... and for so long is a sign of its own.
 pub const PERSIST_TIME: Micros = Micros::millis(200);
 /// A reading older than this, or than three intervals, is stale.
-const STALE: Micros = Micros::millis(500);
+pub(crate) const STALE: Micros = Micros::millis(500);
 /// The longest wait for a victim's memory (lmkd waits 100 ms per process, oomd 15 s per cgroup; a cgroup of some GiB takes up to
 /// half a second on a busy node).
 const WAIT: Micros = Micros::secs(2);
@@ -134,6 +134,8 @@ pub struct Decider {
     minimum_reclaim: Bytes,
     transition: Micros,
     last: Option<Micros>,
+    /// Until then waiting for memory is no sign: it is of beelet's own making.
+    deaf_until: Micros,
     /// The cgroup id of `kubepods` and its total of waiting for memory.
     kubepods: Option<(u64, Option<Micros>)>,
     trends: BTreeMap<Signal, Trend>,
@@ -192,6 +194,7 @@ impl Decider {
             minimum_reclaim: node.minimum_reclaim,
             transition: node.pressure_transition,
             last: None,
+            deaf_until: Micros::ZERO,
             kubepods: None,
             trends: BTreeMap::new(),
             met: BTreeMap::new(),
@@ -217,6 +220,12 @@ impl Decider {
         &self.seen
     }
 
+    /// Tasks that wait for memory say nothing until then (monotonic): a pod is slowed down on purpose, and its waits are counted above
+    /// it, too.
+    pub fn ignore_stalls(&mut self, until: Micros) {
+        self.deaf_until = until;
+    }
+
     /// The pod whose end is awaited.
     #[must_use]
     pub fn awaited(&self) -> Option<&PodUid> {
@@ -231,6 +240,7 @@ impl Decider {
         }
         self.last = Some(sample.at);
         let stalled = self.observe_kubepods(sample);
+        let stalled = if sample.at < self.deaf_until { Micros::ZERO } else { stalled };
         let walls = self.observe_walls(sample);
         self.report(&walls);
         self.observe_gains(now, sample, &walls);

@@ -36,6 +36,8 @@ const RECLAIM_STALL: Ppm = Ppm(10_000);
 const THROTTLE_HORIZON: Micros = Micros::secs(60);
 /// The least room between usage and `memory.high`.
 const THROTTLE_ROOM: Bytes = Bytes::mib(4);
+/// Who grows by less is no aggressor, whatever the others do.
+const THROTTLE_GROWTH: u64 = 1 << 20;
 /// `full` of the last 10 s, in hundredths of a percent: nothing of the pod gets on.
 const STRANGLED: u32 = 4_000;
 
@@ -56,6 +58,8 @@ pub struct Situation {
     pub left: Option<Ppm>,
     /// When the nearest shared wall is hit at confirmed growth.
     pub time_to_oom: Option<Micros>,
+    /// That growth, bytes per second; 0 for none.
+    pub slope: u64,
     /// What could be taken below every shared wall without coming near a threshold: what is left less twice the threshold.
     pub room: Bytes,
     /// A hard threshold is met.
@@ -73,6 +77,8 @@ pub struct Held {
     pub cgroup: String,
     /// Its memory.
     pub memory: MemoryReading,
+    /// When that was read (monotonic): what nothing ran in keeps its reading for a while.
+    pub at: Micros,
     /// The limit that it was given.
     pub given: Option<Bytes>,
     /// When it hits its own limit.
@@ -96,6 +102,8 @@ pub struct Subject {
     pub exceeds: bool,
     /// Its memory.
     pub memory: MemoryReading,
+    /// The limit that it was given as a whole.
+    pub given: Option<Bytes>,
     /// Growth of what reclaim cannot free, bytes per second.
     pub growth: Option<i64>,
     /// The share of time in which some task waited for memory since the last look.
@@ -149,8 +157,6 @@ struct Raised {
 struct Standing {
     on: BTreeMap<Rung, On>,
     raised: BTreeMap<String, Raised>,
-    /// The pod's own limit before the first of them; `None` for none.
-    pod_limit: Option<Bytes>,
     rests: BTreeMap<Rung, Micros>,
     /// What it held at the last look.
     held: Option<Bytes>,
@@ -164,9 +170,15 @@ impl Standing {
     }
 
     /// The pod's own limit as it should be.
-    fn pod_max(&self, pod: &str) -> Option<(String, Act)> {
-        let more = self.raised.values().map(|r| r.now - r.before).fold(Bytes::ZERO, |sum, more| sum + more);
-        self.pod_limit.map(|limit| (pod.to_owned(), Act::Max(limit + more)))
+    fn pod_max(&self, pod: &Subject) -> Option<(String, Act)> {
+        let more: Bytes = self.raised.values().map(|r| r.now - r.before).sum();
+        pod.given.map(|limit| (pod.cgroup.clone(), Act::Max(limit + more)))
+    }
+
+    /// What was given by raising limits and is not used yet.
+    fn unfilled(&self, pod: &Subject) -> Bytes {
+        let held = |name: &str| pod.containers.iter().find(|c| c.name == name).map(|c| c.memory.unreclaimable());
+        self.raised.iter().map(|(name, r)| r.now - r.before.max(held(name).unwrap_or_default())).sum()
     }
 
     fn is_on(&self, rung: Rung) -> bool {
@@ -187,8 +199,8 @@ struct Step<'a> {
     now: Micros,
     at: &'a Situation,
     subject: &'a Subject,
-    /// Growth of all pods together, bytes per second.
-    growth: u64,
+    /// What may still be given by raising limits.
+    room: &'a mut Bytes,
     moves: &'a mut Vec<Move>,
 }
 
@@ -218,16 +230,26 @@ impl Ladder {
         self.pods.len()
     }
 
-    /// What is to be done after a look at all pods at `now` (monotonic).
+    /// Whether some pod is slowed down.
+    #[must_use]
+    pub fn throttles(&self) -> bool {
+        self.pods.values().any(|standing| standing.on.contains_key(&Rung::Throttle))
+    }
+
+    /// A pod is gone; so is its cgroup, with all that was done to it.
+    pub fn forget(&mut self, uid: &PodUid) {
+        self.pods.remove(uid);
+    }
+
+    /// What is to be done after a look at all pods at `now` (monotonic). A pod that could not be read stays where it is.
     pub fn step(&mut self, now: Micros, at: &Situation, subjects: &[Subject]) -> Vec<Move> {
         let mut moves = Vec::new();
-        // What is not there any more took its cgroup and all that was done to it along.
-        self.pods.retain(|uid, _| subjects.iter().any(|s| s.uid == *uid));
-        let growth = subjects.iter().map(Subject::grows).fold(0, u64::saturating_add);
+        let unfilled = |s: &Subject| self.pods.get(&s.uid).map(|standing| standing.unfilled(s)).unwrap_or_default();
+        let mut room = at.room - subjects.iter().map(unfilled).sum();
         self.interval = MAX_INTERVAL;
         for subject in subjects {
             let mut standing = self.pods.remove(&subject.uid).unwrap_or_default();
-            let mut step = Step { now, at, subject, growth, moves: &mut moves };
+            let mut step = Step { now, at, subject, room: &mut room, moves: &mut moves };
             if subject.live {
                 let permits = |rung| self.rungs.permits(rung, &subject.wishes);
                 step.reclaim(&mut standing, permits(Rung::Reclaim));
@@ -330,11 +352,13 @@ impl Step<'_> {
     fn throttle(&mut self, standing: &mut Standing, permitted: bool) {
         let (now, it) = (self.now, self.subject);
         let soon = self.at.time_to_oom.is_some_and(|left| left <= THROTTLE_HORIZON);
-        // The aggressor: above its request, may go, and at least half of what all pods grow by is his.
-        let aggressor = it.exceeds && it.place.is_some() && it.grows() > 0 && it.grows() >= self.growth / 2;
+        // The aggressor: above its request, may go, and at least half of what the wall comes nearer by is his.
+        let most = it.grows() >= (self.at.slope / 2).max(THROTTLE_GROWTH);
+        let aggressor = it.exceeds && it.place.is_some() && most;
         let wanted = permitted && soon && aggressor;
         let Some(on) = standing.on.get_mut(&Rung::Throttle) else {
-            if wanted && standing.may(Rung::Throttle, now) {
+            // A bound that somebody else has set is theirs.
+            if wanted && it.memory.more.high.is_none() && standing.may(Rung::Throttle, now) {
                 let soon = Bytes(it.grows()).scale(REACTION.get(), 1_000_000);
                 let high = it.memory.usage + soon.max(THROTTLE_ROOM);
                 standing.on.insert(Rung::Throttle, On { asked: high, ..On::new(now) });
@@ -366,7 +390,6 @@ impl Step<'_> {
     /// Raises limits and takes them back; how soon the next look at all pods is wanted.
     fn raise(&mut self, standing: &mut Standing, permitted: bool) -> Micros {
         let mut soon = MAX_INTERVAL;
-        let mut room = self.at.room;
         for container in &self.subject.containers {
             if let Some(raised) = standing.raised.get(&container.name).copied() {
                 self.restore(standing, container, raised);
@@ -376,22 +399,24 @@ impl Step<'_> {
             let (true, Some(limit), Some(given)) = (permitted, container.memory.limit, container.given) else {
                 continue;
             };
+            let raised = standing.raised.get(&container.name);
+            let written = raised.is_none_or(|r| is(Some(limit), r.now));
+            let over = raised.is_some_and(|r| self.now - r.since >= RAISE_LIMIT);
+            let extra = Bytes(limit.get() / 5).max(RAISE_LEAST).min(given + given - limit);
+            if over || !written || extra < NOISE || extra > *self.room || !standing.may(Rung::Raise, self.now) {
+                continue;
+            }
             if let Some((at, before)) = before.filter(|(_, before)| held > *before + NOISE) {
                 let lasts = Micros((limit - held).scale((self.now - at).get(), (held - before).get()).get());
                 soon = soon.min(Micros(lasts.get() / 4).max(MIN_INTERVAL));
             }
-            let near = container.forecast.is_some_and(|forecast| forecast.time_to_oom <= RAISE_HORIZON);
-            let extra = Bytes(limit.get() / 5).max(RAISE_LEAST).min(given + given - limit);
-            let written = standing.raised.get(&container.name).is_none_or(|r| is(Some(limit), r.now));
-            let over = standing.raised.get(&container.name).is_some_and(|r| self.now - r.since >= RAISE_LIMIT);
-            if !near || !written || over || extra < NOISE || extra > room || !standing.may(Rung::Raise, self.now) {
-                continue;
+            if container.forecast.is_some_and(|forecast| forecast.time_to_oom <= RAISE_HORIZON) {
+                *self.room = *self.room - extra;
+                self.raise_one(standing, container, (given, limit), extra);
             }
-            room = room - extra;
-            self.raise_one(standing, container, limit, extra);
         }
-        standing.containers.retain(|name, _| self.subject.containers.iter().any(|c| c.name == *name));
         let is_there = |name: &String| self.subject.containers.iter().any(|c| c.name == *name);
+        standing.containers.retain(|name, _| is_there(name));
         let ended: Vec<String> = standing.raised.keys().filter(|name| !is_there(name)).cloned().collect();
         for name in ended {
             let acts = self.forget_raised(standing, &name);
@@ -400,16 +425,14 @@ impl Step<'_> {
         soon
     }
 
-    fn raise_one(&mut self, standing: &mut Standing, container: &Held, limit: Bytes, extra: Bytes) {
-        if standing.raised.is_empty() {
-            standing.pod_limit = self.subject.memory.limit;
-        }
+    fn raise_one(&mut self, standing: &mut Standing, container: &Held, limits: (Bytes, Bytes), extra: Bytes) {
+        let (given, limit) = limits;
         let now = limit + extra;
-        let entry = Raised { since: self.now, last: self.now, before: limit, now };
+        let entry = Raised { since: self.now, last: self.now, before: given, now };
         let raised = standing.raised.entry(container.name.clone()).or_insert(entry);
         let turn = if *raised == entry { Turn::Enter } else { Turn::Again };
         (raised.last, raised.now) = (self.now, now);
-        let pod = standing.pod_max(&self.subject.cgroup);
+        let pod = standing.pod_max(self.subject);
         let acts = pod.into_iter().chain([(container.cgroup.clone(), Act::Max(now))]).collect();
         let left = container.forecast.map_or(Micros::ZERO, |forecast| forecast.time_to_oom);
         let why = format!("it hits its limit of {limit} in {left}, and the node has room: the limit is {now} for now");
@@ -419,19 +442,21 @@ impl Step<'_> {
 
     /// Takes a raised limit back when it is not needed, and forgets it when it is somebody else's now.
     fn restore(&mut self, standing: &mut Standing, container: &Held, raised: Raised) {
-        if !is(container.memory.limit, raised.now) {
-            if self.now - raised.last >= WRITTEN {
+        // A resize gave it another limit: that one counts.
+        if !is(container.memory.limit, raised.now) || !is(container.given, raised.before) {
+            if container.at >= raised.last + WRITTEN {
                 self.forget(standing, container, raised);
             }
             return;
         }
         let fits = lowest_limit(&container.memory) <= raised.before;
-        if !fits || container.forecast.is_some() || self.now - raised.last < RAISE_HOLD {
+        let grows = container.forecast.is_some_and(|forecast| forecast.time_to_oom <= THROTTLE_HORIZON);
+        if !fits || grows || self.now - raised.last < RAISE_HOLD {
             return;
         }
         standing.raised.remove(&container.name);
         let own = (container.cgroup.clone(), Act::Max(raised.before));
-        let acts = [own].into_iter().chain(standing.pod_max(&self.subject.cgroup)).collect();
+        let acts = [own].into_iter().chain(standing.pod_max(self.subject)).collect();
         self.push(Rung::Raise, Turn::Leave, acts, format!("it needs no more than its limit of {}", raised.before));
         self.name(container);
     }
@@ -448,10 +473,10 @@ impl Step<'_> {
 
     /// Forgets a container's raised limit; what is to be done to the pod's own, which may be somebody else's by now.
     fn forget_raised(&self, standing: &mut Standing, name: &str) -> Vec<(String, Act)> {
-        let pod = standing.pod_max(&self.subject.cgroup);
+        let pod = standing.pod_max(self.subject);
         standing.raised.remove(name);
         let ours = pod.is_some_and(|(_, act)| matches!(act, Act::Max(max) if is(self.subject.memory.limit, max)));
-        standing.pod_max(&self.subject.cgroup).filter(|_| ours).into_iter().collect()
+        standing.pod_max(self.subject).filter(|_| ours).into_iter().collect()
     }
 
     /// The last move is about this container.
@@ -480,8 +505,11 @@ impl Step<'_> {
         if now - on.since >= FREEZE_LIMIT {
             self.leave(standing, Rung::Freeze, Micros(REST.get() / 2), format!("the rung's {FREEZE_LIMIT} are over"));
         } else if !self.at.met || self.at.decided || !permitted {
-            let why = if self.at.decided { "it is decided who goes" } else { "the threshold is not met any more" };
-            self.leave(standing, Rung::Freeze, Micros::ZERO, why.to_owned());
+            let decided = self.at.decided;
+            let why = if decided { "it is decided who goes" } else { "the threshold is not met any more" };
+            // What goes to and fro about the threshold must not make it stand still again and again.
+            let rest = if decided { Micros::ZERO } else { Micros(REST.get() / 2) };
+            self.leave(standing, Rung::Freeze, rest, why.to_owned());
         }
     }
 }

@@ -25,6 +25,7 @@ fn pod(uid: &str, unreclaimable: u64) -> Subject {
         place: Some(0),
         exceeds: true,
         memory: memory(unreclaimable, 0, None),
+        given: None,
         growth: None,
         stalled: None,
         strangled: 0,
@@ -42,7 +43,8 @@ fn wishes(of: &[(Rung, &str)]) -> Wishes {
 
 fn ends_in(seconds: u64) -> Situation {
     let left = Some(Ppm(300_000));
-    Situation { left, time_to_oom: Some(Micros::secs(seconds)), room: Bytes::gib(1), ..Situation::default() }
+    let (time_to_oom, slope) = (Some(Micros::secs(seconds)), 120 * MIB);
+    Situation { left, time_to_oom, slope, room: Bytes::gib(1), ..Situation::default() }
 }
 
 fn calm() -> Situation {
@@ -142,6 +144,41 @@ fn only_the_aggressor_is_slowed_down_and_only_for_a_while() {
 }
 
 #[test]
+fn who_grows_a_little_while_the_wall_comes_nearer_by_much_is_left_alone() {
+    let mut it = ladder();
+    // Somebody outside of the pods leaks; of the pods this one grows most.
+    let bystander = growing("a", 300, 10);
+    assert!(it.step(Micros::secs(1), &ends_in(10), std::slice::from_ref(&bystander)).is_empty());
+    let slow = Situation { slope: 20_000, ..ends_in(10) };
+    let crumbs = Subject { growth: Some(20_000), ..bystander };
+    assert!(it.step(Micros::secs(2), &slow, &[crumbs]).is_empty());
+    let mut theirs = growing("b", 300, 100);
+    theirs.memory.more.high = Some(Bytes::mib(500));
+    assert!(it.step(Micros::secs(3), &ends_in(10), &[theirs]).is_empty(), "a bound of somebody else's");
+}
+
+#[test]
+fn what_is_given_is_given_once_and_a_resize_ends_it() {
+    let mut it = ladder();
+    let room = Situation { room: Bytes::mib(150), ..calm() };
+    let other = |uid: &str| Subject { uid: uid.into(), ..bounded(150, 200, forecast(5_000)) };
+    assert_eq!(it.step(Micros::secs(1), &room, &[other("a"), other("b")]).len(), 1);
+    // Of the 100 MiB 50 are not used yet: they are in the room still, and are not given again.
+    let first = Subject { uid: "a".into(), ..bounded(250, 300, None) };
+    assert!(it.step(Micros::secs(2), &room, &[first.clone(), other("b")]).len() == 1);
+    let mut resized = first;
+    (resized.containers[0].given, resized.given) = (Some(Bytes::mib(300)), Some(Bytes::mib(300)));
+    let moves = it.step(Micros::secs(4), &room, &[resized]);
+    assert_eq!((kinds(&moves), moves[0].acts.len()), (vec![(Rung::Raise, Turn::Leave)], 0));
+    // After a restart of the agent the limit is a raised one; what comes back is what was given.
+    let mut it = ladder();
+    let moves = it.step(Micros::secs(1), &calm(), &[bounded(290, 300, forecast(5_000))]);
+    assert_eq!(moves[0].acts[1].1, Act::Max(Bytes::mib(400)));
+    let moves = it.step(Micros::secs(60), &calm(), &[bounded(100, 400, None)]);
+    assert_eq!(moves[0].acts[0].1, Act::Max(Bytes::mib(200)));
+}
+
+#[test]
 fn who_may_not_go_is_neither_slowed_down_nor_frozen() {
     let critical = Subject { place: None, ..growing("a", 300, 100) };
     let modest = Subject { exceeds: false, ..growing("a", 300, 100) };
@@ -161,9 +198,11 @@ fn forecast(milliseconds: u64) -> Option<Forecast> {
 fn bounded(held: u64, limit: u64, forecast: Option<Forecast>) -> Subject {
     let memory = memory(held, 0, Some(limit));
     let cgroup = "kubepods/poda/c".to_owned();
-    let container = Held { name: "c".to_owned(), cgroup, memory, given: Some(Bytes::mib(200)), forecast };
+    let given = Some(Bytes::mib(200));
+    // Read long after whatever was written.
+    let container = Held { name: "c".to_owned(), cgroup, memory, at: Micros::secs(1_000), given, forecast };
     let wishes = wishes(&[(Rung::Raise, "true")]);
-    Subject { wishes, memory, containers: vec![container], ..pod("a", held) }
+    Subject { wishes, memory, given, containers: vec![container], ..pod("a", held) }
 }
 
 #[test]
@@ -202,8 +241,16 @@ fn a_limit_is_raised_where_there_is_room_and_comes_back_when_it_fits_again() {
 fn a_raised_limit_that_somebody_else_has_changed_is_theirs() {
     let mut it = ladder();
     it.step(Micros::secs(1), &calm(), &[bounded(150, 200, forecast(5_000))]);
-    assert!(it.step(Micros::millis(1_500), &calm(), &[bounded(150, 200, None)]).is_empty(), "not written yet");
-    assert!(it.step(Micros::millis(1_600), &calm(), &[bounded(190, 200, forecast(100))]).is_empty(), "one at a time");
+    let old = |mut subject: Subject| {
+        subject.containers[0].at = Micros::millis(1_900);
+        subject
+    };
+    assert!(
+        it.step(Micros::secs(2), &calm(), &[old(bounded(150, 200, None))]).is_empty(),
+        "read before it was written"
+    );
+    let near = old(bounded(190, 200, forecast(100)));
+    assert!(it.step(Micros::millis(2_100), &calm(), &[near]).is_empty(), "one at a time");
     let moves = it.step(Micros::secs(3), &calm(), &[bounded(150, 500, None)]);
     assert_eq!((kinds(&moves), moves[0].acts.len()), (vec![(Rung::Raise, Turn::Leave)], 0));
     // It could not be written; the pod's could, and goes back. Then it rests.
@@ -256,21 +303,32 @@ fn the_first_victim_stands_still_until_it_is_decided_and_not_for_long() {
     assert_eq!(kinds(&moves), [(Rung::Freeze, Turn::Leave)]);
     it.step(Micros::secs(3), &met, &[pod("a", 340)]);
     assert!(it.step(Micros::secs(4), &met, &[pod("a", 360)]).is_empty(), "it rests");
+    // To and fro about the threshold: once.
+    let mut it = ladder();
+    let mut frozen = 0;
+    for n in 0..1_000 {
+        let situation = if n % 2 == 0 { met } else { calm() };
+        let moves = it.step(Micros::millis(20 * n), &situation, &[pod("a", 300 + n)]);
+        frozen += moves.iter().filter(|m| m.turn == Turn::Enter).count();
+    }
+    assert_eq!(frozen, 1);
 }
 
 #[test]
 fn a_pod_that_goes_is_let_go_of() {
     let met = Situation { met: true, ..ends_in(10) };
     let mut it = ladder();
-    it.step(Micros::secs(1), &met, &[growing("a", 300, 50)]);
-    let moves = it.step(Micros::secs(2), &met, &[growing("a", 350, 50)]);
+    it.step(Micros::secs(1), &met, &[growing("a", 300, 100)]);
+    let moves = it.step(Micros::secs(2), &met, &[growing("a", 350, 100)]);
     assert_eq!(kinds(&moves), [(Rung::Freeze, Turn::Enter)]);
     assert_eq!(it.rungs_of(&"a".into()), [Rung::Throttle, Rung::Freeze]);
-    let going = Subject { live: false, ..growing("a", 350, 50) };
+    let going = Subject { live: false, ..growing("a", 350, 100) };
     let acts: Vec<Act> =
         it.step(Micros::secs(3), &met, &[going]).into_iter().flat_map(|m| m.acts).map(|a| a.1).collect();
     assert_eq!(acts, [Act::High(None), Act::Freeze(false)]);
     it.step(Micros::secs(4), &met, &[]);
+    assert_eq!(it.size(), 1, "it could not be read, that is all");
+    it.forget(&"a".into());
     assert_eq!(it.size(), 0);
 }
 
@@ -290,6 +348,7 @@ fn whatever_happens_no_rung_is_held_for_longer_than_its_limit() {
         now += Micros::millis(20 + random(980));
         let situation = Situation {
             left: Some(Ppm(random(300_000))),
+            slope: random(150) * MIB,
             time_to_oom: (random(3) > 0).then(|| Micros::secs(random(90))),
             room: Bytes::mib(random(400)),
             met: random(3) == 0,
