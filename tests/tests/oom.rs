@@ -248,6 +248,47 @@ fn table(runs: &[Run]) -> String {
     out
 }
 
+/// The runs of each load together: how many were won, and the median and the worst of what was measured.
+fn summary(runs: &[Run]) -> String {
+    let mut out = String::from(
+        "| load | from | evicted first, right victim | lead: median, least | freed after: median, most | over: median, most | nearest to the wall |\n\
+         |---|---|---:|---:|---:|---:|---:|\n",
+    );
+    let key = |run: &Run| (run.load.name.clone(), run.ballast);
+    let mut loads: Vec<(String, bool)> = Vec::new();
+    for run in runs {
+        if !loads.contains(&key(run)) {
+            loads.push(key(run));
+        }
+    }
+    for load in loads {
+        let of: Vec<&Run> = runs.iter().filter(|run| key(run) == load).collect();
+        let won = of.iter().filter(|run| run.won() && run.wrong.is_empty()).count();
+        let cell = |of: &dyn Fn(&Run) -> Option<Duration>, worst_is_last: bool| {
+            let mut times: Vec<Duration> = runs.iter().filter(|run| key(run) == load).filter_map(of).collect();
+            times.sort_unstable();
+            let worst = if worst_is_last { times.last() } else { times.first() };
+            match (times.get(times.len() / 2), worst) {
+                (Some(median), Some(worst)) => {
+                    format!("{:.0} ms, {:.0} ms", median.as_secs_f64() * 1e3, worst.as_secs_f64() * 1e3)
+                }
+                _ => "-".to_owned(),
+            }
+        };
+        out += &format!(
+            "| {} | {} | {won} of {} | {} | {} | {} | {:.0} MiB |\n",
+            load.0,
+            if load.1 { "2000 MiB" } else { "zero" },
+            of.len(),
+            cell(&|run| run.lead, false),
+            cell(&|run| run.freed, true),
+            cell(&|run| run.over, true),
+            mib(of.iter().map(|run| run.gap).min().unwrap_or(0)),
+        );
+    }
+    out
+}
+
 /// The value of a key in a record's evidence.
 fn evidence<'a>(record: &'a Value, key: &str) -> &'a str {
     let pairs = record["evidence"].as_array().into_iter().flatten();
@@ -535,7 +576,11 @@ fn bench() {
     let mut over: Vec<Duration> = runs.iter().filter_map(|run| run.over).collect();
     over.sort_unstable();
     let cpus = std::thread::available_parallelism().map_or(0, usize::from);
-    println!("{}", table(&runs));
+    println!("{}", summary(&runs));
+    let lost: Vec<Run> = runs.iter().filter(|run| !run.won() || !run.wrong.is_empty()).cloned().collect();
+    if !lost.is_empty() {
+        println!("what was not as it should be:\n\n{}", table(&lost));
+    }
     println!("evicted before the kernel's OOM killer: {won} of {}", runs.len());
     if let (Some(median), Some(most)) = (over.get(over.len() / 2), over.last()) {
         println!(
@@ -543,7 +588,11 @@ fn bench() {
             over.len()
         );
     }
-    println!("from sample to decision: {}", runs.iter().map(|r| r.age.as_str()).collect::<Vec<_>>().join(" "));
+    let mut ages: Vec<f64> = runs.iter().filter_map(|run| run.age.trim_end_matches('s').parse().ok()).collect();
+    ages.sort_unstable_by(f64::total_cmp);
+    if let (Some(median), Some(most)) = (ages.get(ages.len() / 2), ages.last()) {
+        println!("from sample to decision: median {:.1} ms, at most {:.1} ms", median * 1e3, most * 1e3);
+    }
     println!(
         "10 GiB of files written and read beside the ballast: {:.0} s, at most {:.0} of 2560 MiB used, 0 actions",
         files.as_secs_f64(),
