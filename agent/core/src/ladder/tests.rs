@@ -132,7 +132,7 @@ fn only_the_aggressor_is_slowed_down_and_only_for_a_while() {
     // Held up at the bound it does not grow, and it is not the end of it.
     assert!(it.step(Micros::secs(95), &calm(), &all(growing("leak", 378, 0))).is_empty());
     // Growth that has ended, and a pod that stands still, are left alone.
-    assert!(it.step(Micros::secs(96), &calm(), &all(growing("leak", 340, 0))).is_empty());
+    assert!(it.step(Micros::secs(98), &calm(), &all(growing("leak", 340, 0))).is_empty());
     assert_eq!(
         kinds(&it.step(Micros::secs(100), &calm(), &all(growing("leak", 340, 0)))),
         [(Rung::Throttle, Turn::Leave)]
@@ -165,7 +165,9 @@ fn what_is_given_is_given_once_and_a_resize_ends_it() {
     assert_eq!(it.step(Micros::secs(1), &room, &[other("a"), other("b")]).len(), 1);
     // Of the 100 MiB 50 are not used yet: they are in the room still, and are not given again.
     let first = Subject { uid: "a".into(), ..bounded(250, 300, None) };
-    assert!(it.step(Micros::secs(2), &room, &[first.clone(), other("b")]).len() == 1);
+    let less = Situation { room: Bytes::mib(140), ..room };
+    assert!(it.step(Micros::secs(2), &less, &[first.clone(), other("b")]).is_empty());
+    assert_eq!(it.step(Micros::secs(3), &room, &[first.clone(), other("b")]).len(), 1);
     let mut resized = first;
     (resized.containers[0].given, resized.given) = (Some(Bytes::mib(300)), Some(Bytes::mib(300)));
     let moves = it.step(Micros::secs(4), &room, &[resized]);
@@ -303,6 +305,10 @@ fn the_first_victim_stands_still_until_it_is_decided_and_not_for_long() {
     assert_eq!(kinds(&moves), [(Rung::Freeze, Turn::Leave)]);
     it.step(Micros::secs(3), &met, &[pod("a", 340)]);
     assert!(it.step(Micros::secs(4), &met, &[pod("a", 360)]).is_empty(), "it rests");
+    // Where it is decided already there is nothing to stand still for.
+    let mut it = ladder();
+    it.step(Micros::millis(20), &decided, &[pod("a", 300)]);
+    assert!(it.step(Micros::millis(40), &decided, &[pod("a", 320)]).is_empty());
     // To and fro about the threshold: once.
     let mut it = ladder();
     let mut frozen = 0;
