@@ -90,7 +90,7 @@ impl World {
             place: order.iter().position(|uid| **uid == reading.uid),
             exceeds: candidates.iter().any(|c| c.uid == reading.uid && c.exceeds()),
             memory,
-            given: pod.actuated().as_ref().and_then(allocate::pod_memory_limit),
+            given: allocate::pod_memory_limit(pod.actuated().as_ref().unwrap_or(&pod.spec)),
             growth: pod.meter.model.growth(),
             stalled: pod.meter.model.memory_stalled(),
             strangled: full.unwrap_or_default(),
