@@ -14,7 +14,7 @@ use crate::attribute::{Subject, percent};
 use crate::budget::{self, OwnCost, Spent, Turn};
 use crate::event::{Action, Knob, KnobWrite};
 use crate::evict::{Candidate, Decision, Eviction, Gained, Signal};
-use crate::forecast::Pace;
+use crate::forecast::{MAX_INTERVAL, Pace};
 use crate::node::Enforce;
 use crate::pod::{PodState, Why};
 use crate::sample::{PodReading, Sample};
@@ -91,9 +91,9 @@ impl World {
     /// Asks for looks as often as the memory wants them, and where it does not, as the agent's own budget allows.
     fn keep_pace(&mut self) {
         let Pace { mut interval, mut all_pods } = self.evict.standing().pace;
-        if self.ladder.interval() < interval {
-            // A container that may be raised comes near its own limit.
-            (interval, all_pods) = (self.ladder.interval(), true);
+        if self.ladder.interval() < MAX_INTERVAL {
+            // A container that may be raised comes near its own limit, which only a look at all pods shows.
+            (interval, all_pods) = (self.ladder.interval().min(interval), true);
         }
         let stretch = if interval < URGENT { budget::NONE } else { self.budget.stretch() };
         all_pods &= stretch == budget::NONE;
