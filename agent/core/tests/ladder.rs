@@ -112,7 +112,7 @@ impl Node {
     /// A leak of 20 MiB/s, looked at each 100 ms; all that was done.
     fn leak(&mut self, limit: Option<u64>, age: u64) -> Vec<Action> {
         let mut all = Vec::new();
-        for n in 0..20 {
+        for n in 0..10 {
             self.now += 100;
             all.extend(self.look(140 + 2 * n, limit, age, 0));
         }
