@@ -13,6 +13,16 @@ fn number(node: &Node, file: &str) -> Result<u64> {
     Ok(sh(node, &format!("cat {file}"))?.trim().parse().unwrap_or(u64::MAX))
 }
 
+/// Takes a pod away, and waits until its cgroup is: the last of it.
+fn clear(node: &Node, name: &str, group: &str) -> Result<()> {
+    remove(node, name)?;
+    let pod = group.rsplit_once('/').map_or(group, |(pod, _)| pod);
+    wait(node, &format!("end of {name}"), LIMIT, || {
+        ensure!(sh(node, &format!("ls -d {pod} 2>/dev/null; true"))?.is_empty(), "its cgroup is there");
+        Ok(())
+    })
+}
+
 /// A leak in a limit of its own that may be raised is not killed, as long as twice the limit is enough for it.
 pub(super) fn raise(node: &Node) -> Result<String> {
     let mut leak = manifest("bounded", workload(&["leak", "--rate", "5Mi", "--limit", "80Mi", "--delay", "5s"]));
@@ -29,7 +39,7 @@ pub(super) fn raise(node: &Node) -> Result<String> {
     let limit = number(node, &format!("{group}/memory.max"))?;
     let events = sh(node, &format!("cat {group}/memory.events"))?;
     ensure!(events.lines().any(|line| line == "oom_kill 0"), "{events}");
-    remove(node, "bounded")?;
+    clear(node, "bounded", &group)?;
     Ok(format!("limit 64 -> {} MiB, it held {} MiB, oom_kill 0", limit >> 20, peak >> 20))
 }
 
@@ -59,12 +69,8 @@ pub(super) fn throttle(node: &Node) -> Result<String> {
         Ok(())
     })?;
     let took = killed.elapsed();
-    remove(node, "slowed")?;
     node.start_agent()?;
     node.wait_healthy(LIMIT)?;
-    wait(node, "the end of the leak", LIMIT, || {
-        ensure!(sh(node, &format!("ls -d {group} 2>/dev/null; true"))?.is_empty(), "it is there");
-        Ok(())
-    })?;
+    clear(node, "slowed", &group)?;
     Ok(format!("memory.high {} MiB; gone {took:.1?} after the agent was killed, without another one", bound >> 20))
 }

@@ -139,6 +139,8 @@ pub struct Decider {
     /// The cgroup id of `kubepods` and its total of waiting for memory.
     kubepods: Option<(u64, Option<Micros>)>,
     trends: BTreeMap<Signal, Trend>,
+    /// The same of what is counted by itself.
+    counted: BTreeMap<Signal, Trend>,
     met: BTreeMap<Signal, Met>,
     soft_met: BTreeMap<Signal, Watch>,
     last_met: Option<Micros>,
@@ -197,6 +199,7 @@ impl Decider {
             deaf_until: Micros::ZERO,
             kubepods: None,
             trends: BTreeMap::new(),
+            counted: BTreeMap::new(),
             met: BTreeMap::new(),
             soft_met: BTreeMap::new(),
             last_met: None,
@@ -267,6 +270,7 @@ impl Decider {
             before => {
                 if before.is_some() {
                     self.trends.remove(&Signal::AllocatableMemory);
+                    self.counted.remove(&Signal::AllocatableMemory);
                     self.met.remove(&Signal::AllocatableMemory);
                     self.soft_met.remove(&Signal::AllocatableMemory);
                 }
@@ -281,7 +285,15 @@ impl Decider {
             let trend = self.trends.entry(at.signal).or_default();
             trend.observe(sample.at, at.unreclaimable);
             let threshold = self.thresholds.iter().map(|t| t.quantity(at.limit)).max().unwrap_or(Bytes::ZERO);
-            Wall { forecast: trend.forecast(at.available()), threshold, met: None, soft: None, at }
+            // When files are deleted the kernel takes them from the cache some 10 ms before their memory is free: what looks like
+            // growth by hundreds of MiB then is none of what is counted by itself.
+            let real = at.counted.is_none_or(|counted| {
+                let trend = self.counted.entry(at.signal).or_default();
+                trend.observe(sample.at, counted);
+                trend.confirmed().is_some()
+            });
+            let forecast = trend.forecast(at.available()).filter(|_| real);
+            Wall { forecast, threshold, met: None, soft: None, at }
         };
         available(&sample.node, sample.kubepods.as_ref()).into_iter().map(wall).collect()
     }
@@ -453,7 +465,7 @@ impl Decider {
         gone |= pending.base.zip(total).is_some_and(|(base, total)| base - total >= pending.held.scale(4, 5));
         if gone {
             self.pending = None;
-            self.trends.values_mut().for_each(Trend::forget);
+            self.trends.values_mut().chain(self.counted.values_mut()).for_each(Trend::forget);
             for met in self.met.values_mut() {
                 *met = Met { since: sample.at, samples: 0 };
             }
@@ -542,7 +554,9 @@ fn second_sign(wall: &Wall, at: Micros, stalled: Micros) -> Option<String> {
     growth
         .or_else(|| {
             // Usage and memory.stat are read one after the other: while cache is dropped in between, one sample can be wrong.
-            let twice = met.samples >= 2 && stalled > Micros::ZERO;
+            // Of files that are deleted a few samples can be, and who writes them waits.
+            let explained = wall.at.counted.is_none_or(|counted| wall.at.unreclaimable - counted <= wall.threshold);
+            let twice = met.samples >= 2 && stalled > Micros::ZERO && explained;
             twice.then(|| format!("tasks waited {stalled} for memory since the last sample"))
         })
         .or_else(|| counted.map(|c| format!("anonymous and shared memory alone are {c}")))

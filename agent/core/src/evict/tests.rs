@@ -664,3 +664,24 @@ fn growth_within_a_request_is_no_reason_to_act_early() {
     let (_, held) = fast_start(2_300, 20, None).expect("past its request and the threshold somebody goes");
     assert!(held >= 2_300, "a small one goes for another's start: at {held}");
 }
+
+/// Files of 500 MiB that are deleted: for some looks they are no cache any more, and their memory is not free yet.
+#[test]
+fn files_that_are_being_deleted_are_no_leak() {
+    let pods = [pod("writer", 20), pod("ballast", 2_000)];
+    let candidates: Vec<Candidate> = pods.iter().map(candidate).collect();
+    let mut decider = Decider::new(&config());
+    for n in 0..50 {
+        decider.step(Micros::millis(n * 20), &sample(n * 20, 2_020, 520, Some(&pods)), Some(&candidates));
+    }
+    for (n, gone) in [60, 180, 300, 440, 500].into_iter().enumerate() {
+        let at = 1_000 + n as u64 * 20;
+        let mut look = sample(at, 2_020, 520 - gone, Some(&pods));
+        let kubepods = look.kubepods.as_mut().unwrap();
+        kubepods.memory.as_mut().unwrap().usage = Bytes::mib(2_540);
+        // Who writes files waits for memory all the time.
+        kubepods.pressure = Some(PressureReading::memory_some(Micros::millis(at)));
+        let decision = decider.step(Micros::millis(at), &look, Some(&candidates));
+        assert!(!matches!(decision, Decision::Evict(_)), "{gone} MiB gone: {decision:?}");
+    }
+}
