@@ -8,7 +8,6 @@ use crate::event::{Action, Knob, KnobWrite};
 use crate::evict::{self, Candidate, STALE, Threshold, rank};
 use crate::judge::TELL_AGAIN;
 use crate::ladder::{Act, Held, Move, Situation, Subject, Turn, Wishes};
-use crate::node::Enforce;
 use crate::sample::{PodReading, Sample};
 use crate::spec::PodUid;
 use crate::units::{Bytes, Micros, Now, Ppm};
@@ -23,7 +22,7 @@ impl World {
         }
         let situation = self.situation(sample, evicted);
         let order: Vec<&PodUid> = rank(candidates).into_iter().map(|place| &place.pod.uid).collect();
-        let acts = !self.config.beside && self.config.enforce == Enforce::Act;
+        let acts = !self.only_watches();
         let readings = sample.pods.iter().flatten();
         let subjects: Vec<Subject> =
             readings.filter_map(|reading| self.subject_of(sample.at, reading, candidates, &order)).collect();

@@ -14,14 +14,13 @@ use crate::evict;
 use crate::evict::disk::{
     self, Candidate, Condition, Decider, Decision, LocalLimit, Pass, Reading, Reclaim, Reclaimed,
 };
-use crate::node::{Enforce, NodeConfig};
+use crate::judge::TELL_AGAIN;
+use crate::node::NodeConfig;
 use crate::pod::{Pod, PodState, Why};
 use crate::spec::PodUid;
 use crate::units::{Micros, Now};
 use crate::world::World;
 
-/// What would have been done is told again after this long.
-const TELL_AGAIN: Micros = Micros::secs(60);
 /// A pod over its own limits is given so long to end (`immediateEvictionGracePeriodSeconds`, pkg/kubelet/eviction/eviction_manager.go).
 const GRACE: Micros = Micros::secs(1);
 
@@ -103,11 +102,6 @@ impl World {
         self.tell_of_the_node(now);
     }
 
-    /// Writes nothing by its own judgement.
-    fn only_observes(&self) -> bool {
-        self.config.beside || self.config.enforce == Enforce::Observe
-    }
-
     fn over_their_limits(&self, reading: &Reading, now: Now) -> Vec<Leave> {
         if !self.config.storage_limits {
             return Vec::new();
@@ -125,7 +119,7 @@ impl World {
     /// Whether the pod was really sent away.
     fn send_away(&mut self, leave: Leave, now: Now) -> bool {
         let Leave { uid, signal, grace, message, evidence } = leave;
-        if self.only_observes() {
+        if self.only_watches() {
             if self.told.get(&uid).is_none_or(|at| now.mono - *at >= TELL_AGAIN) {
                 self.told.insert(uid.clone(), now.mono);
                 self.say_why(&uid, None, now, true, "WouldEvict", format!("would be evicted. {message}"), evidence);
@@ -143,7 +137,7 @@ impl World {
     fn tidy_the_node(&mut self, reclaim: &Reclaim, now: Now) {
         let (containers, sandboxes) = if reclaim.containers { self.dead() } else { Default::default() };
         let name = self.config.name.clone();
-        if self.only_observes() {
+        if self.only_watches() {
             // Tried as far as it may be: who would go is to be told as well.
             self.disks.decider.reclaimed(&Reclaimed { at: now.mono, ..Reclaimed::default() });
             if self.disks.told_reclaim.is_none_or(|at| now.mono - at >= TELL_AGAIN) {
@@ -174,7 +168,7 @@ impl World {
 
     /// The kubelet's event of the node (pkg/kubelet/eviction/eviction_manager.go).
     fn tell_the_node(&mut self, signal: disk::Signal, now: Now) {
-        if self.only_observes() {
+        if self.only_watches() {
             return;
         }
         let (name, message) = (self.config.name.clone(), format!("Attempting to reclaim {}", signal.resource()));

@@ -191,15 +191,26 @@ pub fn available(node: &NodeReading, kubepods: Option<&CgroupReading>) -> Vec<Av
 /// use more than they ask for, by working set as the kubelet counts.
 #[must_use]
 pub fn message(threshold: Bytes, available: Bytes, containers: &[CandidateContainer]) -> String {
+    let over = containers.iter().filter(|c| c.usage > c.request);
+    let over = over.map(|c| (c.name.as_str(), c.usage, c.request));
+    low_on("memory", &threshold.to_string(), &available.to_string(), over)
+}
+
+/// The same of any resource; containers by name, use and request.
+fn low_on<'a>(
+    resource: &str,
+    threshold: &str,
+    available: &str,
+    over: impl Iterator<Item = (&'a str, Bytes, Bytes)>,
+) -> String {
     use fmt::Write as _;
     let mut text =
-        format!("The node was low on resource: memory. Threshold quantity: {threshold}, available: {available}. ");
-    for c in containers.iter().filter(|c| c.usage > c.request) {
+        format!("The node was low on resource: {resource}. Threshold quantity: {threshold}, available: {available}. ");
+    for (name, used, request) in over {
         // Writing to a string cannot fail.
         let _ = write!(
             text,
-            "Container {} was using {}, request is {}, has larger consumption of memory. ",
-            c.name, c.usage, c.request
+            "Container {name} was using {used}, request is {request}, has larger consumption of {resource}. "
         );
     }
     text

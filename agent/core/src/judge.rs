@@ -241,7 +241,7 @@ impl World {
     }
 
     /// Nothing may be done to pods.
-    fn only_watches(&self) -> bool {
+    pub(crate) fn only_watches(&self) -> bool {
         self.config.beside || self.config.enforce == Enforce::Observe
     }
 

@@ -362,21 +362,11 @@ impl fmt::Display for Reclaimed {
 /// decided. Containers are named that use more of the disk than they ask for; of inodes and process ids none is, as upstream.
 #[must_use]
 pub fn message(signal: Signal, threshold: &str, available: u64, victim: &Candidate) -> String {
-    use fmt::Write as _;
-    let (resource, available) = (signal.resource(), signal.say(available));
-    let mut text =
-        format!("The node was low on resource: {resource}. Threshold quantity: {threshold}, available: {available}. ");
-    if resource == "ephemeral-storage" {
-        for c in victim.containers.iter().filter(|c| c.used > c.request) {
-            // Writing to a string cannot fail.
-            let _ = write!(
-                text,
-                "Container {} was using {}, request is {}, has larger consumption of {resource}. ",
-                c.name, c.used, c.request
-            );
-        }
-    }
-    text
+    let resource = signal.resource();
+    let named = resource == "ephemeral-storage";
+    let over = victim.containers.iter().filter(|c| named && c.used > c.request);
+    let over = over.map(|c| (c.name.as_str(), c.used, c.request));
+    super::low_on(resource, threshold, &signal.say(available), over)
 }
 
 #[cfg(test)]
