@@ -674,7 +674,7 @@ fn files_that_are_being_deleted_are_no_leak() {
     for n in 0..50 {
         decider.step(Micros::millis(n * 20), &sample(n * 20, 2_020, 520, Some(&pods)), Some(&candidates));
     }
-    for (n, gone) in [60, 180, 300, 440, 500].into_iter().enumerate() {
+    for (n, gone) in [60, 180, 300, 440, 500, 510, 515].into_iter().enumerate() {
         let at = 1_000 + n as u64 * 20;
         let mut look = sample(at, 2_020, 520 - gone, Some(&pods));
         let kubepods = look.kubepods.as_mut().unwrap();
