@@ -83,8 +83,7 @@ impl World {
         let full = reading.cgroup.pressure.map(|pressure| pressure.memory.full.avg10);
         Some(Subject {
             uid: reading.uid.clone(),
-            // What cannot be read was refused where the manifest was.
-            wishes: Wishes::read(&pod.spec.annotations).unwrap_or_default(),
+            wishes: Wishes::of(&pod.spec),
             live: pod.state.is_live(),
             place: order.iter().position(|uid| **uid == reading.uid),
             exceeds: candidates.iter().any(|c| c.uid == reading.uid && c.exceeds()),

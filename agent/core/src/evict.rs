@@ -11,7 +11,9 @@
 //! A signal is *met* from when available falls below a threshold until it is above threshold plus minimum reclaim. The *second sign*
 //! is confirmed growth, tasks that wait for memory in the second sample that is met, anonymous and shared memory that alone come near the wall, or a wall
 //! that stays met for [`PERSIST_SAMPLES`] samples and [`PERSIST_TIME`]. Before the threshold only growth that would hit the wall within the
-//! reaction time counts, and only of pods above their request. The second sign of a soft threshold is its grace period.
+//! reaction time counts, and only of pods above their request. The second sign of a soft threshold is its grace period. A pod that
+//! wants it is *asked to leave* when the hard threshold would be met before it could end by itself; the second sign is that this was
+//! so for [`LEAVE_CONFIRM`] without a break.
 //!
 //! Properties (tested): critical and terminating pods are never victims; no victim while a worse-ranked one exists; a stale or
 //! missing reading causes no kill; page cache alone causes no kill; one victim at a time and measured again after it, unless it
@@ -27,7 +29,7 @@ mod soft;
 mod why;
 
 pub(crate) use decider::STALE;
-pub use decider::{Decider, Decision, Eviction, PERSIST_SAMPLES, PERSIST_TIME, Seen, Standing};
+pub use decider::{Decider, Decision, Eviction, LEAVE_CONFIRM, LEAVE_MOST, PERSIST_SAMPLES, PERSIST_TIME, Seen, Standing};
 pub use gain::{Durations, EvictionCounts, Gained, WATCH};
 pub use rank::{Candidate, CandidateContainer, HORIZON, Place, Ranked, rank};
 pub use soft::Soft;
@@ -108,6 +110,35 @@ fn percentage(number: &str) -> Option<Ppm> {
     let whole: u64 = whole.parse().ok()?;
     let decimals: u64 = format!("{decimals:0<4}").parse().ok()?;
     Some(Ppm(whole * 10_000 + decimals)).filter(|&ppm| ppm <= Ppm(1_000_000))
+}
+
+/// What sends one away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Kind {
+    /// A hard threshold that is met.
+    Hard,
+    /// A soft threshold that was met for its grace period.
+    Soft,
+    /// A hard threshold that would be met before one could end by itself: the rung [`crate::ladder::Rung::Leave`].
+    Forecast,
+}
+
+impl Kind {
+    /// Its name in the evidence.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Hard => "hard",
+            Self::Soft => "soft",
+            Self::Forecast => "forecast",
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
 }
 
 /// A wall that memory can hit.

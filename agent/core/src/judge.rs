@@ -13,8 +13,9 @@ use crate::allocate::{self, BurstChange};
 use crate::attribute::{Subject, percent};
 use crate::budget::{self, OwnCost, Spent, Turn};
 use crate::event::{Action, Knob, KnobWrite};
-use crate::evict::{Candidate, Decision, Eviction, Gained, Signal};
+use crate::evict::{Candidate, Decision, Eviction, Gained, Kind, Signal};
 use crate::forecast::{MAX_INTERVAL, Pace};
+use crate::ladder::{Rung, Wishes};
 use crate::node::Enforce;
 use crate::pod::{PodState, Why};
 use crate::sample::{PodReading, Sample};
@@ -200,7 +201,8 @@ impl World {
     fn candidates(&self, readings: &[PodReading]) -> Vec<Candidate> {
         let of = |reading: &PodReading| {
             let pod = self.pods.get(&reading.uid)?;
-            Candidate::new(&pod.spec, reading, &pod.meter.model, !pod.state.is_live())
+            let leaves = self.config.rungs.permits(Rung::Leave, &Wishes::of(&pod.spec));
+            Candidate::new(&pod.spec, reading, &pod.meter.model, !pod.state.is_live(), leaves)
         };
         readings.iter().filter_map(of).collect()
     }
@@ -261,6 +263,9 @@ impl World {
                 if ranked.aggressor { " and so eats the room" } else { "" }
             );
             evidence.push((format!("rank_{}", place + 1), value));
+        }
+        if eviction.kind == Kind::Forecast {
+            *self.totals.rungs.entry((Rung::Leave, !self.only_watches())).or_default() += 1;
         }
         if self.only_watches() {
             let told = self.told.get(&uid).copied();

@@ -3,7 +3,7 @@
 //! Problem: between watching and killing there is much that helps, and each of it may harm a healthy pod when it lasts. Approach: a
 //! ladder of *rungs*. Each has a condition to enter, one to leave, a time limit after which the pod rests from it, and a record of
 //! why; each can be switched off for the node ([`Rungs`], the EnforcementPolicy) and for a pod ([`Wishes`], annotations). Sending
-//! away, with time to end or without, is the last rung and [`crate::evict`]'s.
+//! away, with time to end (*leave*) or without, comes last and is [`crate::evict`]'s.
 //!
 //! | Rung | Entered when | Does | Left when | At most |
 //! |---|---|---|---|---|
@@ -11,6 +11,7 @@
 //! | throttle | a shared wall would be hit within 60 s, and at least half of the growth is this pod's, above its request | `memory.high` a little above its usage | the growth has ended; all its tasks wait 40 % of the time | 30 s |
 //! | raise | the container would hit its own limit within 10 s, and the shared walls have room | `memory.max` up by 20 %, 100 MiB at least, to twice the limit at most | it fits below its limit again | raised further for 10 min |
 //! | freeze | a hard threshold is met, what is to go is not decided yet, and the first in the order of victims still grows | `cgroup.freeze` | it is decided; the threshold is not met any more | 2 s |
+//! | leave | a hard threshold would be met before the pod could end by itself, and growth above requests is why | an eviction with the pod's own grace period | it has ended; the threshold is met: it is killed | its grace period, 30 s |
 //!
 //! Numbers: reclaim's share and bounds are those of Meta's senpai and Katalyst (1 % of usage, PSI below 1 %), 20 % and 100 MiB are
 //! the VPA's answer to an OOM kill (vertical-pod-autoscaler, `oom-bump-up-ratio`, `oom-min-bump-up-bytes`, 1.7).
@@ -30,7 +31,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::spec::PodUid;
+use crate::spec::{PodSpec, PodUid};
 use crate::units::Bytes;
 
 /// A rung of the ladder.
@@ -45,11 +46,13 @@ pub enum Rung {
     Raise,
     /// The pod stands still until it is decided who goes.
     Freeze,
+    /// The pod is evicted before a threshold is met, with time to end.
+    Leave,
 }
 
 impl Rung {
     /// All of them, the mildest first.
-    pub const ALL: [Self; 4] = [Self::Reclaim, Self::Throttle, Self::Raise, Self::Freeze];
+    pub const ALL: [Self; 5] = [Self::Reclaim, Self::Throttle, Self::Raise, Self::Freeze, Self::Leave];
 
     /// Its name in the policy, in annotations and in metrics.
     #[must_use]
@@ -59,6 +62,7 @@ impl Rung {
             Self::Throttle => "throttle",
             Self::Raise => "raise",
             Self::Freeze => "freeze",
+            Self::Leave => "leave",
         }
     }
 
@@ -70,6 +74,7 @@ impl Rung {
             Self::Throttle => "beelet.dev/throttle",
             Self::Raise => "beelet.dev/raise",
             Self::Freeze => "beelet.dev/freeze",
+            Self::Leave => "beelet.dev/leave",
         }
     }
 
@@ -81,6 +86,7 @@ impl Rung {
             Self::Throttle => ["MemoryThrottled", "MemoryThrottledEnded", "WouldThrottle"],
             Self::Raise => ["MemoryLimitRaised", "MemoryLimitRestored", "WouldRaise"],
             Self::Freeze => ["Frozen", "Thawed", "WouldFreeze"],
+            Self::Leave => ["Evicted", "EvictionGained", "WouldEvict"],
         }
     }
 }
@@ -110,9 +116,10 @@ pub struct Rungs {
 }
 
 impl Default for Rungs {
-    /// Raising a limit is for those who ask for it, for it gives what was not granted; all else is for all.
+    /// Raising a limit gives what was not granted, and a kubelet sends nobody away before a threshold is met: these are for those
+    /// who ask for it; all else is for all.
     fn default() -> Self {
-        let allow = |rung| if rung == Rung::Raise { Allow::OnRequest } else { Allow::Always };
+        let allow = |rung| if matches!(rung, Rung::Raise | Rung::Leave) { Allow::OnRequest } else { Allow::Always };
         Self { allow: Rung::ALL.map(|rung| (rung, allow(rung))).into(), lacks: BTreeMap::new() }
     }
 }
@@ -189,6 +196,12 @@ impl Wishes {
             Some(value.parse().map(|wish| (rung, wish)).map_err(|_| WishError { key, value: value.clone() }))
         };
         Rung::ALL.into_iter().filter_map(wish).collect::<Result<_, _>>().map(Self)
+    }
+
+    /// A pod's; what cannot be read was refused where its manifest was.
+    #[must_use]
+    pub fn of(pod: &PodSpec) -> Self {
+        Self::read(&pod.annotations).unwrap_or_default()
     }
 }
 

@@ -9,6 +9,7 @@ use crate::allocate;
 use crate::event::{ContainerFactState, ResourceList};
 use crate::evict::disk::Condition;
 use crate::health::Verdict;
+use crate::ladder::Rung;
 use crate::node::NodeConfig;
 use crate::pod::{Pod, PodState, Why};
 use crate::snapshot::{ContainerState, ContainerView, NodeView, Phase, PodView, Snapshot, Totals};
@@ -31,6 +32,7 @@ impl World {
                 let mut view = pod_view(&self.config, p, self.runtime_down.as_deref(), now);
                 view.slow = self.slow.of(&p.spec.uid);
                 view.rungs = self.ladder.rungs_of(&p.spec.uid);
+                view.rungs.extend((self.evict.asked_to_leave() == Some(&p.spec.uid)).then_some(Rung::Leave));
                 Arc::new(view)
             })
             .collect();

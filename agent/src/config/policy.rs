@@ -14,6 +14,7 @@
 //!     throttle: Always           # slow down the pod that drives memory to its end (beelet.dev/throttle)
 //!     raise: OnRequest           # raise a container's memory limit while the node has room (beelet.dev/raise)
 //!     freeze: Always             # stop the first victim until it is decided, 2 s at most (beelet.dev/freeze)
+//!     leave: OnRequest           # evict before a threshold is met, with time to end (beelet.dev/leave)
 //!   burst: true                  # lend idle CPU to throttled containers; default true
 //!   programs:                    # eBPF programs that are not to be loaded; default all are
 //!     skb_egress: false
@@ -119,6 +120,7 @@ struct Ladder {
     throttle: Option<Allow>,
     raise: Option<Allow>,
     freeze: Option<Allow>,
+    leave: Option<Allow>,
 }
 
 impl From<Ladder> for Rungs {
@@ -128,6 +130,7 @@ impl From<Ladder> for Rungs {
             (Rung::Throttle, it.throttle),
             (Rung::Raise, it.raise),
             (Rung::Freeze, it.freeze),
+            (Rung::Leave, it.leave),
         ];
         let given = given.into_iter().filter_map(|(rung, allow)| Some((rung, allow?)));
         given.fold(Self::default(), |rungs, (rung, allow)| rungs.with(rung, allow))

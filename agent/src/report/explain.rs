@@ -244,6 +244,7 @@ fn pod_sentences(out: &mut String, pod: &PodView, forecast: Option<&Forecast>, n
             Rung::Throttle => "its allocations are slowed down (memory.high)",
             Rung::Raise => "a container's memory limit is raised for now",
             Rung::Freeze => "it stands still until it is decided who goes",
+            Rung::Leave => "it was asked to leave before memory runs short",
         };
         let _ = writeln!(out, "It is on the rung {rung} of the ladder: {does}.");
     }

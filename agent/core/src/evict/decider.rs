@@ -8,7 +8,7 @@ use super::gain::{Gained, Watched};
 use super::rank::{Candidate, Place, Ranked, rank};
 use super::soft::{Due, Soft, Watch, pod_grace};
 use super::why::{By, before};
-use super::{Available, Signal, Threshold, available, message};
+use super::{Available, Kind, Signal, Threshold, available, message};
 use crate::forecast::{Forecast, MIN_INTERVAL, Pace, REACTION, Trend, pace};
 use crate::node::NodeConfig;
 use crate::sample::Sample;
@@ -19,6 +19,10 @@ use crate::units::{Bytes, Micros};
 pub const PERSIST_SAMPLES: u32 = 3;
 /// ... and for so long is a sign of its own.
 pub const PERSIST_TIME: Micros = Micros::millis(200);
+/// One is asked to leave when the forecast has said so for this long without a break.
+pub const LEAVE_CONFIRM: Micros = Micros::secs(1);
+/// The longest that one who is asked to leave is given.
+pub const LEAVE_MOST: Micros = Micros::secs(30);
 /// A reading older than this, or than three intervals, is stale.
 pub(crate) const STALE: Micros = Micros::millis(500);
 /// The longest wait for a victim's memory (lmkd waits 100 ms per process, oomd 15 s per cgroup; a cgroup of some GiB takes up to
@@ -51,6 +55,8 @@ pub struct Eviction {
     pub name: String,
     /// Which wall.
     pub signal: Signal,
+    /// What sends it away.
+    pub kind: Kind,
     /// The threshold, in bytes of this wall.
     pub threshold: Bytes,
     /// The time that the victim is given to end; zero for none: it is killed at once.
@@ -107,6 +113,7 @@ pub struct Seen {
 struct Pending {
     uid: PodUid,
     since: Micros,
+    kind: Kind,
     /// The time it was given to end, zero for none.
     grace: Micros,
     /// What the victim held.
@@ -143,6 +150,8 @@ pub struct Decider {
     counted: BTreeMap<Signal, Trend>,
     met: BTreeMap<Signal, Met>,
     soft_met: BTreeMap<Signal, Watch>,
+    /// Since when a wall would be met before the first victim could end by itself.
+    leaving: BTreeMap<Signal, Micros>,
     last_met: Option<Micros>,
     pending: Option<Pending>,
     /// Victims of which it is not known yet what they freed, and those of which it is.
@@ -175,7 +184,7 @@ struct Cause<'a> {
     wall: &'a Wall,
     /// The time that the victim is given to end.
     grace: Micros,
-    kind: &'static str,
+    kind: Kind,
     threshold: Bytes,
     /// For how long the threshold has been met; `None` before it is.
     met_for: Option<Micros>,
@@ -202,6 +211,7 @@ impl Decider {
             counted: BTreeMap::new(),
             met: BTreeMap::new(),
             soft_met: BTreeMap::new(),
+            leaving: BTreeMap::new(),
             last_met: None,
             pending: None,
             watched: Vec::new(),
@@ -233,6 +243,12 @@ impl Decider {
     #[must_use]
     pub fn awaited(&self) -> Option<&PodUid> {
         self.pending.as_ref().map(|p| &p.uid)
+    }
+
+    /// The pod that was asked to leave, until it has left or is killed.
+    #[must_use]
+    pub fn asked_to_leave(&self) -> Option<&PodUid> {
+        self.pending.as_ref().filter(|p| p.kind == Kind::Forecast).map(|p| &p.uid)
     }
 
     /// Takes a sample at `now` (monotonic). `candidates`: the pods of this very sample, `None` if it was a quick look. A sample that
@@ -353,7 +369,7 @@ impl Decider {
             }
             let first_sign = if wall.met.is_some() { "threshold met" } else { "runs out within the reaction time" };
             let (met_for, pods) = (wall.met.map(|met| sample.at - met.since), candidates);
-            let (kind, threshold, grace) = ("hard", wall.threshold, Micros::ZERO);
+            let (kind, threshold, grace) = (Kind::Hard, wall.threshold, Micros::ZERO);
             let cause = Cause { wall, grace, kind, threshold, met_for, first_sign, second_sign, pods };
             return self.evict(moment, &cause, &order);
         }
@@ -367,8 +383,40 @@ impl Decider {
             let Some(victim) = order.first() else { return Decision::Nothing };
             let grace = pod_grace(victim.pod.grace, self.max_pod_grace);
             let second_sign = format!("met for {} without a break, its grace period is {}", due.met_for, due.grace);
-            let (kind, threshold, met_for, pods) = ("soft", due.threshold, Some(due.met_for), candidates);
+            let (kind, threshold, met_for, pods) = (Kind::Soft, due.threshold, Some(due.met_for), candidates);
             let first_sign = "threshold met";
+            let cause = Cause { wall, grace, kind, threshold, met_for, first_sign, second_sign, pods };
+            return self.evict(moment, &cause, &order);
+        }
+        candidates.map_or(Decision::Nothing, |candidates| self.ask_to_leave(moment, candidates))
+    }
+
+    /// Asks the first in the order of victims to leave, if it wants that and would not be done before a threshold is met otherwise. Only
+    /// looks at all pods count, of which there is one each second.
+    fn ask_to_leave(&mut self, moment: &Moment<'_>, pods: &[Candidate]) -> Decision {
+        let order = self.order(pods, false);
+        let Some(victim) = order.first().map(|place| place.pod).filter(|pod| pod.leaves) else {
+            self.leaving.clear();
+            return Decision::Nothing;
+        };
+        let (at, grace) = (moment.sample.at, pod_grace(victim.grace, LEAVE_MOST));
+        for wall in moment.walls {
+            let left = wall.forecast.map(|f| {
+                let room = wall.at.available() - wall.threshold;
+                Micros(room.scale(1_000_000, f.slope).get())
+            });
+            let near = wall.threshold > Bytes::ZERO && left.is_some_and(|left| left <= grace + REACTION);
+            if !near || !unasked_for(&order, wall.forecast) {
+                self.leaving.remove(&wall.at.signal);
+                continue;
+            }
+            let since = *self.leaving.entry(wall.at.signal).or_insert(at);
+            if at - since < LEAVE_CONFIRM {
+                continue;
+            }
+            let second_sign = format!("forecast for {} without a break", at - since);
+            let first_sign = "the threshold would be met before it could end by itself";
+            let (kind, threshold, met_for) = (Kind::Forecast, wall.threshold, None);
             let cause = Cause { wall, grace, kind, threshold, met_for, first_sign, second_sign, pods };
             return self.evict(moment, &cause, &order);
         }
@@ -398,6 +446,7 @@ impl Decider {
         self.pending = Some(Pending {
             uid: victim.uid.clone(),
             since: now,
+            kind: cause.kind,
             grace,
             held: victim.unreclaimable,
             holds: victim.unreclaimable,
@@ -432,6 +481,7 @@ impl Decider {
             victim: victim.uid.clone(),
             name: victim.name.clone(),
             signal: wall.at.signal,
+            kind: cause.kind,
             threshold: cause.threshold,
             grace,
             hastened,
@@ -595,7 +645,7 @@ fn evidence(cause: &Cause<'_>, age: Micros, victim: &Candidate, why: (By, &str))
         ("unreclaimable", wall.at.unreclaimable.to_string()),
         ("available", wall.at.available().to_string()),
         ("available_as_the_kubelet_counts", wall.at.kubelet.to_string()),
-        ("threshold_kind", cause.kind.to_owned()),
+        ("threshold_kind", cause.kind.to_string()),
         ("threshold", cause.threshold.to_string()),
         ("met_for", cause.met_for.map_or_else(|| "not met yet".to_owned(), |t| t.to_string())),
         ("first_sign", cause.first_sign.to_owned()),

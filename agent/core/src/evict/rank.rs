@@ -43,6 +43,8 @@ pub struct Candidate {
     pub terminating: bool,
     /// `spec.terminationGracePeriodSeconds`.
     pub grace: Micros,
+    /// It may be sent away before a threshold is met ([`crate::ladder::Rung::Leave`]).
+    pub leaves: bool,
     /// What it asks for.
     pub request: Bytes,
     /// What it holds that reclaim cannot free.
@@ -69,7 +71,13 @@ pub struct CandidateContainer {
 impl Candidate {
     /// From a pod and its reading; `None` if its memory could not be read: what is not known is not killed for it.
     #[must_use]
-    pub fn new(pod: &PodSpec, reading: &PodReading, model: &CgroupModel, terminating: bool) -> Option<Self> {
+    pub fn new(
+        pod: &PodSpec,
+        reading: &PodReading,
+        model: &CgroupModel,
+        terminating: bool,
+        leaves: bool,
+    ) -> Option<Self> {
         let memory = reading.cgroup.memory?;
         let containers = reading.containers.iter().filter_map(|c| {
             let request = pod.container(&c.name).and_then(|s| s.resources.memory_request.or(s.resources.memory_limit));
@@ -83,6 +91,7 @@ impl Candidate {
             critical: pod.is_critical(),
             terminating,
             grace: pod.termination_grace,
+            leaves,
             request: pod_requests(pod).memory,
             unreclaimable: memory.unreclaimable(),
             growth: model.growth(),

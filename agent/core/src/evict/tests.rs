@@ -7,6 +7,8 @@ use crate::spec::PodUid;
 use crate::units::{Micros, MilliCpu};
 use proptest::prelude::*;
 
+mod leave;
+
 const LIMIT: u64 = 2_560;
 
 fn config() -> NodeConfig {
@@ -65,6 +67,7 @@ fn candidate(p: &Pod) -> Candidate {
         critical: p.critical,
         terminating: p.terminating,
         grace: Micros::secs(30),
+        leaves: false,
         request: Bytes::mib(p.request),
         unreclaimable: Bytes::mib(p.anon),
         growth: p.growth,

@@ -296,7 +296,7 @@ impl Step<'_> {
         let acts = match rung {
             Rung::Throttle => self.pod(Act::High(None)),
             Rung::Freeze => self.pod(Act::Freeze(false)),
-            Rung::Reclaim | Rung::Raise => Vec::new(),
+            Rung::Reclaim | Rung::Raise | Rung::Leave => Vec::new(),
         };
         self.push(rung, Turn::Leave, acts, why);
     }

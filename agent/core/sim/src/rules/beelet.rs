@@ -49,7 +49,7 @@ impl Beelet {
             model.observe(look.sample.at, &reading.cgroup);
             let Some(spec) = self.specs.get(&reading.uid) else { continue };
             let going = self.going.contains(&reading.uid);
-            candidates.extend(Candidate::new(spec, reading, model, going));
+            candidates.extend(Candidate::new(spec, reading, model, going, false));
         }
         candidates
     }

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::rank::{Candidate, rank};
 use super::{Condition, Layout, Reading, Reclaimed, Room, Signal, Thresholds, message};
-use crate::evict::Threshold;
 use crate::evict::soft::{Watch, pod_grace};
+use crate::evict::{Kind, Threshold};
 use crate::node::NodeConfig;
 use crate::spec::PodUid;
 use crate::units::{Bytes, Micros, Ppm};
@@ -140,11 +140,10 @@ struct Met {
 struct Due {
     signal: Signal,
     room: Room,
-    kind: &'static str,
+    kind: Kind,
     threshold: Threshold,
     met_for: Micros,
     readings: u32,
-    soft: bool,
 }
 
 impl Due {
@@ -274,7 +273,7 @@ impl Decider {
                     let met = self.met.entry(signal).or_insert(Met { since: at, readings: 0 });
                     met.readings += 1;
                     let (met_for, readings) = (at - met.since, met.readings);
-                    let due = Due { signal, room, kind: "hard", threshold, met_for, readings, soft: false };
+                    let due = Due { signal, room, kind: Kind::Hard, threshold, met_for, readings };
                     hard = hard.or(Some(due));
                 } else {
                     self.met.remove(&signal);
@@ -288,7 +287,7 @@ impl Decider {
                     near = true;
                     if seen.is_due() {
                         let (threshold, met_for) = (wanted.threshold, seen.met_for);
-                        let due = Due { signal, room, kind: "soft", threshold, met_for, readings: PERSIST, soft: true };
+                        let due = Due { signal, room, kind: Kind::Soft, threshold, met_for, readings: PERSIST };
                         soft = soft.or(Some(due));
                     }
                 }
@@ -348,7 +347,7 @@ impl Decider {
             (self.tried, self.rest_until) = (Tried::No, pass.now + NOBODY);
             return None;
         };
-        let grace = if due.soft { pod_grace(victim.grace, self.max_pod_grace) } else { HARD_GRACE };
+        let grace = if due.kind == Kind::Soft { pod_grace(victim.grace, self.max_pod_grace) } else { HARD_GRACE };
         let mut evidence = seen(pass, &due);
         let signal = due.signal;
         let mut add = |name: &str, value: String| evidence.push((name.to_owned(), value));
@@ -402,7 +401,7 @@ fn seen(pass: &Pass<'_>, due: &Due) -> Vec<(String, String)> {
         ("signal", due.signal.to_string()),
         ("capacity", due.signal.say(due.room.capacity)),
         ("available", due.signal.say(due.room.available)),
-        ("threshold_kind", due.kind.to_owned()),
+        ("threshold_kind", due.kind.to_string()),
         ("threshold", due.say_threshold()),
         ("met_for", due.met_for.to_string()),
         ("reading_age", (pass.now - pass.reading.at).to_string()),
