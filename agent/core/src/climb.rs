@@ -20,7 +20,7 @@ impl World {
         if now.mono - sample.at > STALE {
             return;
         }
-        let situation = self.situation(sample, evicted);
+        let situation = self.situation(evicted);
         let order: Vec<&PodUid> = rank(candidates).into_iter().map(|place| &place.pod.uid).collect();
         let acts = !self.only_watches();
         let readings = sample.pods.iter().flatten();
@@ -35,25 +35,22 @@ impl World {
         }
     }
 
-    fn situation(&self, sample: &Sample, evicted: bool) -> Situation {
-        let walls = evict::available(&sample.node, sample.kubepods.as_ref());
+    fn situation(&self, evicted: bool) -> Situation {
+        let walls = self.evict.seen();
         let threshold = |limit| {
             let of = |threshold: &Threshold| threshold.quantity(limit);
             self.config.eviction_hard.iter().map(of).max().unwrap_or(Bytes::ZERO)
         };
-        let near = self.evict.seen().iter().filter_map(|seen| Some((seen.time_to_oom?, seen.signal))).min();
-        let slope = near.and_then(|(left, signal)| {
-            let wall = walls.iter().find(|w| w.signal == signal)?;
-            Some(wall.available().scale(1_000_000, left.get()).get())
-        });
-        let room = |w: &evict::Available| w.available() - threshold(w.limit).scale(2, 1);
-        let share = |w: &evict::Available| Ppm(w.available().scale(1_000_000, w.limit.get()).get());
+        let near = walls.iter().filter_map(|wall| Some((wall.time_to_oom?, wall.available))).min();
+        let slope = near.map(|(left, available)| available.scale(1_000_000, left.get()).get());
+        let room = |w: &evict::Seen| w.available - threshold(w.limit).scale(2, 1);
+        let share = |w: &evict::Seen| Ppm(w.available.scale(1_000_000, w.limit.get()).get());
         Situation {
             left: walls.iter().map(share).min(),
             time_to_oom: self.evict.standing().time_to_oom,
             slope: slope.unwrap_or_default(),
             room: walls.iter().map(room).min().unwrap_or_default(),
-            met: walls.iter().any(|w| w.available() < threshold(w.limit)),
+            met: walls.iter().any(|wall| wall.below),
             decided: evicted || self.evict.awaited().is_some(),
         }
     }

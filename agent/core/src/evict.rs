@@ -29,7 +29,9 @@ mod soft;
 mod why;
 
 pub(crate) use decider::STALE;
-pub use decider::{Decider, Decision, Eviction, LEAVE_CONFIRM, LEAVE_MOST, PERSIST_SAMPLES, PERSIST_TIME, Seen, Standing};
+pub use decider::{
+    Decider, Decision, Eviction, LEAVE_CONFIRM, LEAVE_MOST, PERSIST_SAMPLES, PERSIST_TIME, Seen, Standing,
+};
 pub use gain::{Durations, EvictionCounts, Gained, WATCH};
 pub use rank::{Candidate, CandidateContainer, HORIZON, Place, Ranked, rank};
 pub use soft::Soft;
@@ -176,7 +178,7 @@ pub struct Available {
     pub limit: Bytes,
     /// What reclaim cannot free below it.
     pub unreclaimable: Bytes,
-    /// Anonymous and shared memory, counted by themselves; `None` for the node, where nobody tells.
+    /// Anonymous and shared memory, counted by themselves; `None` where nobody tells.
     pub counted: Option<Bytes>,
     /// What the kubelet would say: limit less working set.
     pub kubelet: Bytes,
@@ -200,7 +202,7 @@ pub fn available(node: &NodeReading, kubepods: Option<&CgroupReading>) -> Vec<Av
             signal: Signal::Memory,
             limit: node.memory_total,
             unreclaimable: node.memory_unreclaimable,
-            counted: None,
+            counted: node.memory_counted,
             kubelet: node.memory_total - node.memory_working_set,
         });
     }
@@ -211,7 +213,7 @@ pub fn available(node: &NodeReading, kubepods: Option<&CgroupReading>) -> Vec<Av
             signal: Signal::AllocatableMemory,
             limit,
             unreclaimable: memory.unreclaimable(),
-            counted: Some(memory.anon + memory.shmem),
+            counted: Some(memory.counted()),
             kubelet: limit - memory.working_set(),
         });
     }

@@ -30,6 +30,7 @@ pub mod pod;
 pub mod quantity;
 pub mod sample;
 pub mod score;
+pub mod settle;
 pub mod snapshot;
 pub mod spec;
 pub mod telemetry;

@@ -12,6 +12,7 @@
 use crate::forecast::{Forecast, Trend};
 use crate::ground::Ground;
 use crate::sample::{CgroupReading, CpuReading, NodeReading};
+use crate::settle::Settled;
 use crate::units::{Bytes, Micros, MilliCpu, Ppm};
 
 /// The shortest time over which a CPU rate is computed: cpu.stat and eBPF run times advance in slices of some milliseconds, so
@@ -45,6 +46,9 @@ pub struct CgroupModel {
     throttling: Option<Throttling>,
     throttled_at: Option<Micros>,
     stalled: Option<Ppm>,
+    settled: Settled,
+    /// What reclaim cannot free by the last reading, as far as it is believed.
+    held: Option<Bytes>,
     trend: Trend,
     ground: Ground,
 }
@@ -72,8 +76,10 @@ impl CgroupModel {
             });
         }
         if let Some(memory) = reading.memory {
-            self.trend.observe(at, memory.unreclaimable());
-            self.ground.observe(at, memory.unreclaimable());
+            let held = self.settled.observe(at, memory.unreclaimable(), Some(memory.counted()));
+            self.trend.observe(at, held);
+            self.ground.observe(at, held);
+            self.held = Some(held);
         }
         self.last = Some((at, *reading));
         true
@@ -142,6 +148,12 @@ impl CgroupModel {
         self.trend.growth()
     }
 
+    /// What it holds that reclaim cannot free, as far as it is believed ([`crate::settle`]); `None` without a reading.
+    #[must_use]
+    pub fn held(&self) -> Option<Bytes> {
+        self.held
+    }
+
     /// What it took lately of what reclaim cannot free and had not had before; see [`Ground::taken`].
     #[must_use]
     pub fn taken(&self) -> Bytes {
@@ -158,7 +170,7 @@ impl CgroupModel {
     #[must_use]
     pub fn forecast_own(&self) -> Option<Forecast> {
         let memory = self.last.as_ref()?.1.memory?;
-        self.trend.forecast(memory.limit? - memory.unreclaimable())
+        self.trend.forecast(memory.limit? - self.held?)
     }
 
     /// The memory's past.
@@ -184,6 +196,7 @@ pub struct NodeModel {
     base: Option<(Micros, NodeReading)>,
     busy: Option<MilliCpu>,
     idle: Option<MilliCpu>,
+    settled: Settled,
     trend: Trend,
 }
 
@@ -195,7 +208,7 @@ impl NodeModel {
         }
         self.last_at = Some(at);
         if reading.memory_total > Bytes::ZERO {
-            self.trend.observe(at, reading.memory_unreclaimable);
+            self.trend.observe(at, self.settled.observe(at, reading.memory_unreclaimable, reading.memory_counted));
         }
         match self.base {
             Some((base_at, base)) if at - base_at >= CPU_SPAN => {

@@ -45,6 +45,9 @@ pub struct NodeReading {
     /// `MemTotal - MemFree - Active(file) - Inactive(file) - SReclaimable`, with shmem counted as used; and the zones' lowest
     /// watermarks (`min` of /proc/zoneinfo; tens of MiB), below which an allocation ends in the OOM killer.
     pub memory_unreclaimable: Bytes,
+    /// Of that, `AnonPages + Shmem`; `None` where it was not read.
+    #[serde(default)]
+    pub memory_counted: Option<Bytes>,
     /// The kubelet's working set of the root cgroup: `MemTotal - MemFree - Inactive(file)`.
     pub memory_working_set: Bytes,
 }
@@ -254,6 +257,12 @@ impl MemoryReading {
     #[must_use]
     pub fn unreclaimable(&self) -> Bytes {
         self.usage - self.inactive_file - self.active_file - self.slab_reclaimable
+    }
+
+    /// What of that is counted by itself: anonymous and shared memory ([`crate::settle`]).
+    #[must_use]
+    pub fn counted(&self) -> Bytes {
+        self.anon + self.shmem
     }
 }
 

@@ -105,6 +105,7 @@ impl Node {
             cpu_idle: Micros::millis(1_800 * self.second),
             memory_total: Bytes::gib(4),
             memory_unreclaimable: self.unreclaimable,
+            memory_counted: None,
             memory_working_set: self.unreclaimable,
         };
         self.send(Event::Sample(Sample { at, node, pods: Some(vec![pod]), ..Sample::default() }));

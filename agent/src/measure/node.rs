@@ -87,6 +87,7 @@ fn load<'a>(file: &mut Option<File>, path: &str, buffer: &'a mut [u8]) -> io::Re
 fn memory(text: &str, it: &mut NodeReading) -> bool {
     let [mut total, mut free] = [None, None];
     let (mut active_file, mut inactive_file, mut slab) = (0, 0, 0);
+    let [mut anon, mut shmem] = [None, None];
     for line in text.lines() {
         let Some((name, rest)) = line.split_once(':') else { continue };
         let number = || rest.trim_start().split(' ').next()?.parse::<u64>().ok()?.checked_mul(1_024);
@@ -95,6 +96,8 @@ fn memory(text: &str, it: &mut NodeReading) -> bool {
             "MemFree" => free = number(),
             "Active(file)" => active_file = number().unwrap_or(0),
             "Inactive(file)" => inactive_file = number().unwrap_or(0),
+            "AnonPages" => anon = number(),
+            "Shmem" => shmem = number(),
             "SReclaimable" => {
                 slab = number().unwrap_or(0);
                 // The last that is wanted.
@@ -107,6 +110,7 @@ fn memory(text: &str, it: &mut NodeReading) -> bool {
     let used = total.saturating_sub(free);
     it.memory_total = Bytes(total);
     it.memory_unreclaimable = Bytes(used.saturating_sub(active_file + inactive_file).saturating_sub(slab));
+    it.memory_counted = anon.zip(shmem).map(|(anon, shmem)| Bytes(anon + shmem));
     it.memory_working_set = Bytes(used.saturating_sub(inactive_file));
     true
 }
@@ -161,12 +165,13 @@ mod tests {
     #[test]
     fn each_line_counts_for_what_it_is() {
         let text = "MemTotal:       1000 kB\nMemFree:         300 kB\nMemAvailable:    600 kB\nActive(anon): 7 kB\n\
-                    Active(file):    100 kB\nInactive(file):   50 kB\nSlab: 9 kB\nSReclaimable:     25 kB\nSUnreclaim: 8 kB\n";
+                    Active(file):    100 kB\nInactive(file):   50 kB\nAnonPages:  40 kB\nShmem: 2 kB\nSlab: 9 kB\nSReclaimable:     25 kB\nSUnreclaim: 8 kB\n";
         let mut it = NodeReading::default();
         assert!(memory(text, &mut it));
         let kib = |n: u64| Bytes(n * 1_024);
         let told = [it.memory_total, it.memory_unreclaimable, it.memory_working_set];
         assert_eq!(told, [kib(1_000), kib(525), kib(650)]);
+        assert_eq!(it.memory_counted, Some(kib(42)));
         assert!(!memory("MemTotal: 5 kB\n", &mut it) && !memory("", &mut it));
         let zones = "Node 0, zone      DMA\n  pages free     2815\n        boost    0\n        min      10\n        low      13\n\
                      Node 0, zone   Normal\n        min      22449\n  nr_min 7\n";

@@ -152,6 +152,7 @@ fn node(picture: &mut Snapshot) {
         cpu_idle: Micros::secs(900),
         memory_total: Bytes::gib(4),
         memory_unreclaimable: Bytes::gib(1),
+        memory_counted: Some(Bytes::mib(900)),
         memory_working_set: Bytes::mib(1_500),
     });
     picture.node.kubepods = Some(unlimited(reading(8)));

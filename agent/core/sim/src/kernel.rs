@@ -491,6 +491,7 @@ impl Kernel {
             cpu_idle: self.idle,
             memory_total: self.total,
             memory_unreclaimable: held + self.reserve(),
+            memory_counted: Some(held),
             memory_working_set: held + active(once, hot),
         }
     }

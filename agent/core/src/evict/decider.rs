@@ -12,6 +12,7 @@ use super::{Available, Kind, Signal, Threshold, available, message};
 use crate::forecast::{Forecast, MIN_INTERVAL, Pace, REACTION, Trend, pace};
 use crate::node::NodeConfig;
 use crate::sample::Sample;
+use crate::settle::Settled;
 use crate::spec::PodUid;
 use crate::units::{Bytes, Micros};
 
@@ -107,6 +108,10 @@ pub struct Seen {
     pub time_to_oom: Option<Micros>,
     /// Less is left than the hard threshold.
     pub below: bool,
+    /// What is left, and of how much.
+    pub available: Bytes,
+    /// The wall.
+    pub limit: Bytes,
 }
 
 #[derive(Clone, Debug)]
@@ -146,8 +151,7 @@ pub struct Decider {
     /// The cgroup id of `kubepods` and its total of waiting for memory.
     kubepods: Option<(u64, Option<Micros>)>,
     trends: BTreeMap<Signal, Trend>,
-    /// The same of what is counted by itself.
-    counted: BTreeMap<Signal, Trend>,
+    settled: BTreeMap<Signal, Settled>,
     met: BTreeMap<Signal, Met>,
     soft_met: BTreeMap<Signal, Watch>,
     /// Since when a wall would be met before the first victim could end by itself.
@@ -208,7 +212,7 @@ impl Decider {
             deaf_until: Micros::ZERO,
             kubepods: None,
             trends: BTreeMap::new(),
-            counted: BTreeMap::new(),
+            settled: BTreeMap::new(),
             met: BTreeMap::new(),
             soft_met: BTreeMap::new(),
             leaving: BTreeMap::new(),
@@ -286,7 +290,7 @@ impl Decider {
             before => {
                 if before.is_some() {
                     self.trends.remove(&Signal::AllocatableMemory);
-                    self.counted.remove(&Signal::AllocatableMemory);
+                    self.settled.remove(&Signal::AllocatableMemory);
                     self.met.remove(&Signal::AllocatableMemory);
                     self.soft_met.remove(&Signal::AllocatableMemory);
                 }
@@ -297,19 +301,13 @@ impl Decider {
     }
 
     fn observe_walls(&mut self, sample: &Sample) -> Vec<Wall> {
-        let wall = |at: Available| {
+        let wall = |mut at: Available| {
+            let settled = self.settled.entry(at.signal).or_default();
+            at.unreclaimable = settled.observe(sample.at, at.unreclaimable, at.counted);
             let trend = self.trends.entry(at.signal).or_default();
             trend.observe(sample.at, at.unreclaimable);
             let threshold = self.thresholds.iter().map(|t| t.quantity(at.limit)).max().unwrap_or(Bytes::ZERO);
-            // When files are deleted the kernel takes them from the cache some 10 ms before their memory is free: what looks like
-            // growth by hundreds of MiB then is none of what is counted by itself.
-            let real = at.counted.is_none_or(|counted| {
-                let trend = self.counted.entry(at.signal).or_default();
-                trend.observe(sample.at, counted);
-                trend.confirmed().is_some()
-            });
-            let forecast = trend.forecast(at.available()).filter(|_| real);
-            Wall { forecast, threshold, met: None, soft: None, at }
+            Wall { forecast: trend.forecast(at.available()), threshold, met: None, soft: None, at }
         };
         available(&sample.node, sample.kubepods.as_ref()).into_iter().map(wall).collect()
     }
@@ -515,7 +513,7 @@ impl Decider {
         gone |= pending.base.zip(total).is_some_and(|(base, total)| base - total >= pending.held.scale(4, 5));
         if gone {
             self.pending = None;
-            self.trends.values_mut().chain(self.counted.values_mut()).for_each(Trend::forget);
+            self.trends.values_mut().for_each(Trend::forget);
             for met in self.met.values_mut() {
                 *met = Met { since: sample.at, samples: 0 };
             }
@@ -570,6 +568,8 @@ impl Decider {
             signal: w.at.signal,
             time_to_oom: w.forecast.map(|f| f.time_to_oom),
             below: w.at.available() < w.threshold,
+            available: w.at.available(),
+            limit: w.at.limit,
         };
         self.seen = walls.iter().map(seen).collect();
         self.standing.time_to_oom = self.seen.iter().filter_map(|s| s.time_to_oom).min();
@@ -603,10 +603,7 @@ fn second_sign(wall: &Wall, at: Micros, stalled: Micros) -> Option<String> {
     let counted = wall.at.counted.filter(|&c| c >= near);
     growth
         .or_else(|| {
-            // Usage and memory.stat are read one after the other: while cache is dropped in between, one sample can be wrong.
-            // Of files that are deleted a few samples can be, and who writes them waits.
-            let explained = wall.at.counted.is_none_or(|counted| wall.at.unreclaimable - counted <= wall.threshold);
-            let twice = met.samples >= 2 && stalled > Micros::ZERO && explained;
+            let twice = met.samples >= 2 && stalled > Micros::ZERO;
             twice.then(|| format!("tasks waited {stalled} for memory since the last sample"))
         })
         .or_else(|| counted.map(|c| format!("anonymous and shared memory alone are {c}")))

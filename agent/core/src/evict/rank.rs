@@ -47,7 +47,7 @@ pub struct Candidate {
     pub leaves: bool,
     /// What it asks for.
     pub request: Bytes,
-    /// What it holds that reclaim cannot free.
+    /// What it holds that reclaim cannot free, as far as it is believed ([`crate::settle`]).
     pub unreclaimable: Bytes,
     /// Growth of that, bytes per second; `None` where it is not known yet.
     pub growth: Option<i64>,
@@ -93,7 +93,7 @@ impl Candidate {
             grace: pod.termination_grace,
             leaves,
             request: pod_requests(pod).memory,
-            unreclaimable: memory.unreclaimable(),
+            unreclaimable: model.held().unwrap_or_else(|| memory.unreclaimable()),
             growth: model.growth(),
             taken: model.taken(),
             containers: containers.collect(),

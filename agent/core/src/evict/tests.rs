@@ -686,5 +686,9 @@ fn files_that_are_being_deleted_are_no_leak() {
         kubepods.pressure = Some(PressureReading::memory_some(Micros::millis(at)));
         let decision = decider.step(Micros::millis(at), &look, Some(&candidates));
         assert!(!matches!(decision, Decision::Evict(_)), "{gone} MiB gone: {decision:?}");
+        assert!(
+            !decider.standing().memory_pressure && decider.seen().iter().all(|wall| !wall.below),
+            "{gone} MiB gone"
+        );
     }
 }

@@ -9,10 +9,6 @@ use super::files::{self, Kept, Place, Seldom};
 use super::{Buffer, Cgroup, CgroupError};
 use crate::kernel::parse::{self, BadLine, PressureLine};
 
-/// So often usage and its parts are read until they fit together, and so far they may be apart: what a CPU charges ahead (64 pages).
-const STEADY: usize = 3;
-const FELL: Bytes = Bytes::mib(1);
-
 /// How much of a cgroup to read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Depth {
@@ -159,19 +155,10 @@ impl Cgroup {
         it.limit = self.file(buffer, limit, parse::limit)?.flatten().map(Bytes);
         if changed || !matches!(depth, Depth::Decide { stat: false, .. }) {
             // Usage comes first, so that cache that grows in between makes what reclaim cannot free look smaller, not larger. Cache that
-            // is dropped in between would make it look larger by as much: a file of 512 MiB that is deleted once looked like a leak of
-            // 5 GB/s. Then both are read again.
-            for _ in 0..STEADY {
-                let known =
-                    if hybrid { self.memory_stat_v1(buffer, &mut it)? } else { self.memory_stat(buffer, &mut it)? };
-                let (true, Some(after)) = (known, self.file(buffer, usage_file, parse::number)?) else {
-                    return Ok(None);
-                };
-                let fell = it.usage - Bytes(after);
-                if fell <= FELL {
-                    break;
-                }
-                it.usage = Bytes(after);
+            // is dropped in between makes it look larger by as much: the core's `settle` does not believe that.
+            let known = if hybrid { self.memory_stat_v1(buffer, &mut it)? } else { self.memory_stat(buffer, &mut it)? };
+            if !known {
+                return Ok(None);
             }
         }
         if depth == Depth::Memory {

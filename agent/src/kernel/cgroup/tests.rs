@@ -285,46 +285,6 @@ fn a_hierarchy_without_totals_tells_of_the_cgroup_alone() {
     assert_eq!((memory.anon, memory.inactive_file, memory.active_file), (Bytes(2), Bytes(3), Bytes(4)));
 }
 
-/// Somebody drops and fills 500 MB of cache all the time; never is more than 100 MB anything else. A reader that is held up for a whole
-/// turn may be wrong, but not each twentieth time that cache is dropped.
-#[test]
-fn cache_that_is_dropped_while_it_is_read_is_no_leak() {
-    use std::os::unix::fs::FileExt as _;
-    use std::sync::atomic::{AtomicU32, Ordering};
-    const BEFORE: &str = "anon 100000000\ninactive_file ";
-    const TURNS: u32 = 2_000;
-    let root = tempfile::tempdir().unwrap();
-    let mut cgroup = v2(root.path());
-    put(root.path(), "pods/a/memory.current", "0000600000000\n");
-    put(root.path(), "pods/a/memory.stat", &format!("{BEFORE}0000500000000\nactive_file 0\n"));
-    let open = |name: &str| fs::OpenOptions::new().write(true).open(root.path().join("pods/a").join(name)).unwrap();
-    let (usage, stat) = (open("memory.current"), open("memory.stat"));
-    let turns = AtomicU32::new(0);
-    let mut wrong = 0;
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let used = |bytes: &str| usage.write_all_at(bytes.as_bytes(), 0).unwrap();
-            let cached = |bytes: &str| stat.write_all_at(bytes.as_bytes(), BEFORE.len() as u64).unwrap();
-            for _ in 0..TURNS {
-                // What is dropped goes from the usage first, what is added comes to the parts first.
-                used("0000100000000");
-                cached("0000000000000");
-                std::thread::sleep(std::time::Duration::from_micros(200));
-                cached("0000500000000");
-                used("0000600000000");
-                std::thread::sleep(std::time::Duration::from_micros(200));
-                turns.fetch_add(1, Ordering::Relaxed);
-            }
-        });
-        let mut buffer = Buffer::default();
-        while turns.load(Ordering::Relaxed) < TURNS {
-            let reading = cgroup.memory(&mut buffer).unwrap().unwrap();
-            wrong += u32::from(reading.unreclaimable() > Bytes(100_000_000));
-        }
-    });
-    assert!(wrong * 200 < TURNS, "{wrong} of {TURNS}");
-}
-
 #[test]
 fn devices_are_told_by_name_on_both_layouts() {
     let root = tempfile::tempdir().unwrap();
