@@ -3,6 +3,8 @@
 //! Properties: beside a kubelet, or with `mode: Observe`, no move is done, and what would have been done is recorded at most once a
 //! minute for each pod and rung; every beginning and end of a rung is recorded with what was seen.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use crate::allocate;
 use crate::event::{Action, Knob, KnobWrite};
 use crate::evict::{self, Candidate, STALE, Threshold, rank};
@@ -21,11 +23,12 @@ impl World {
             return;
         }
         let situation = self.situation(evicted);
-        let order: Vec<&PodUid> = rank(candidates).into_iter().map(|place| &place.pod.uid).collect();
+        let exceeding = candidates.iter().filter(|c| c.exceeds()).map(|c| &c.uid).collect();
+        let order = rank(candidates).into_iter().enumerate().map(|(place, of)| (&of.pod.uid, place)).collect();
         let acts = !self.only_watches();
         let readings = sample.pods.iter().flatten();
         let subjects: Vec<Subject> =
-            readings.filter_map(|reading| self.subject_of(sample.at, reading, candidates, &order)).collect();
+            readings.filter_map(|reading| self.subject_of(sample.at, reading, &exceeding, &order)).collect();
         for step in self.ladder.step(now.mono, &situation, &subjects) {
             if acts {
                 self.take(step, now);
@@ -59,11 +62,11 @@ impl World {
         &self,
         at: Micros,
         reading: &PodReading,
-        candidates: &[Candidate],
-        order: &[&PodUid],
+        exceeding: &BTreeSet<&PodUid>,
+        order: &BTreeMap<&PodUid, usize>,
     ) -> Option<Subject> {
         let pod = self.pods.get(&reading.uid)?;
-        let memory = reading.cgroup.memory?;
+        let memory = reading.memory(at)?;
         let cgroup = pod.cgroup(&self.config);
         let containers = reading.containers.iter().filter_map(|c| {
             let track = pod.tracks.get(&c.name).filter(|track| track.run == c.id)?;
@@ -82,8 +85,8 @@ impl World {
             uid: reading.uid.clone(),
             wishes: Wishes::of(&pod.spec),
             live: pod.state.is_live(),
-            place: order.iter().position(|uid| **uid == reading.uid),
-            exceeds: candidates.iter().any(|c| c.uid == reading.uid && c.exceeds()),
+            place: order.get(&reading.uid).copied(),
+            exceeds: exceeding.contains(&reading.uid),
             memory,
             given: allocate::pod_memory_limit(pod.actuated().as_ref().unwrap_or(&pod.spec)),
             growth: pod.meter.model.growth(),

@@ -8,7 +8,8 @@
 //! Terms: a *signal* is a wall: the node's memory, or the limit of `kubepods`. *Available* is limit less what reclaim cannot free.
 //! A *hard* threshold sends one away at once; a [`Soft`] one only after it was met for its grace period without a break, and its victim
 //! is given time to end. Hard ones go first, and take the time away again from a victim that has been given it.
-//! A signal is *met* from when available falls below a threshold until it is above threshold plus minimum reclaim. The *second sign*
+//! A signal is *met* from when available falls below a threshold until it is above threshold plus minimum reclaim; that of `kubepods`
+//! begins with a look at all pods, as the kernel may be late with what a cgroup without them says ([`Sample::kubepods_memory`]). The *second sign*
 //! is confirmed growth, tasks that wait for memory in the second sample that is met, anonymous and shared memory that alone come near the wall, or a wall
 //! that stays met for [`PERSIST_SAMPLES`] samples and [`PERSIST_TIME`]. Before the threshold only growth that would hit the wall within the
 //! reaction time counts, and only of pods above their request. The second sign of a soft threshold is its grace period. A pod that
@@ -42,7 +43,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::quantity::{self, QuantityError};
-use crate::sample::{CgroupReading, NodeReading};
+use crate::sample::Sample;
 use crate::units::{Bytes, Ppm};
 
 /// An eviction threshold of a [`Signal`].
@@ -195,8 +196,8 @@ impl Available {
 /// The walls that can be read: the node's memory, then the limit of `kubepods`. One without a reading, or without a limit, is left
 /// out.
 #[must_use]
-pub fn available(node: &NodeReading, kubepods: Option<&CgroupReading>) -> Vec<Available> {
-    let mut walls = Vec::with_capacity(2);
+pub fn available(sample: &Sample) -> Vec<Available> {
+    let (mut walls, node) = (Vec::with_capacity(2), &sample.node);
     if node.memory_total > Bytes::ZERO && node.memory_working_set > Bytes::ZERO {
         walls.push(Available {
             signal: Signal::Memory,
@@ -206,14 +207,15 @@ pub fn available(node: &NodeReading, kubepods: Option<&CgroupReading>) -> Vec<Av
             kubelet: node.memory_total - node.memory_working_set,
         });
     }
-    if let Some(memory) = kubepods.and_then(|k| k.memory)
+    if let Some(memory) = sample.kubepods_memory()
         && let Some(limit) = memory.limit
     {
         walls.push(Available {
             signal: Signal::AllocatableMemory,
             limit,
             unreclaimable: memory.unreclaimable(),
-            counted: Some(memory.counted()),
+            // Without the pods it may be old, while usage is new: the difference would say nothing.
+            counted: sample.pods.is_some().then(|| memory.counted()),
             kubelet: limit - memory.working_set(),
         });
     }

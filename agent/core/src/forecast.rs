@@ -151,6 +151,18 @@ impl Trend {
         Some((upper, [narrow, middle, wide].iter().map(|s| u32::from(s.is_some())).sum()))
     }
 
+    /// Whether the newest step alone, confirmed or not, would use up `headroom` within three reaction times. That foretells nothing, but
+    /// the looks that tell whether it goes on must come at once.
+    #[must_use]
+    pub fn rushes(&self, headroom: Bytes) -> bool {
+        let ring = &self.rings[0];
+        let (Some(&last), Some(&before)) = (ring.back(), ring.len().checked_sub(2).and_then(|at| ring.get(at))) else {
+            return false;
+        };
+        let step = last.1 - before.1;
+        step.get() >= NOISE && step.scale(REACTION.get().saturating_mul(3), (last.0 - before.0).get()) >= headroom
+    }
+
     /// When `headroom` is used up at the confirmed growth.
     #[must_use]
     pub fn forecast(&self, headroom: Bytes) -> Option<Forecast> {

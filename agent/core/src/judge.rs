@@ -150,7 +150,7 @@ impl World {
     fn observe_pods(&mut self, at: Micros, readings: &[PodReading]) {
         for reading in readings {
             let Some(pod) = self.pods.get_mut(&reading.uid) else { continue };
-            pod.meter.observe(at, &reading.cgroup);
+            pod.meter.observe(at, &reading.cgroup, reading.memory(at));
             pod.meter.sandbox = reading.sandbox;
             pod.meter.cgroup_detail.clone_from(&reading.cgroup_detail);
             pod.meter.detail.clone_from(&reading.detail);

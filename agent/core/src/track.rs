@@ -16,7 +16,7 @@ use crate::allocate::BurstController;
 use crate::backoff::Backoff;
 use crate::event::{ContainerFact, ContainerFactState, Exit, OpError};
 use crate::model::CgroupModel;
-use crate::sample::{CgroupReading, NetworkReading};
+use crate::sample::{CgroupReading, MemoryReading, NetworkReading};
 use crate::spec::Resources;
 use crate::telemetry::{CgroupDetail, ExitKind, PodDetail};
 use crate::units::{Micros, Now};
@@ -215,9 +215,9 @@ pub struct PodMeter {
 const NETWORK_WINDOW: Micros = Micros::millis(900);
 
 impl PodMeter {
-    /// A reading of the pod's cgroup.
-    pub fn observe(&mut self, at: Micros, reading: &CgroupReading) {
-        self.model.observe(at, reading);
+    /// A reading of the pod's cgroup, and its memory as far as it is believed ([`crate::sample::PodReading::memory`]).
+    pub fn observe(&mut self, at: Micros, reading: &CgroupReading, memory: Option<MemoryReading>) {
+        self.model.observe(at, &CgroupReading { memory, ..*reading });
         self.reading = Some(*reading);
         self.at = at;
     }

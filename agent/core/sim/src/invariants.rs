@@ -184,7 +184,7 @@ impl Checker {
         if look.now.mono - sample.at > self.stale() {
             return;
         }
-        for wall in available(&sample.node, sample.kubepods.as_ref()) {
+        for wall in available(sample) {
             let threshold = self.threshold(wall.limit);
             let reclaim = if self.met.contains(&wall.signal) { self.node.minimum_reclaim } else { Bytes::ZERO };
             if wall.available() < threshold + reclaim {
@@ -197,7 +197,7 @@ impl Checker {
     }
 
     fn observe_soft(&mut self, sample: &Sample) {
-        let walls = available(&sample.node, sample.kubepods.as_ref());
+        let walls = available(sample);
         for (signal, soft) in &self.node.eviction_soft {
             let before = self.soft.remove(signal).filter(|(_, last)| sample.at - *last <= Micros::secs(10));
             let Some(wall) = walls.iter().find(|w| w.signal == *signal) else { continue };
@@ -367,7 +367,7 @@ impl Checker {
     fn invariant_eviction_stops_at_the_minimum_reclaim(&self, look: &Look<'_>, uid: &PodUid, sample: &Sample) -> Holds {
         let name = "invariant_eviction_stops_at_the_minimum_reclaim";
         let soon = evidence(look, uid, "first_sign").is_some_and(|v| v.contains("runs out"));
-        let walls = available(&sample.node, sample.kubepods.as_ref());
+        let walls = available(sample);
         let needed = walls.iter().any(|w| {
             // What 4 GiB/s would take in the reaction time.
             if soon { w.available() < Bytes::mib(1_640) } else { self.met.contains(&w.signal) }

@@ -271,7 +271,7 @@ impl Decider {
         if now - sample.at > limit {
             return Decision::Nothing;
         }
-        let walls = self.meet(now, sample.at, walls);
+        let walls = self.meet(now, sample.at, walls, candidates.is_some());
         let decision = self.decide(&Moment { now, sample, walls: &walls }, candidates, stalled);
         self.plan(&walls, stalled, &decision);
         decision
@@ -309,11 +309,12 @@ impl Decider {
             let threshold = self.thresholds.iter().map(|t| t.quantity(at.limit)).max().unwrap_or(Bytes::ZERO);
             Wall { forecast: trend.forecast(at.available()), threshold, met: None, soft: None, at }
         };
-        available(&sample.node, sample.kubepods.as_ref()).into_iter().map(wall).collect()
+        available(sample).into_iter().map(wall).collect()
     }
 
-    /// Which walls are met, and with that the condition.
-    fn meet(&mut self, now: Micros, at: Micros, mut walls: Vec<Wall>) -> Vec<Wall> {
+    /// Which walls are met, and with that the condition. What a look without pods (`!full`) says of their limit may be old: nothing begins
+    /// with it.
+    fn meet(&mut self, now: Micros, at: Micros, mut walls: Vec<Wall>, full: bool) -> Vec<Wall> {
         // What cannot be read is not met, but it is not cleared either: it starts to count anew.
         for met in self.met.values_mut() {
             met.samples = met.samples.saturating_add(1);
@@ -333,7 +334,8 @@ impl Decider {
             }
             let until =
                 wall.threshold + if self.met.contains_key(&signal) { self.minimum_reclaim } else { Bytes::ZERO };
-            if wall.threshold > Bytes::ZERO && available < until {
+            let sure = full || signal == Signal::Memory || self.met.contains_key(&signal);
+            if wall.threshold > Bytes::ZERO && available < until && sure {
                 wall.met = Some(*self.met.entry(signal).or_insert(Met { since: at, samples: 1 }));
             } else {
                 self.met.remove(&signal);
@@ -354,6 +356,9 @@ impl Decider {
         let given_time = self.pending.as_ref().is_some_and(|p| p.grace > Micros::ZERO);
         if waiting && !given_time {
             return Decision::Nothing;
+        }
+        if candidates.is_none() && walls.iter().any(|w| w.met.is_none() && w.at.available() < w.threshold) {
+            return Decision::LookAtPods;
         }
         for wall in walls.iter().filter(|w| w.threshold > Bytes::ZERO) {
             let Some(second_sign) = second_sign(wall, sample.at, stalled) else { continue };
@@ -448,7 +453,7 @@ impl Decider {
             grace,
             held: victim.unreclaimable,
             holds: victim.unreclaimable,
-            base: sample.kubepods.and_then(|k| k.memory).map(|m| m.unreclaimable()),
+            base: sample.kubepods_memory().map(|m| m.unreclaimable()),
             walls: walls.iter().map(|w| (w.at.signal, w.at.unreclaimable)).collect(),
         });
         self.last_met = Some(now);
@@ -464,7 +469,7 @@ impl Decider {
                 grace,
                 held: victim.unreclaimable,
                 holds: victim.unreclaimable,
-                base: sample.kubepods.and_then(|k| k.memory).map(|m| m.unreclaimable()),
+                base: sample.kubepods_memory().map(|m| m.unreclaimable()),
                 available: wall.at.available(),
                 free_after: None,
             }),
@@ -509,7 +514,7 @@ impl Decider {
             }
         }
         gone |= pending.holds <= pending.held.scale(1, 5);
-        let total = sample.kubepods.and_then(|k| k.memory).map(|m| m.unreclaimable());
+        let total = sample.kubepods_memory().map(|m| m.unreclaimable());
         gone |= pending.base.zip(total).is_some_and(|(base, total)| base - total >= pending.held.scale(4, 5));
         if gone {
             self.pending = None;
@@ -583,8 +588,11 @@ impl Decider {
         let urgent = waiting || met || stalled > Micros::ZERO || *decision == Decision::LookAtPods;
         let paces = walls.iter().map(|w| pace(w.at.available(), w.forecast.map_or(0, |f| f.slope), urgent));
         let mut next = paces.min_by_key(|p| (p.interval, !p.all_pods)).unwrap_or_default();
+        let rushes = |w: &Wall| self.trends.get(&w.at.signal).is_some_and(|trend| trend.rushes(w.at.available()));
         if waiting || *decision == Decision::LookAtPods {
             next.interval = MIN_INTERVAL;
+        } else if walls.iter().any(rushes) {
+            next = Pace { interval: MIN_INTERVAL, all_pods: true };
         }
         self.standing.pace = next;
     }

@@ -97,7 +97,7 @@ impl Watched {
         if sample.at <= self.since {
             return None;
         }
-        let total = sample.kubepods.and_then(|k| k.memory).map(|m| m.unreclaimable());
+        let total = sample.kubepods_memory().map(|m| m.unreclaimable());
         if let Some(pods) = &sample.pods {
             let pod = pods.iter().find(|p| p.uid == self.victim);
             match pod.map(|p| p.cgroup.memory) {

@@ -2,7 +2,7 @@ use super::*;
 use crate::event::ResourceList;
 use crate::forecast::{MIN_INTERVAL, REACTION};
 use crate::node::NodeConfig;
-use crate::sample::{MemoryReading, PodReading, PressureReading, Sample};
+use crate::sample::{CgroupReading, ContainerReading, MemoryReading, NodeReading, PodReading, PressureReading, Sample};
 use crate::spec::PodUid;
 use crate::units::{Micros, MilliCpu};
 use proptest::prelude::*;
@@ -248,12 +248,17 @@ fn one_torn_reading_under_pressure_is_not_enough() {
 
 /// Runs leaks until one is evicted or the limit is hit: MiB/s of each, how long a look and a kill take. Says how much was left.
 fn race(rates: &[u64], start: u64, look_ms: u64, kill_ms: u64) -> Option<u64> {
+    race_after(0, rates, start, look_ms, kill_ms)
+}
+
+/// The same of growth that begins so long after a look.
+fn race_after(rest_ms: u64, rates: &[u64], start: u64, look_ms: u64, kill_ms: u64) -> Option<u64> {
     let mut decider = Decider::new(&config());
     let mut full = false;
     let (mut next, mut ms) = (1_000, 1_000);
     let mut killed: Option<(usize, u64)> = None;
     let mut least = LIMIT;
-    let held = |i: usize, ms: u64| start + rates[i] * (ms - 1_000) / 1_000;
+    let held = |i: usize, ms: u64| start + rates[i] * (ms - 1_000).saturating_sub(rest_ms) / 1_000;
     let mut done_until = None;
     loop {
         // A victim grows on until its kill has had its effect, and then is gone.
@@ -299,6 +304,15 @@ fn leaks_lose_the_race() {
             );
         }
         assert!(race(&[rate, 1, 1], 300, look_ms, kill_ms).is_some(), "{rate} MiB/s among others");
+    }
+}
+
+/// A core fills 2,400 MiB each second: from 2,000 MiB it takes 233 ms until the wall, and looks are 68 ms apart when it begins.
+#[test]
+fn whenever_a_burst_begins_there_is_time_for_three_looks_and_a_kill() {
+    for rest_ms in 0..200 {
+        let left = race_after(rest_ms, &[2_400], 2_000, 3, 60);
+        assert!(left >= Some(100), "it begins {rest_ms} ms after the first look: {left:?} MiB are left");
     }
 }
 
@@ -691,4 +705,67 @@ fn files_that_are_being_deleted_are_no_leak() {
             "{gone} MiB gone"
         );
     }
+}
+
+/// A sample in which the kernel has not added up yet what the pods' containers have of files.
+fn late(ms: u64, anon: u64, files: u64, full: bool) -> Sample {
+    let pods = [pod("scan", 20), pod("other", anon - 20)];
+    let mut late = sample(ms, anon, files, full.then_some(&pods));
+    let whole = late.kubepods.as_mut().and_then(|k| k.memory.as_mut()).unwrap();
+    (whole.inactive_file, whole.active_file) = (Bytes::ZERO, Bytes::ZERO);
+    let container = |memory| ContainerReading {
+        name: "c".to_owned(),
+        id: "id".to_owned(),
+        cgroup: CgroupReading { id: 3, at: Micros::millis(ms), memory: Some(memory), ..CgroupReading::default() },
+        detail: None,
+    };
+    for (reading, files) in late.pods.iter_mut().flatten().zip([files, 0]) {
+        let anon = reading.cgroup.memory.unwrap().anon.get() >> 20;
+        reading.containers = vec![container(memory(anon, files))];
+    }
+    late
+}
+
+#[test]
+fn files_that_the_kernel_has_not_added_up_yet_are_no_leak() {
+    let mut decider = Decider::new(&config());
+    let scan = [pod("scan", 20), pod("other", 1_760)];
+    for n in 1..=60 {
+        // The first look is without pods: that one cannot be believed.
+        let (full, at) = (n > 1, n * 20);
+        let mut look = late(at, 1_780, 780, full);
+        look.kubepods.as_mut().unwrap().pressure = Some(PressureReading::memory_some(Micros::millis(at)));
+        let decision = decider.step(Micros::millis(at), &look, full.then_some(&candidates(&scan)));
+        assert_eq!(decision, if full { Decision::Nothing } else { Decision::LookAtPods }, "after {at} ms");
+        assert!(!decider.standing().memory_pressure);
+    }
+    // The same with a leak beside it: what it holds leaves no room, however late the rest is.
+    let goes = (61..=120).find_map(|n| {
+        let anon = 1_780 + (n - 60) * 20;
+        let pods = [pod("scan", 20), Pod { growth: Some(1_000 << 20), ..pod("other", anon - 20) }];
+        let look = late(n * 20, anon, LIMIT - anon, true);
+        let decision = decider.step(Micros::millis(n * 20), &look, Some(&candidates(&pods)));
+        victim(&decision).map(|name| (name.to_owned(), LIMIT - anon))
+    });
+    assert!(matches!(&goes, Some((name, left)) if name == "other" && *left >= 60), "{goes:?}");
+}
+
+#[test]
+fn kubepods_is_held_to_what_is_known_of_its_parts() {
+    let files = |sample: &Sample| {
+        let memory = sample.kubepods_memory().unwrap();
+        (memory.inactive_file + memory.active_file).get() >> 20
+    };
+    let look = late(20, 1_780, 780, true);
+    assert_eq!((files(&look), look.kubepods_memory().unwrap().unreclaimable()), (780, Bytes::mib(1_780)));
+    // What was read before this look says nothing of it.
+    assert_eq!(files(&Sample { at: Micros::millis(21), ..look.clone() }), 0);
+    // Nor do parts that are a little apart.
+    let mut near = late(20, 1_780, 10, true);
+    assert_eq!(files(&near), 0);
+    // Files that are gone, and still counted: they cannot be where something else is.
+    near.kubepods.as_mut().unwrap().memory = Some(MemoryReading { usage: Bytes::mib(1_800), ..memory(1_000, 800) });
+    assert_eq!(near.kubepods_memory().unwrap().unreclaimable(), Bytes::mib(1_780));
+    // Anonymous memory that is not added up yet.
+    assert_eq!(near.kubepods_memory().unwrap().anon, Bytes::mib(1_780));
 }
