@@ -58,6 +58,7 @@ enum Job {
     Write(KnobWrite),
     /// The cgroup and all below it are gone.
     Gone(String),
+    Resized(String),
     Stop(tokio::sync::oneshot::Sender<()>),
 }
 
@@ -89,6 +90,11 @@ impl Knobs {
 
     pub(super) fn gone(&self, cgroup: String) {
         self.send(Job::Gone(cgroup));
+    }
+
+    /// A cgroup was given another limit, by beelet itself: that one counts, and is no fight.
+    pub(super) fn resized(&self, cgroup: String) {
+        self.send(Job::Resized(cgroup));
     }
 
     fn send(&self, job: Job) {
@@ -181,6 +187,7 @@ impl Worker {
                 }
                 Job::Write(write) => self.write(&write),
                 Job::Gone(cgroup) => self.gone(&cgroup),
+                Job::Resized(cgroup) => self.resized(&cgroup),
                 Job::Stop(done) => {
                     self.restore_all();
                     // Nobody waits any more: as well.
@@ -375,6 +382,14 @@ impl Worker {
             if restore.cgroup == cgroup || restore.cgroup.starts_with(&below) {
                 self.close(&restore.cgroup, restore.before);
             }
+        }
+    }
+
+    fn resized(&mut self, cgroup: &str) {
+        let limit = Knob::MemoryMax(None);
+        self.held.retain(|held| held.cgroup != cgroup || name(held.before) != name(limit));
+        if self.journal.turned(cgroup, limit).is_some() {
+            self.close(cgroup, limit);
         }
     }
 

@@ -172,7 +172,9 @@ impl<R: PodRuntime> Context<R> {
         }
         for (id, name, linux) in &containers {
             self.runtime.update_container(id, linux).await?;
-            self.verify(format!("{}/{id}", pod.path), linux.knobs, name).await?;
+            let path = format!("{}/{id}", pod.path);
+            self.knobs.resized(path.clone());
+            self.verify(path, linux.knobs, name).await?;
         }
         if !pod_first {
             self.set(&pod).await?;
@@ -182,7 +184,10 @@ impl<R: PodRuntime> Context<R> {
 
     async fn set(&self, pod: &PodCgroup) -> Result<(), OpError> {
         let (tree, pod) = (Arc::clone(&self.tree), pod.clone());
-        blocking(move || tree.set(&pod.path, &pod.knobs)).await.map(drop).map_err(|e| resize_error(&e))
+        let path = pod.path.clone();
+        blocking(move || tree.set(&pod.path, &pod.knobs)).await.map(drop).map_err(|e| resize_error(&e))?;
+        self.knobs.resized(path);
+        Ok(())
     }
 
     /// The runtime said yes; the files say whether it did.

@@ -306,6 +306,54 @@ async fn a_resize_is_in_order_and_verified() {
     assert!(error.reason == "ResizeError" && error.message.contains("did not arrive"), "{error:?}");
 }
 
+#[tokio::test]
+async fn a_resize_of_a_raised_container_is_no_fight() {
+    let Some(bed) = Bed::new("a_resize_of_a_raised_container_is_no_fight") else { return };
+    let path = bed.pod("u1");
+    let container = format!("{path}/c1");
+    bed.tree.create(&container).unwrap();
+    bed.tree.set(&path, &limits(1_024)).unwrap();
+    bed.tree.set(&container, &limits(64)).unwrap();
+    let fake = Fake { tree: Some(Arc::new(bed.tree.clone())), cgroup: path.clone(), ..Fake::default() };
+    let mut rig = rig(bed.tree.clone(), fake);
+    let spec = Arc::new(pod("u1", Vec::new()));
+    // More often than it takes to give a knob up.
+    for turn in 1..=3 {
+        let raised = Some(Bytes::mib(64 * turn + 20));
+        let knob = Knob::MemoryMax(raised);
+        let write = KnobWrite { cgroup: container.clone(), knob, ..burst("", 0) };
+        assert_eq!(rig.executor.execute(Action::Knob(write)), None);
+        let there = async || {
+            for _ in 0..200 {
+                if bed.tree.read_knob(&container, knob).unwrap() == knob {
+                    return true;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            false
+        };
+        assert!(there().await, "turn {turn}: raised to {raised:?}");
+        let to = limits(64 * (turn + 1));
+        let resize = PodOp::Resize {
+            spec: Arc::clone(&spec),
+            pod: PodCgroup { path: path.clone(), knobs: limits(1_024) },
+            pod_first: true,
+            containers: vec![(
+                "c1".to_owned(),
+                "main".to_owned(),
+                LinuxResources { knobs: to, ..LinuxResources::default() },
+            )],
+        };
+        rig.op("u1", turn, resize);
+        assert_eq!(rig.result().await.2, Ok(Done::Ok));
+        bed.tree.verify(&container, &to).unwrap();
+    }
+    assert_eq!(rig.executor.context().knobs.counts().fights, 0);
+    // Nothing of a raise is open: at the end the last size stays.
+    rig.executor.stop().await;
+    bed.tree.verify(&container, &limits(256)).unwrap();
+}
+
 fn burst(cgroup: &str, micros: u64) -> KnobWrite {
     KnobWrite {
         cgroup: cgroup.to_owned(),
