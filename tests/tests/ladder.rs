@@ -157,3 +157,69 @@ fn a_limit_is_raised_where_the_pod_asks_for_it_and_survives_the_agent() {
     assert!(limit(&cri, "asks").is_some_and(|now| now > 150 << 20));
     agent.finish();
 }
+
+/// A pod that holds more and more of what nobody counts stands still when the threshold is met, until that is decided. Just then the
+/// agent is killed.
+#[test]
+fn a_pod_is_thawed_when_the_agent_is_killed_while_it_stands_still() {
+    let Some(bed) = BED.get("a_pod_is_thawed_when_the_agent_is_killed_while_it_stands_still") else { return };
+    let mut agent = Agent::start(&bed, &AgentOptions::default());
+    let heavy = pod("ballast").workload(&["step", "--size", "2000Mi"]).request("memory", "2100Mi");
+    heavy.spec("priority", json!(1000)).write(&agent.manifests);
+    agent.wait_running("ballast", secs(60));
+    let pipes = pod("pipes").workload(&["pipes", "--size", "500Mi"]).spec("restartPolicy", json!("Never"));
+    let may = json!({ "capabilities": { "add": ["SYS_RESOURCE"] } });
+    pipes.field("securityContext", may).write(&agent.manifests);
+    let uid = agent.wait_running("pipes", secs(60))["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
+    let knob = unified(&bed, &format!("kubepods/besteffort/pod{uid}")).join("cgroup.freeze");
+    let frozen = || fs::read_to_string(&knob).is_ok_and(|text| text.trim() == "1");
+    let started = Instant::now();
+    while !frozen() {
+        assert!(started.elapsed() < secs(60) && knob.exists(), "it was never frozen\n{}", agent.state());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    agent.kill9();
+    assert!(frozen(), "it was thawed before the agent was dead: the test shows nothing");
+    let died = Instant::now();
+    wait_for("thaw without an agent", secs(10), || (!frozen()).then_some(()), || format!("{:?}", died.elapsed()));
+    assert!(knob.exists(), "it is there still");
+
+    // It had been seen, but nothing was decided: the next agent does.
+    agent.restart();
+    let gone =
+        agent.wait("the eviction", secs(60), |agent| agent.pod("pipes").filter(|p| p["status"]["phase"] == "Failed"));
+    assert_eq!(gone["status"]["reason"], "Evicted");
+    assert_eq!(agent.restarts("ballast"), Some(0));
+    agent.finish();
+}
+
+#[test]
+fn who_wants_it_leaves_by_itself_before_the_threshold_is_met() {
+    let Some(bed) = BED.get("who_wants_it_leaves_by_itself_before_the_threshold_is_met") else { return };
+    let agent = Agent::start(&bed, &AgentOptions::default());
+    let heavy = pod("ballast").workload(&["step", "--size", "2000Mi"]).request("memory", "2100Mi");
+    heavy.spec("priority", json!(1000)).write(&agent.manifests);
+    agent.wait_running("ballast", secs(60));
+    let leak = pod("leak").workload(&["leak", "--rate", "30Mi"]).spec("restartPolicy", json!("Never"));
+    let leak = leak.spec("terminationGracePeriodSeconds", json!(6));
+    leak.meta("annotations", json!({ "beelet.dev/leave": "true" })).write(&agent.manifests);
+    let gone = agent.wait("its end", secs(60), |agent| agent.pod("leak").filter(|p| p["status"]["phase"] == "Failed"));
+    assert_eq!(gone["status"]["reason"], "Evicted", "{gone:#}");
+    // The workload ends with 0 at SIGTERM; who is killed at the threshold ends with 137.
+    assert_eq!(gone["status"]["containerStatuses"][0]["state"]["terminated"]["exitCode"], 0, "{gone:#}");
+    let records = agent.explain("default", "leak")["records"].clone();
+    let said =
+        |reason: &str| records.as_array().into_iter().flatten().find(|record| record["reason"] == reason).cloned();
+    let evidence = said("Evicted").expect("a record")["evidence"].clone();
+    let of =
+        |name: &str| evidence.as_array().into_iter().flatten().find(|pair| pair[0] == name).map(|pair| pair[1].clone());
+    assert_eq!(
+        (of("threshold_kind"), of("victim_grace")),
+        (Some(json!("forecast")), Some(json!("6s"))),
+        "{evidence:#}"
+    );
+    let labels = [("rung", "leave"), ("result", "done")];
+    assert_eq!(agent.metrics().value("beelet_rung_moves_total", &labels), Some(1.0));
+    assert_eq!(agent.restarts("ballast"), Some(0));
+    agent.finish();
+}

@@ -55,6 +55,14 @@ enum Work {
         #[arg(long, value_parser = parse_seconds, default_value = "0s")]
         delay: Duration,
     },
+    /// Fill pipes: memory of the kernel's, 16 MiB at a time
+    Pipes {
+        #[arg(long, value_parser = parse_bytes)]
+        size: u64,
+        /// Between two steps
+        #[arg(long, value_parser = parse_seconds, default_value = "170ms")]
+        pause: Duration,
+    },
     /// Burn CPU: a share of cores, in duty cycles of 10 ms
     Spin {
         #[arg(long, default_value_t = 1.0)]
@@ -175,6 +183,7 @@ fn main() -> ExitCode {
     let done = match cli.command {
         Work::Leak { rate, limit, delay } => memory::leak(rate, limit, delay),
         Work::Step { size, delay } => memory::step(size, delay),
+        Work::Pipes { size, pause } => memory::pipes(size, pause),
         Work::Spin { cores, time } => pace::spin(cores, time),
         Work::Serve { port } => net::serve(port),
         Work::Fetch { url, interval, count } => net::fetch(&url, interval, count),

@@ -1,9 +1,11 @@
 //! Memory that is really there: every page is touched. And page cache, which should alarm nobody.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::path::Path;
 use std::time::Duration;
+
+use rustix::pipe::fcntl_setpipe_size;
 
 use crate::pace;
 
@@ -64,6 +66,26 @@ pub(crate) fn step(size: u64, delay: Duration) -> io::Result<()> {
     let mut hoard = Hoard::default();
     hoard.grow(size);
     println!("holding {size} bytes");
+    pace::forever()
+}
+
+/// Fills pipes, of whose memory no counter of the pod's own tells, 16 MiB at a time, and holds them.
+pub(crate) fn pipes(size: u64, pause: Duration) -> io::Result<()> {
+    /// `fs.pipe-max-size`; that many of them want CAP_SYS_RESOURCE.
+    const PIPE: usize = 1 << 20;
+    const STEP: u64 = 16;
+    let full = vec![0x5a_u8; PIPE];
+    let mut held: Vec<(PipeReader, PipeWriter)> = Vec::new();
+    for number in 0..size / PIPE as u64 {
+        if number % STEP == 0 {
+            std::thread::sleep(pause);
+        }
+        let (reader, mut writer) = io::pipe()?;
+        fcntl_setpipe_size(&writer, PIPE)?;
+        writer.write_all(&full)?;
+        held.push((reader, writer));
+    }
+    println!("holding {} pipes", held.len());
     pace::forever()
 }
 
