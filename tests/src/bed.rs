@@ -119,6 +119,15 @@ impl Bed {
     pub fn pod_logs_dir(&self) -> PathBuf {
         self.dir.join("pod-logs")
     }
+
+    /// The log of the first run of a pod's container `main`, by the manifest's name.
+    #[must_use]
+    pub fn log_of(&self, name: &str) -> Option<PathBuf> {
+        let prefix = format!("default_{name}-{}_", crate::NODE);
+        let mut folders = fs::read_dir(self.pod_logs_dir()).ok()?.flatten();
+        let folder = folders.find(|entry| entry.file_name().to_string_lossy().starts_with(&prefix))?;
+        Some(folder.path().join("main/0.log"))
+    }
 }
 
 impl Drop for Bed {

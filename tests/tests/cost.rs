@@ -4,28 +4,19 @@
 //! runs, so nothing else changes. `cargo xtask bench cost` runs all of it; the tests look whether it is out of all proportion.
 
 use std::fs;
-use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use e2e::{Agent, AgentOptions, Bed, NODE, SharedBed, built, hierarchies, pod, say, secs};
+use e2e::{Agent, AgentOptions, Bed, SharedBed, built, hierarchies, pod, say, secs};
 
 static BED: SharedBed = SharedBed::new("cost");
 
 /// After its start an agent has other things to do than later.
 const SETTLE: Duration = Duration::from_secs(6);
 
-/// The log of a pod's container.
-fn log_of(bed: &Bed, name: &str) -> PathBuf {
-    let prefix = format!("default_{name}-{NODE}_");
-    let folders = fs::read_dir(bed.pod_logs_dir()).expect("the folder of logs");
-    let folder = folders.filter_map(Result::ok).find(|e| e.file_name().to_string_lossy().starts_with(&prefix));
-    folder.expect("the pod's logs").path().join("main/0.log")
-}
-
 /// The median number of rounds a second during `time` from now on.
 fn rounds(bed: &Bed, name: &str, time: Duration) -> f64 {
-    let path = log_of(bed, name);
+    let path = bed.log_of(name).expect("the pod's logs");
     let seen = fs::metadata(&path).map_or(0, |m| m.len());
     std::thread::sleep(time);
     let text = fs::read_to_string(&path).expect("the log");

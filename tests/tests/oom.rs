@@ -14,16 +14,10 @@
 //!
 //! `cargo xtask bench oom` runs the test `bench` and prints the table.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Read, Seek, SeekFrom};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime};
+use std::fs;
+use std::time::{Duration, Instant};
 
-use e2e::{Agent, AgentOptions, Bed, SharedBed, hierarchies, pod, say, secs};
+use e2e::{Agent, AgentOptions, Bed, Kills, Referee, Seen, SharedBed, Watch, load, mib, pod, say, secs};
 use serde_json::{Value, json};
 
 static BED: SharedBed = SharedBed::new("oom");
@@ -31,132 +25,8 @@ static BED: SharedBed = SharedBed::new("oom");
 const LIMIT: u64 = 2560 << 20;
 const THRESHOLD: &str = "100Mi";
 
-fn mib(bytes: u64) -> f64 {
-    bytes as f64 / f64::from(1 << 20)
-}
-
-/// Microseconds since 1970.
-fn wall() -> u64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
-}
-
-fn load() -> String {
-    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    text.split(' ').next().unwrap_or_default().to_owned()
-}
-
-// === the referee ===
-
-/// The file with what `kubepods` uses.
-fn usage_file(bed: &Bed) -> PathBuf {
-    let group = format!("{}/kubepods", bed.cgroup_root.trim_start_matches('/'));
-    let files = |h: e2e::Hierarchy| {
-        [h.mount.join(&group).join("memory.usage_in_bytes"), h.mount.join(&group).join("memory.current")]
-    };
-    hierarchies().into_iter().flat_map(files).find(|path| path.exists()).expect("the memory of kubepods")
-}
-
-fn usage(file: &Path) -> u64 {
-    fs::read_to_string(file).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
-}
-
-/// The file with how many tasks there are in `kubepods`.
-fn tasks_file(bed: &Bed) -> PathBuf {
-    let group = format!("{}/kubepods/pids.current", bed.cgroup_root.trim_start_matches('/'));
-    let files = hierarchies().into_iter().map(|h| h.mount.join(&group));
-    files.into_iter().find(|path| path.exists()).expect("the tasks of kubepods")
-}
-
-/// OOM kills in `kubepods` and below, by the cgroups that are there now.
-fn counted_kills(dir: &Path) -> u64 {
-    let of = |file: &str| fs::read_to_string(dir.join(file)).unwrap_or_default();
-    let own = |text: &str| text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse::<u64>().ok());
-    // v2 counts what is below already.
-    if let Some(kills) = own(&of("memory.events")) {
-        return kills;
-    }
-    let below =
-        fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()).filter(|path| path.is_dir());
-    own(&of("memory.oom_control")).unwrap_or(0) + below.map(|path| counted_kills(&path)).sum::<u64>()
-}
-
-/// Reads usage and kills while a run goes on.
-struct Watch {
-    stop: Arc<AtomicBool>,
-    thread: JoinHandle<Seen>,
-}
-
-/// What was seen while a run went on.
-#[derive(Debug, Default)]
-struct Seen {
-    /// What was used when.
-    usage: Vec<(u64, u64)>,
-    /// How many tasks there were when.
-    tasks: Vec<(u64, u64)>,
-    /// The most kills that the cgroups counted.
-    kills: u64,
-}
-
-impl Watch {
-    fn start(file: PathBuf, tasks: PathBuf) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
-        let thread = std::thread::spawn(move || {
-            let dir = file.parent().map(Path::to_path_buf).unwrap_or_default();
-            let mut seen = Seen::default();
-            let mut tick = 0_u32;
-            while !stopped.load(Ordering::Relaxed) {
-                seen.usage.push((wall(), usage(&file)));
-                seen.tasks.push((wall(), usage(&tasks)));
-                // The counter goes with its cgroup, but not within 20 ms.
-                if tick.is_multiple_of(10) {
-                    seen.kills = seen.kills.max(counted_kills(&dir));
-                }
-                tick = tick.wrapping_add(1);
-                std::thread::sleep(Duration::from_millis(2));
-            }
-            seen
-        });
-        Self { stop, thread }
-    }
-
-    fn end(self) -> Seen {
-        self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().expect("the watching thread")
-    }
-}
-
-/// The kernel's log from here on; `None` where it may not be read.
-struct KernelLog(Option<File>);
-
-impl KernelLog {
-    fn from_now() -> Self {
-        let flags = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or(0);
-        let file = OpenOptions::new().read(true).custom_flags(flags).open("/dev/kmsg");
-        Self(file.ok().and_then(|mut file| file.seek(SeekFrom::End(0)).ok().map(|_| file)))
-    }
-
-    /// OOM kills in cgroups below this one since the last call.
-    fn kills(&mut self, cgroup: &str) -> Option<u64> {
-        let file = self.0.as_mut()?;
-        let (mut buffer, mut kills) = ([0_u8; 8192], 0);
-        let below = format!("task_memcg={cgroup}/");
-        loop {
-            match file.read(&mut buffer) {
-                Ok(0) => return Some(kills),
-                Ok(length) => {
-                    let line = String::from_utf8_lossy(&buffer[..length]);
-                    kills += u64::from(line.contains("oom-kill:") && line.contains(&below));
-                }
-                // Overwritten before it was read: what comes next is the oldest that is left.
-                Err(error) if error.raw_os_error() == Some(rustix::io::Errno::PIPE.raw_os_error()) => {}
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(_) => return Some(kills),
-            }
-        }
-    }
-}
+/// How often the usage is read while a run goes on.
+const PACE: Duration = Duration::from_millis(2);
 
 // === a run ===
 
@@ -191,8 +61,7 @@ struct Run {
     load: Load,
     ballast: bool,
     evicted: bool,
-    /// OOM kills: by the cgroups' counters, by eBPF, by the kernel's log.
-    kills: (u64, u64, Option<u64>),
+    kills: Kills,
     /// Available at the decision, in bytes.
     available: u64,
     /// Growth before the decision, bytes per second.
@@ -209,15 +78,14 @@ struct Run {
 
 impl Run {
     fn won(&self) -> bool {
-        self.evicted && self.kills.0 == 0 && self.kills.1 == 0 && self.kills.2.unwrap_or(0) == 0
+        self.evicted && self.kills.none()
     }
 
     fn outcome(&self) -> String {
-        let (counters, ebpf, log) = self.kills;
         match (self.won(), self.evicted) {
             (true, _) => "evicted first".to_owned(),
-            (false, true) => format!("OOM KILL too ({counters}/{ebpf}/{log:?})"),
-            (false, false) => format!("OOM KILL ({counters}/{ebpf}/{log:?})"),
+            (false, true) => format!("OOM KILL too ({})", self.kills),
+            (false, false) => format!("OOM KILL ({})", self.kills),
         }
     }
 }
@@ -310,10 +178,7 @@ fn quantity(text: &str) -> u64 {
 /// An agent with its bystanders, and the referee.
 struct Race<'a> {
     agent: Agent<'a>,
-    bed: &'a Bed,
-    file: PathBuf,
-    tasks: PathBuf,
-    log: KernelLog,
+    referee: Referee,
     ballast: bool,
     next: u32,
 }
@@ -327,20 +192,14 @@ impl<'a> Race<'a> {
             heavy.spec("priority", json!(1000)).write(&agent.manifests);
         }
         agent.wait_running("bystander", secs(60));
-        let file = usage_file(bed);
+        let referee = Referee::of(bed);
+        let kubepods = &referee.kubepods;
         if ballast {
             agent.wait_running("ballast", secs(60));
-            agent.wait("the ballast to be held", secs(60), |_| (usage(&file) > 2000 << 20).then_some(()));
+            agent.wait("the ballast to be held", secs(60), |_| (kubepods.usage() > 2000 << 20).then_some(()));
         }
-        let limit = fs::read_to_string(file.with_file_name("memory.limit_in_bytes"))
-            .or_else(|_| fs::read_to_string(file.with_file_name("memory.max")));
-        assert_eq!(limit.expect("a limit").trim(), LIMIT.to_string(), "the limit of kubepods");
-        Self { agent, bed, file, tasks: tasks_file(bed), log: KernelLog::from_now(), ballast, next: 0 }
-    }
-
-    /// OOM kills as the eBPF program told them.
-    fn told(&self) -> u64 {
-        self.agent.metrics().sum("beelet_oom_kills_total", &[]).unwrap_or(0.0) as u64
+        assert_eq!(kubepods.limit(), LIMIT, "the limit of kubepods");
+        Self { agent, referee, ballast, next: 0 }
     }
 
     fn evictions(&self) -> u64 {
@@ -360,11 +219,10 @@ impl<'a> Race<'a> {
     fn run(&mut self, load: &Load) -> Run {
         self.next += 1;
         let name = format!("leak-{}", self.next);
-        let (others, told, evictions, base) = (self.others(), self.told(), self.evictions(), usage(&self.file));
-        self.log.kills(&self.bed.cgroup_root);
-        let counted = counted_kills(self.file.parent().unwrap_or(Path::new("/")));
-        let tasks = usage(&self.tasks);
-        let watch = Watch::start(self.file.clone(), self.tasks.clone());
+        let kubepods = self.referee.kubepods.clone();
+        let (others, evictions, base) = (self.others(), self.evictions(), kubepods.usage());
+        let tasks = kubepods.tasks();
+        let round = self.referee.begin(&self.agent, PACE);
         let args: Vec<&str> = load.args.iter().map(String::as_str).collect();
         // Never: a leak that the kernel killed is not to begin anew.
         let manifest = pod(&name).workload(&args).spec("restartPolicy", json!("Never")).write(&self.agent.manifests);
@@ -372,7 +230,7 @@ impl<'a> Race<'a> {
             agent.pod(&name).filter(|pod| pod["status"]["phase"] == "Failed")
         });
         std::thread::sleep(secs(1));
-        let seen = watch.end();
+        let (seen, kills) = self.referee.end(&self.agent, round);
         let explain = if ended["status"]["reason"] == "Evicted" {
             self.agent.wait("what the eviction gained to be told", secs(15), |agent| {
                 let explain = agent.explain("default", &name);
@@ -386,19 +244,19 @@ impl<'a> Race<'a> {
             load: load.clone(),
             ballast: self.ballast,
             evicted: ended["status"]["reason"] == "Evicted",
-            kills: (seen.kills.saturating_sub(counted), self.told() - told, self.log.kills(&self.bed.cgroup_root)),
+            kills,
             available: 0,
             growth: 0.0,
             lead: None,
             freed: None,
             over: None,
             age: String::new(),
-            gap: LIMIT.saturating_sub(seen.usage.iter().map(|&(_, usage)| usage).max().unwrap_or(0)),
+            gap: LIMIT.saturating_sub(seen.peak()),
             wrong: Vec::new(),
         };
         let records = explain["records"].as_array().cloned().unwrap_or_default();
         if let Some(record) = records.iter().find(|record| record["reason"] == "Evicted") {
-            measure(&mut run, record, &seen.usage, base);
+            measure(&mut run, record, &seen, base);
             run.over = over(&seen, tasks);
             let gained = records.iter().find(|record| record["reason"] == "EvictionGained");
             if let Some(what) = gained_wrong(record, gained) {
@@ -418,7 +276,7 @@ impl<'a> Race<'a> {
         }
         fs::remove_file(manifest).expect("its manifest");
         self.agent.wait_gone(&name, secs(60));
-        self.agent.wait("its memory to be free", secs(30), |_| (usage(&self.file) < base + (32 << 20)).then_some(()));
+        self.agent.wait("its memory to be free", secs(30), |_| (kubepods.usage() < base + (32 << 20)).then_some(()));
         run
     }
 
@@ -428,19 +286,19 @@ impl<'a> Race<'a> {
 }
 
 /// Fills in what the decision's evidence and the usage around it say.
-fn measure(run: &mut Run, record: &Value, seen: &[(u64, u64)], base: u64) {
+fn measure(run: &mut Run, record: &Value, seen: &Seen, base: u64) {
     let decided = record["at"]["wall"].as_u64().unwrap_or(0);
     run.available = quantity(evidence(record, "available"));
     run.age = evidence(record, "sample_age").to_owned();
-    let at = seen.iter().rev().find(|(at, _)| *at <= decided).copied().unwrap_or_default();
-    let before = seen.iter().find(|(at, _)| *at + 500_000 >= decided).copied().unwrap_or_default();
+    let at = seen.usage.iter().rev().find(|(at, _)| *at <= decided).copied().unwrap_or_default();
+    let before = seen.usage.iter().find(|(at, _)| *at + 500_000 >= decided).copied().unwrap_or_default();
     if at.0 > before.0 && at.1 > before.1 {
         run.growth = (at.1 - before.1) as f64 / ((at.0 - before.0) as f64 / 1e6);
         run.lead = Some(Duration::from_secs_f64(run.available as f64 / run.growth));
     }
-    let peak = seen.iter().map(|&(_, usage)| usage).max().unwrap_or(0);
+    let peak = seen.peak();
     let free = base + peak.saturating_sub(base) / 10;
-    let freed = seen.iter().find(|(at, usage)| *at > decided && *usage <= free);
+    let freed = seen.usage.iter().find(|(at, usage)| *at > decided && *usage <= free);
     run.freed = freed.map(|(at, _)| Duration::from_micros(at - decided));
 }
 
@@ -508,7 +366,7 @@ fn files_alarm_nobody(race: &Race<'_>, size: &str) -> u64 {
         )
     };
     let (before, others) = (actions(race), race.others());
-    let watch = Watch::start(race.file.clone(), race.tasks.clone());
+    let watch = Watch::start(race.referee.kubepods.clone(), PACE);
     pod("files")
         .workload(&["files", "--dir", "/data", "--size", size])
         .field("volumeMounts", json!([{ "name": "data", "mountPath": "/data" }]))
@@ -525,7 +383,7 @@ fn files_alarm_nobody(race: &Race<'_>, size: &str) -> u64 {
     let seen = watch.end();
     assert_eq!(actions(race), before, "page cache is no reason to act\n{}", race.agent.state());
     assert_eq!(race.others(), others, "others were touched");
-    seen.usage.iter().map(|&(_, usage)| usage).max().unwrap_or(0)
+    seen.peak()
 }
 
 /// Must show 5: page cache is no reason to act.
