@@ -63,6 +63,27 @@ enum Work {
         #[arg(long, value_parser = parse_seconds, default_value = "170ms")]
         pause: Duration,
     },
+    /// Grow to `high`, fall to `low`, again and again: a heap that is collected when it is full
+    Sawtooth {
+        #[arg(long, value_parser = parse_bytes, default_value = "100Mi")]
+        rate: u64,
+        #[arg(long, value_parser = parse_bytes)]
+        low: u64,
+        #[arg(long, value_parser = parse_bytes)]
+        high: u64,
+    },
+    /// Grow to `size`, ever more slowly, then free and take the youngest part, again and again: a heap that has found its size
+    Plateau {
+        #[arg(long, value_parser = parse_bytes, default_value = "100Mi")]
+        rate: u64,
+        #[arg(long, value_parser = parse_bytes)]
+        size: u64,
+        #[arg(long, value_parser = parse_bytes, default_value = "50Mi")]
+        young: u64,
+        /// Between two steps of its growth
+        #[arg(long, value_parser = parse_seconds, default_value = "1s")]
+        every: Duration,
+    },
     /// Burn CPU: a share of cores, in duty cycles of 10 ms
     Spin {
         #[arg(long, default_value_t = 1.0)]
@@ -184,6 +205,8 @@ fn main() -> ExitCode {
         Work::Leak { rate, limit, delay } => memory::leak(rate, limit, delay),
         Work::Step { size, delay } => memory::step(size, delay),
         Work::Pipes { size, pause } => memory::pipes(size, pause),
+        Work::Sawtooth { rate, low, high } => memory::sawtooth(rate, low, high),
+        Work::Plateau { rate, size, young, every } => memory::plateau(rate, size, young, every),
         Work::Spin { cores, time } => pace::spin(cores, time),
         Work::Serve { port } => net::serve(port),
         Work::Fetch { url, interval, count } => net::fetch(&url, interval, count),

@@ -12,7 +12,7 @@ use crate::pace;
 const PAGE: usize = 4096;
 const CHUNK: usize = 4 << 20;
 
-/// Memory that only grows.
+/// Memory that is held.
 #[derive(Default)]
 struct Hoard {
     chunks: Vec<Vec<u8>>,
@@ -40,24 +40,71 @@ impl Hoard {
             amount -= part as u64;
         }
     }
+
+    /// Grows to `size` at that rate, by `most` at a step.
+    fn climb(&mut self, rate: u64, size: u64, most: u64) {
+        // Whole pages at a step; what is less is kept for the next.
+        let mut rest = 0;
+        pace::at_rate(rate, |amount| {
+            let due = rest + amount.min(most);
+            let pages = due / PAGE as u64 * PAGE as u64;
+            rest = due - pages;
+            self.grow(pages.min(size.saturating_sub(self.total)));
+            self.total < size
+        });
+    }
+
+    /// Gives back what came last, until no more than `size` is held. It lies last in the heap, or is a mapping
+    /// of its own, and so goes to the kernel.
+    fn shrink(&mut self, size: u64) {
+        while self.total > size && self.chunks.pop().is_some() {
+            self.total -= self.touched as u64;
+            self.touched = CHUNK;
+        }
+    }
 }
 
 /// Grows at that rate.
 pub(crate) fn leak(rate: u64, limit: Option<u64>, delay: Duration) -> io::Result<()> {
     std::thread::sleep(delay);
     let mut hoard = Hoard::default();
-    let limit = limit.unwrap_or(u64::MAX);
-    // Whole pages at a step; what is less is kept for the next.
-    let mut rest = 0;
-    pace::at_rate(rate, |amount| {
-        let due = rest + amount;
-        let pages = due / PAGE as u64 * PAGE as u64;
-        rest = due - pages;
-        hoard.grow(pages.min(limit - hoard.total));
-        hoard.total < limit
-    });
+    hoard.climb(rate, limit.unwrap_or(u64::MAX), u64::MAX);
     println!("holding {} bytes", hoard.total);
     pace::forever()
+}
+
+/// The most that a program takes at a step when it was held up: what it did not do then it does not make up for.
+fn at_once(rate: u64) -> u64 {
+    rate / 20
+}
+
+/// A heap that is collected when it is full: grows at that rate to `high`, falls to `low`, again and again.
+pub(crate) fn sawtooth(rate: u64, low: u64, high: u64) -> io::Result<()> {
+    let mut hoard = Hoard::default();
+    for tooth in 1_u64.. {
+        hoard.climb(rate, high, at_once(rate));
+        println!("done {tooth}: {} bytes at the tip", hoard.total);
+        hoard.shrink(low);
+    }
+    Ok(())
+}
+
+/// A heap that finds its size: an eighth of what is left to `size`, taken at that rate, each so often; then the youngest part
+/// of it is given back and taken again, for ever.
+pub(crate) fn plateau(rate: u64, size: u64, young: u64, every: Duration) -> io::Result<()> {
+    let mut hoard = Hoard::default();
+    while hoard.total < size {
+        let part = ((size - hoard.total) / 8).max(CHUNK as u64);
+        hoard.climb(rate, size.min(hoard.total + part), at_once(rate));
+        std::thread::sleep(every);
+    }
+    for round in 1_u64.. {
+        hoard.shrink(size.saturating_sub(young));
+        hoard.climb(rate, size, at_once(rate));
+        println!("done {round}: {} bytes held", hoard.total);
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    Ok(())
 }
 
 /// Takes that much at once and holds it.
