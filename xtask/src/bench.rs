@@ -27,6 +27,11 @@ pub(crate) enum BenchCommand {
         #[arg(long, conflicts_with_all = ["runs", "rates"])]
         sim: bool,
     },
+    /// Loads that look like the way to an OOM kill and are none: whether somebody is evicted, and which rungs are used
+    Alarms {
+        #[arg(long, default_value_t = 30)]
+        minutes: u32,
+    },
     /// What watched pods lose, and what the agent uses beside 100 idle pods
     Cost {
         /// Turns with and without the agent, of each load
@@ -58,6 +63,7 @@ impl BenchCommand {
                 let rates: Vec<String> = rates.iter().map(ToString::to_string).collect();
                 ("oom", vec![("BEELET_BENCH_RUNS", runs.to_string()), ("BEELET_BENCH_RATES", rates.join(","))])
             }
+            Self::Alarms { minutes } => ("alarms", vec![("BEELET_BENCH_MINUTES", minutes.to_string())]),
             Self::Cost { runs } => ("cost", vec![("BEELET_BENCH_RUNS", runs.to_string())]),
             Self::Attribution { runs, minutes } => {
                 let minutes = ("BEELET_BENCH_MINUTES", minutes.to_string());
