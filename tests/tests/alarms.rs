@@ -214,7 +214,8 @@ struct Node<'a> {
 
 impl<'a> Node<'a> {
     fn start(bed: &'a Bed) -> Self {
-        let agent = Agent::start(bed, &AgentOptions::default());
+        // On a full disk the image of a phase to come would go, and cannot be pulled again.
+        let agent = Agent::start(bed, &AgentOptions::default().set("imageGCHighThresholdPercent", "100"));
         pod("bystander").workload(&["sleep"]).write(&agent.manifests);
         agent.wait_running("bystander", secs(60));
         let referee = Referee::of(bed);
