@@ -26,6 +26,7 @@ mod cgroups;
 mod cri;
 mod manifest;
 mod metrics;
+pub mod referee;
 
 use std::time::{Duration, Instant};
 
