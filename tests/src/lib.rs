@@ -27,6 +27,7 @@ mod cri;
 mod manifest;
 mod metrics;
 pub mod referee;
+pub mod stock;
 
 use std::time::{Duration, Instant};
 

@@ -92,8 +92,10 @@ pub struct Seen {
     pub usage: Vec<(u64, u64)>,
     /// How many tasks there were when.
     pub tasks: Vec<(u64, u64)>,
-    /// The most kills that the cgroups counted.
+    /// The most kills that the cgroups counted, beyond those before.
     pub kills: u64,
+    /// When the first of them was seen, within 20 ms.
+    pub killed: Option<u64>,
 }
 
 impl Watch {
@@ -104,14 +106,15 @@ impl Watch {
         let stopped = Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
             let dir = file.parent().map(Path::to_path_buf).unwrap_or_default();
-            let mut seen = Seen::default();
+            let (mut seen, before) = (Seen::default(), counted_kills(&dir));
             let mut tick = 0_u32;
             while !stopped.load(Ordering::Relaxed) {
                 seen.usage.push((wall(), usage(&file)));
                 seen.tasks.push((wall(), usage(&tasks)));
                 // The counter goes with its cgroup, but not within 20 ms.
                 if tick.is_multiple_of(10) {
-                    seen.kills = seen.kills.max(counted_kills(&dir));
+                    seen.kills = seen.kills.max(counted_kills(&dir).saturating_sub(before));
+                    seen.killed = seen.killed.or_else(|| (seen.kills > 0).then(wall));
                 }
                 tick = tick.wrapping_add(1);
                 std::thread::sleep(Duration::from_millis(2));

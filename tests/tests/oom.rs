@@ -2,8 +2,8 @@
 //!
 //! Problem: an agent that evicts too late is worth nothing, and whether it came in time cannot be told from the agent alone.
 //! Approach: a node whose pods may use 2.5 GiB, `evictionHard: memory.available: 100Mi`, and leaks without a limit of their
-//! own. While one grows, a thread reads the usage of `kubepods` every 2 ms; who won is told by the kernel's own log (each OOM
-//! kill names its cgroup), by the counters of the cgroups, and by eBPF's events; all three must be silent.
+//! own. While one grows, the referee reads the usage of `kubepods`; who won is told by the kernel's own log, by the counters of the
+//! cgroups, and by eBPF's events; all three must be silent.
 //!
 //! Terms: the *ballast* is a pod that holds 2000 MiB, less than it requests, at a higher priority, so that a leak has 560 MiB to
 //! go and a run takes seconds (one run of the bench goes without it, from zero). The *lead* is what was left at the decision
@@ -12,13 +12,15 @@
 //! the victim's last process is gone (or until it is gone if the threshold was never crossed: none). The *gap* is how near to the wall
 //! the pods came.
 //!
-//! `cargo xtask bench oom` runs the test `bench` and prints the table.
+//! `cargo xtask bench oom` runs the test `bench` and prints the table; `--kubelet PATH` has a stock kubelet run in it. That one says
+//! when it decided in its log. A run ends there with the first OOM kill, which may take the ballast: a pod that has done nothing.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use e2e::referee::{KernelLog, Seen, Watch, counted_kills, load, mib, tasks_file, usage, usage_file};
+use e2e::stock::logged_at;
 use e2e::{Agent, AgentOptions, Bed, SharedBed, pod, say, secs};
 use serde_json::{Value, json};
 
@@ -61,7 +63,7 @@ struct Run {
     ballast: bool,
     evicted: bool,
     /// OOM kills: by the cgroups' counters, by eBPF, by the kernel's log.
-    kills: (u64, u64, Option<u64>),
+    kills: (u64, Option<u64>, Option<u64>),
     /// Available at the decision, in bytes.
     available: u64,
     /// Growth before the decision, bytes per second.
@@ -69,24 +71,34 @@ struct Run {
     lead: Option<Duration>,
     freed: Option<Duration>,
     over: Option<Duration>,
+    /// From crossing the threshold to the first OOM kill.
+    lost_after: Option<Duration>,
     /// From the sample to the decision.
     age: String,
     gap: u64,
+    /// Something happened to another pod.
+    innocent: bool,
     /// What was not as it should be.
     wrong: Vec<String>,
 }
 
 impl Run {
+    /// Whether the kernel killed something, by whoever says so.
+    fn killed(&self) -> bool {
+        self.kills.0 > 0 || self.kills.1.unwrap_or(0) > 0 || self.kills.2.unwrap_or(0) > 0
+    }
+
     fn won(&self) -> bool {
-        self.evicted && self.kills.0 == 0 && self.kills.1 == 0 && self.kills.2.unwrap_or(0) == 0
+        self.evicted && !self.killed()
     }
 
     fn outcome(&self) -> String {
-        let (counters, ebpf, log) = self.kills;
+        let shown = |kills: Option<u64>| kills.map_or_else(|| "?".to_owned(), |kills| kills.to_string());
+        let kills = format!("{}/{}/{}", self.kills.0, shown(self.kills.1), shown(self.kills.2));
         match (self.won(), self.evicted) {
             (true, _) => "evicted first".to_owned(),
-            (false, true) => format!("OOM KILL too ({counters}/{ebpf}/{log:?})"),
-            (false, false) => format!("OOM KILL ({counters}/{ebpf}/{log:?})"),
+            (false, true) => format!("OOM KILL too ({kills})"),
+            (false, false) => format!("OOM KILL ({kills})"),
         }
     }
 }
@@ -120,8 +132,9 @@ fn table(runs: &[Run]) -> String {
 /// The runs of each load together: how many were won, and the median and the worst of what was measured.
 fn summary(runs: &[Run]) -> String {
     let mut out = String::from(
-        "| load | from | evicted first, right victim | lead: median, least | freed after: median, most | over: median, most | nearest to the wall |\n\
-         |---|---|---:|---:|---:|---:|---:|\n",
+        "| load | from | the kernel OOM-killed something, of these not the leak | evicted first, right victim | lead: median, least | freed after: median, most | \
+         over: median, most | OOM killer after: median, most | nearest to the wall |\n\
+         |---|---|---:|---:|---:|---:|---:|---:|---:|\n",
     );
     let key = |run: &Run| (run.load.name.clone(), run.ballast);
     let mut loads: Vec<(String, bool)> = Vec::new();
@@ -145,17 +158,30 @@ fn summary(runs: &[Run]) -> String {
             }
         };
         out += &format!(
-            "| {} | {} | {won} of {} | {} | {} | {} | {:.0} MiB |\n",
+            "| {} | {} | {}, {} | {won} of {} | {} | {} | {} | {} | {:.0} MiB |\n",
             load.0,
             if load.1 { "2000 MiB" } else { "zero" },
+            of.iter().filter(|run| run.killed()).count(),
+            of.iter().filter(|run| run.killed() && run.innocent).count(),
             of.len(),
             cell(&|run| run.lead, false),
             cell(&|run| run.freed, true),
             cell(&|run| run.over, true),
+            cell(&|run| run.lost_after, true),
             mib(of.iter().map(|run| run.gap).min().unwrap_or(0)),
         );
     }
     out
+}
+
+/// The message of an eviction. Where the container exits with 0 at SIGTERM a stock kubelet makes the pod Succeeded, and says only
+/// in a condition that it was evicted.
+fn eviction(status: &Value) -> Option<&str> {
+    let by_kubelet =
+        |condition: &&Value| condition["type"] == "DisruptionTarget" && condition["reason"] == "TerminationByKubelet";
+    let condition = status["conditions"].as_array().into_iter().flatten().find(by_kubelet);
+    let of = if status["reason"] == "Evicted" { Some(status) } else { condition };
+    of.filter(|_| status["phase"] == "Failed" || status["phase"] == "Succeeded")?["message"].as_str()
 }
 
 /// The value of a key in a record's evidence.
@@ -188,19 +214,10 @@ struct Race<'a> {
 }
 
 impl<'a> Race<'a> {
-    fn start(bed: &'a Bed, ballast: bool) -> Self {
-        let agent = Agent::start(bed, &AgentOptions::default());
-        pod("bystander").workload(&["sleep"]).write(&agent.manifests);
-        if ballast {
-            let heavy = pod("ballast").workload(&["step", "--size", "2000Mi"]).request("memory", "2100Mi");
-            heavy.spec("priority", json!(1000)).write(&agent.manifests);
-        }
-        agent.wait_running("bystander", secs(60));
+    fn start(bed: &'a Bed, options: &AgentOptions, ballast: bool) -> Self {
+        let agent = Agent::start(bed, options);
+        place(&agent, ballast);
         let file = usage_file(bed);
-        if ballast {
-            agent.wait_running("ballast", secs(60));
-            agent.wait("the ballast to be held", secs(60), |_| (usage(&file) > 2000 << 20).then_some(()));
-        }
         let limit = fs::read_to_string(file.with_file_name("memory.limit_in_bytes"))
             .or_else(|_| fs::read_to_string(file.with_file_name("memory.max")));
         assert_eq!(limit.expect("a limit").trim(), LIMIT.to_string(), "the limit of kubepods");
@@ -208,12 +225,14 @@ impl<'a> Race<'a> {
     }
 
     /// OOM kills as the eBPF program told them.
-    fn told(&self) -> u64 {
-        self.agent.metrics().sum("beelet_oom_kills_total", &[]).unwrap_or(0.0) as u64
+    fn told(&self) -> Option<u64> {
+        let told = || self.agent.metrics().sum("beelet_oom_kills_total", &[]).unwrap_or(0.0) as u64;
+        (!self.agent.is_stock()).then(told)
     }
 
     fn evictions(&self) -> u64 {
-        self.agent.metrics().sum("beelet_evictions_total", &[]).unwrap_or(0.0) as u64
+        let name = if self.agent.is_stock() { "kubelet_evictions" } else { "beelet_evictions_total" };
+        self.agent.metrics().sum(name, &[]).unwrap_or(0.0) as u64
     }
 
     /// Container ids and restarts of the pods that nothing may happen to.
@@ -231,76 +250,123 @@ impl<'a> Race<'a> {
         let name = format!("leak-{}", self.next);
         let (others, told, evictions, base) = (self.others(), self.told(), self.evictions(), usage(&self.file));
         self.log.kills(&self.bed.cgroup_root);
-        let counted = counted_kills(self.file.parent().unwrap_or(Path::new("/")));
-        let tasks = usage(&self.tasks);
+        let group = self.file.parent().unwrap_or(Path::new("/"));
+        let (counted, tasks) = (counted_kills(group), usage(&self.tasks));
         let watch = Watch::start(self.file.clone(), self.tasks.clone());
         let args: Vec<&str> = load.args.iter().map(String::as_str).collect();
         // Never: a leak that the kernel killed is not to begin anew.
         let manifest = pod(&name).workload(&args).spec("restartPolicy", json!("Never")).write(&self.agent.manifests);
         let ended = self.agent.wait(&format!("{name} ({}) to end", load.name), load.limit, |agent| {
-            agent.pod(&name).filter(|pod| pod["status"]["phase"] == "Failed")
+            let lost = agent.is_stock() && counted_kills(group) > counted;
+            agent
+                .pod(&name)
+                .filter(|pod| lost || pod["status"]["phase"] == "Failed" || eviction(&pod["status"]).is_some())
         });
-        std::thread::sleep(secs(1));
+        // A kubelet looks once a second whether a container has ended.
+        std::thread::sleep(secs(if self.agent.is_stock() { 3 } else { 1 }));
         let seen = watch.end();
-        let explain = if ended["status"]["reason"] == "Evicted" {
-            self.agent.wait("what the eviction gained to be told", secs(15), |agent| {
-                let explain = agent.explain("default", &name);
-                let records = explain["records"].as_array()?;
-                records.iter().any(|record| record["reason"] == "EvictionGained").then_some(explain)
-            })
-        } else {
-            self.agent.explain("default", &name)
-        };
         let mut run = Run {
             load: load.clone(),
             ballast: self.ballast,
-            evicted: ended["status"]["reason"] == "Evicted",
-            kills: (seen.kills.saturating_sub(counted), self.told() - told, self.log.kills(&self.bed.cgroup_root)),
+            evicted: eviction(&ended["status"]).is_some(),
+            kills: (
+                seen.kills,
+                self.told().zip(told).map(|(now, before)| now - before),
+                self.log.kills(&self.bed.cgroup_root),
+            ),
             available: 0,
             growth: 0.0,
             lead: None,
             freed: None,
             over: None,
+            lost_after: lost_after(&seen),
             age: String::new(),
             gap: LIMIT.saturating_sub(seen.usage.iter().map(|&(_, usage)| usage).max().unwrap_or(0)),
+            innocent: false,
             wrong: Vec::new(),
         };
-        let records = explain["records"].as_array().cloned().unwrap_or_default();
-        if let Some(record) = records.iter().find(|record| record["reason"] == "Evicted") {
-            measure(&mut run, record, &seen.usage, base);
+        let message = eviction(&ended["status"]).unwrap_or_default();
+        if run.evicted {
+            let decided = if self.agent.is_stock() { self.logged(message) } else { self.told_of(&name, &mut run) };
+            measure(&mut run, decided, &seen.usage, base);
             run.over = over(&seen, tasks);
-            let gained = records.iter().find(|record| record["reason"] == "EvictionGained");
-            if let Some(what) = gained_wrong(record, gained) {
-                run.wrong.push(what);
-            }
         }
-        let mut wrong = |what: String| run.wrong.push(what);
-        let message = ended["status"]["message"].as_str().unwrap_or_default();
         if run.evicted && !is_the_kubelets_text(message) {
-            wrong(format!("the message is {message:?}"));
+            run.wrong.push(format!("the message is {message:?}"));
         }
         if self.evictions() != evictions + u64::from(run.evicted) {
-            wrong(format!("{} evictions, not one", self.evictions() - evictions));
+            run.wrong.push(format!("{} evictions, not one", self.evictions() - evictions));
         }
-        if self.others() != others {
-            wrong(format!("others were touched: {others:?}, now {:?}", self.others()));
+        let now = self.others();
+        let touched =
+            others.iter().zip(&now).filter(|(before, now)| before != now).map(|(before, _)| before.0.as_str());
+        let touched = touched.collect::<Vec<_>>().join(", ");
+        run.innocent = !touched.is_empty();
+        if run.innocent {
+            run.wrong.push(format!("others were touched: {touched}"));
         }
         fs::remove_file(manifest).expect("its manifest");
         self.agent.wait_gone(&name, secs(60));
-        self.agent.wait("its memory to be free", secs(30), |_| (usage(&self.file) < base + (32 << 20)).then_some(()));
+        if !run.innocent {
+            let free = base + (32 << 20);
+            self.agent.wait("its memory to be free", secs(30), |_| (usage(&self.file) < free).then_some(()));
+        } else {
+            // Without what they wait for before they start again.
+            self.agent.clear();
+            place(&self.agent, self.ballast);
+        }
         run
     }
 
+    /// When beelet decided, and what was left then; also what it says was wrong.
+    fn told_of(&self, name: &str, run: &mut Run) -> (u64, u64) {
+        let records = self.agent.wait("what the eviction gained to be told", secs(15), |agent| {
+            let explain = agent.explain("default", name);
+            let records = explain["records"].as_array()?;
+            records.iter().any(|record| record["reason"] == "EvictionGained").then(|| records.clone())
+        });
+        let of = |reason: &str| records.iter().find(|record| record["reason"] == reason);
+        let Some(record) = of("Evicted") else { return (0, 0) };
+        run.wrong.extend(gained_wrong(record, of("EvictionGained")));
+        evidence(record, "sample_age").clone_into(&mut run.age);
+        (record["at"]["wall"].as_u64().unwrap_or(0), quantity(evidence(record, "available")))
+    }
+
+    /// The same of a stock kubelet: it logs that it must evict before it ranks, and its message says what was left.
+    fn logged(&self, message: &str) -> (u64, u64) {
+        let text = self.agent.log_text();
+        let line = text.lines().rfind(|line| line.contains("must evict pod(s) to reclaim"));
+        let left = message.split_once("available: ").map_or("", |(_, rest)| rest.split('.').next().unwrap_or_default());
+        (line.and_then(logged_at).unwrap_or(0), quantity(left))
+    }
+
     fn finish(self) {
+        if self.agent.is_stock() {
+            // What it leaves behind goes with the bed.
+            return self.agent.clear();
+        }
         self.agent.finish();
     }
 }
 
-/// Fills in what the decision's evidence and the usage around it say.
-fn measure(run: &mut Run, record: &Value, seen: &[(u64, u64)], base: u64) {
-    let decided = record["at"]["wall"].as_u64().unwrap_or(0);
-    run.available = quantity(evidence(record, "available"));
-    run.age = evidence(record, "sample_age").to_owned();
+/// Puts those that nothing may happen to on the node, and waits until they hold what they hold.
+fn place(agent: &Agent<'_>, ballast: bool) {
+    pod("bystander").workload(&["sleep"]).write(&agent.manifests);
+    if ballast {
+        let heavy = pod("ballast").workload(&["step", "--size", "2000Mi"]).request("memory", "2100Mi");
+        heavy.spec("priority", json!(1000)).write(&agent.manifests);
+    }
+    agent.wait_running("bystander", secs(60));
+    if ballast {
+        agent.wait_running("ballast", secs(60));
+        let file = usage_file(agent.bed);
+        agent.wait("the ballast to be held", secs(60), |_| (usage(&file) > 2000 << 20).then_some(()));
+    }
+}
+
+/// Fills in what was left at the decision, and what the usage around it says.
+fn measure(run: &mut Run, (decided, available): (u64, u64), seen: &[(u64, u64)], base: u64) {
+    run.available = available;
     let at = seen.iter().rev().find(|(at, _)| *at <= decided).copied().unwrap_or_default();
     let before = seen.iter().find(|(at, _)| *at + 500_000 >= decided).copied().unwrap_or_default();
     if at.0 > before.0 && at.1 > before.1 {
@@ -313,9 +379,18 @@ fn measure(run: &mut Run, record: &Value, seen: &[(u64, u64)], base: u64) {
     run.freed = freed.map(|(at, _)| Duration::from_micros(at - decided));
 }
 
+/// When the threshold was crossed.
+fn crossed(seen: &Seen) -> Option<u64> {
+    seen.usage.iter().find(|(_, usage)| *usage > LIMIT - quantity(THRESHOLD)).map(|(at, _)| *at)
+}
+
+fn lost_after(seen: &Seen) -> Option<Duration> {
+    Some(Duration::from_micros(seen.killed?.saturating_sub(crossed(seen)?)))
+}
+
 /// From crossing the threshold until there are as few tasks as before the victim came; `None` if it was never crossed.
 fn over(seen: &Seen, before: u64) -> Option<Duration> {
-    let (crossed, _) = *seen.usage.iter().find(|(_, usage)| *usage > LIMIT - quantity(THRESHOLD))?;
+    let crossed = crossed(seen)?;
     let (gone, _) = seen.tasks.iter().find(|(at, tasks)| *at > crossed && *tasks <= before)?;
     Some(Duration::from_micros(gone - crossed))
 }
@@ -357,7 +432,7 @@ fn assert_all_won(runs: &[Run], agent: &Agent<'_>) {
 #[test]
 fn leaks_are_evicted_before_the_oom_killer() {
     let Some(bed) = BED.get("leaks_are_evicted_before_the_oom_killer") else { return };
-    let mut race = Race::start(&bed, true);
+    let mut race = Race::start(&bed, &AgentOptions::default(), true);
     let runs: Vec<Run> = [100, 25, 100, 25].iter().map(|&rate| race.run(&Load::leak(rate, 560))).collect();
     say(&format!("oom: load {}\n{}", load(), table(&runs)));
     assert_all_won(&runs, &race.agent);
@@ -401,7 +476,7 @@ fn files_alarm_nobody(race: &Race<'_>, size: &str) -> u64 {
 #[test]
 fn files_are_no_reason_to_act() {
     let Some(bed) = BED.get("files_are_no_reason_to_act") else { return };
-    let race = Race::start(&bed, true);
+    let race = Race::start(&bed, &AgentOptions::default(), true);
     let started = Instant::now();
     let peak = files_alarm_nobody(&race, "4Gi");
     say(&format!(
@@ -424,13 +499,14 @@ fn bench() {
         text.split(',').map(|n| n.trim().parse().unwrap_or_else(|e| panic!("{name}={text}: {e}"))).collect::<Vec<u64>>()
     };
     let (runs_each, rates) = (list("BEELET_BENCH_RUNS", "10")[0], list("BEELET_BENCH_RATES", "10,50,100,400,1000"));
+    let kubelet = std::env::var_os("BEELET_BENCH_KUBELET").map(PathBuf::from);
+    let options = kubelet.map_or_else(AgentOptions::default, AgentOptions::stock);
     let before = load();
     let mut runs = Vec::new();
-    let mut race = Race::start(&bed, true);
+    let mut race = Race::start(&bed, &options, true);
     // First: after an eviction the node says MemoryPressure for minutes.
     let started = Instant::now();
-    let peak = files_alarm_nobody(&race, "10Gi");
-    let files = started.elapsed();
+    let files = (!race.agent.is_stock()).then(|| (files_alarm_nobody(&race, "10Gi"), started.elapsed()));
     let leaks = rates.iter().flat_map(|&rate| (0..runs_each).map(move |_| Load::leak(rate, 560)));
     for load in leaks.chain((0..runs_each).map(|_| Load::step(600))) {
         runs.push(race.run(&load));
@@ -438,7 +514,7 @@ fn bench() {
         say(&format!("{}: {}: {}, load {}", runs.len(), run.load.name, run.outcome(), self::load()));
     }
     race.finish();
-    let mut race = Race::start(&bed, false);
+    let mut race = Race::start(&bed, &options, false);
     runs.push(race.run(&Load::leak(100, 2560)));
 
     let won = runs.iter().filter(|run| run.won() && run.wrong.is_empty()).count();
@@ -462,12 +538,17 @@ fn bench() {
     if let (Some(median), Some(most)) = (ages.get(ages.len() / 2), ages.last()) {
         println!("from sample to decision: median {:.1} ms, at most {:.1} ms", median * 1e3, most * 1e3);
     }
-    println!(
-        "10 GiB of files written and read beside the ballast: {:.0} s, at most {:.0} of 2560 MiB used, 0 actions",
-        files.as_secs_f64(),
-        mib(peak)
-    );
+    if let Some((peak, time)) = files {
+        println!(
+            "10 GiB of files written and read beside the ballast: {:.0} s, at most {:.0} of 2560 MiB used, 0 actions",
+            time.as_secs_f64(),
+            mib(peak)
+        );
+    }
     println!("{cpus} CPUs; load average before {before}, after {}", load());
-    assert_all_won(&runs, &race.agent);
+    // What a stock kubelet does is measured, not demanded.
+    if !race.agent.is_stock() {
+        assert_all_won(&runs, &race.agent);
+    }
     race.finish();
 }

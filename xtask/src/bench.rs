@@ -4,9 +4,11 @@
 //! end-to-end tests, so that it measures what the tests check, with the same bed and the same referee; this command sets up,
 //! builds, runs it and lets its table through. `oom --sim` measures no machine: it compares rules in the simulator.
 
+use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::Command;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::Subcommand;
 
 use crate::ctx::{self, Ctx};
@@ -23,8 +25,11 @@ pub(crate) enum BenchCommand {
         /// Rates, in MiB/s
         #[arg(long, value_delimiter = ',', default_value = "10,50,100,400,1000")]
         rates: Vec<u32>,
+        /// A stock kubelet instead of beelet, on the same bed; it also sets the machine's sysctls as it wants them
+        #[arg(long, value_name = "PATH")]
+        kubelet: Option<PathBuf>,
         /// Not here but in the simulator: beelet's rules, the kubelet's, systemd-oomd's and lmkd's on the same corpus
-        #[arg(long, conflicts_with_all = ["runs", "rates"])]
+        #[arg(long, conflicts_with_all = ["runs", "rates", "kubelet"])]
         sim: bool,
     },
     /// What watched pods lose, and what the agent uses beside 100 idle pods
@@ -51,19 +56,27 @@ pub(crate) enum BenchCommand {
 
 impl BenchCommand {
     /// The test that measures it, and the variables that it reads.
-    fn test(&self) -> Result<(&'static str, Vec<(&'static str, String)>)> {
+    fn test(&self) -> Result<(&'static str, Vec<(&'static str, OsString)>)> {
         Ok(match self {
-            Self::Oom { runs, rates, .. } => {
+            Self::Oom { runs, rates, kubelet, .. } => {
                 ensure!(*runs > 0 && !rates.is_empty() && !rates.contains(&0), "nothing to run");
                 let rates: Vec<String> = rates.iter().map(ToString::to_string).collect();
-                ("oom", vec![("BEELET_BENCH_RUNS", runs.to_string()), ("BEELET_BENCH_RATES", rates.join(","))])
+                let mut variables = vec![
+                    ("BEELET_BENCH_RUNS", runs.to_string().into()),
+                    ("BEELET_BENCH_RATES", rates.join(",").into()),
+                ];
+                if let Some(kubelet) = kubelet {
+                    let path = kubelet.canonicalize().with_context(|| format!("no kubelet {}", kubelet.display()))?;
+                    variables.push(("BEELET_BENCH_KUBELET", path.into()));
+                }
+                ("oom", variables)
             }
-            Self::Cost { runs } => ("cost", vec![("BEELET_BENCH_RUNS", runs.to_string())]),
+            Self::Cost { runs } => ("cost", vec![("BEELET_BENCH_RUNS", runs.to_string().into())]),
             Self::Attribution { runs, minutes } => {
-                let minutes = ("BEELET_BENCH_MINUTES", minutes.to_string());
-                ("attribution", vec![("BEELET_BENCH_RUNS", runs.to_string()), minutes])
+                let minutes = ("BEELET_BENCH_MINUTES", minutes.to_string().into());
+                ("attribution", vec![("BEELET_BENCH_RUNS", runs.to_string().into()), minutes])
             }
-            Self::Soak { minutes } => ("soak", vec![("BEELET_BENCH_MINUTES", minutes.to_string())]),
+            Self::Soak { minutes } => ("soak", vec![("BEELET_BENCH_MINUTES", minutes.to_string().into())]),
         })
     }
 
@@ -86,18 +99,6 @@ impl BenchCommand {
             "the benchmarks need a native bed, and that needs root: use sudo"
         );
         let (name, variables) = self.test()?;
-        let object = ebpf::build(ctx)?;
-        let agent = run::build_agent(ctx, run::Profile::Release)?;
-        ctx::run(cargo(ctx).args([
-            "build",
-            "--release",
-            "--locked",
-            "--quiet",
-            "-p",
-            "beelet",
-            "--example",
-            "program_cost",
-        ]))?;
         setup::native(ctx)?;
         images::all(ctx)?;
         bed::sweep()?;
@@ -105,8 +106,17 @@ impl BenchCommand {
         test.args(["test", "--locked", "--quiet", "-p", "e2e", "--test", name, "--"]);
         test.args(["--ignored", "--exact", "bench", "--nocapture", "--test-threads", "1"]);
         test.envs(variables);
-        test.env("BEELET_PROGRAM_COST", ctx.target.join("release/examples/program_cost"));
-        test.env("BEELET_XTASK", std::env::current_exe()?).env("BEELET_AGENT", agent).env("BEELET_BPF_OBJECT", object);
+        test.env("BEELET_XTASK", std::env::current_exe()?);
+        // A stock kubelet needs nothing of ours.
+        if !matches!(self, Self::Oom { kubelet: Some(_), .. }) {
+            test.env("BEELET_BPF_OBJECT", ebpf::build(ctx)?);
+            test.env("BEELET_AGENT", run::build_agent(ctx, run::Profile::Release)?);
+        }
+        if matches!(self, Self::Cost { .. }) {
+            let example = ["build", "--release", "--locked", "--quiet", "-p", "beelet", "--example", "program_cost"];
+            ctx::run(cargo(ctx).args(example))?;
+            test.env("BEELET_PROGRAM_COST", ctx.target.join("release/examples/program_cost"));
+        }
         ctx::run(&mut test)
     }
 }
