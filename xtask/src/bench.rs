@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Subcommand;
 
 use crate::ctx::{self, Ctx};
-use crate::{bed, ebpf, images, run, setup};
+use crate::{bed, ebpf, images, run, setup, vm};
 
 /// What can be measured.
 #[derive(Debug, Subcommand)]
@@ -22,14 +22,17 @@ pub(crate) enum BenchCommand {
         /// Runs of each rate
         #[arg(long, default_value_t = 10)]
         runs: u32,
-        /// Rates, in MiB/s
-        #[arg(long, value_delimiter = ',', default_value = "10,50,100,400,1000")]
+        /// Rates, in MiB/s (default: 10,50,100,400,1000; in the VM 5,10,25,50)
+        #[arg(long, value_delimiter = ',')]
         rates: Vec<u32>,
+        /// In the VM, on cgroup v2: there also leaks in a limit of their own that may be raised
+        #[arg(long)]
+        vm: bool,
         /// A stock kubelet instead of beelet, on the same bed; it also sets the machine's sysctls as it wants them
-        #[arg(long, value_name = "PATH")]
+        #[arg(long, value_name = "PATH", conflicts_with = "vm")]
         kubelet: Option<PathBuf>,
         /// Not here but in the simulator: beelet's rules, the kubelet's, systemd-oomd's and lmkd's on the same corpus
-        #[arg(long, conflicts_with_all = ["runs", "rates", "kubelet"])]
+        #[arg(long, conflicts_with_all = ["runs", "rates", "kubelet", "vm"])]
         sim: bool,
     },
     /// What watched pods lose, and what the agent uses beside 100 idle pods
@@ -59,7 +62,6 @@ impl BenchCommand {
     fn test(&self) -> Result<(&'static str, Vec<(&'static str, OsString)>)> {
         Ok(match self {
             Self::Oom { runs, rates, kubelet, .. } => {
-                ensure!(*runs > 0 && !rates.is_empty() && !rates.contains(&0), "nothing to run");
                 let rates: Vec<String> = rates.iter().map(ToString::to_string).collect();
                 let mut variables = vec![
                     ("BEELET_BENCH_RUNS", runs.to_string().into()),
@@ -81,7 +83,13 @@ impl BenchCommand {
     }
 
     /// Does it.
-    pub(crate) fn run(self, ctx: &Ctx) -> Result<()> {
+    pub(crate) fn run(mut self, ctx: &Ctx) -> Result<()> {
+        if let Self::Oom { runs, rates, vm, .. } = &mut self {
+            if rates.is_empty() {
+                rates.extend(if *vm { &[5, 10, 25, 50][..] } else { &[10, 50, 100, 400, 1000] });
+            }
+            ensure!(*runs > 0 && !rates.contains(&0), "nothing to run");
+        }
         if matches!(self, Self::Oom { sim: true, .. }) {
             return ctx::run(cargo(ctx).args([
                 "run",
@@ -93,6 +101,9 @@ impl BenchCommand {
                 "--",
                 "corpus",
             ]));
+        }
+        if let Self::Oom { runs, rates, vm: true, .. } = &self {
+            return vm::bench(ctx, *runs, rates);
         }
         ensure!(
             rustix::process::geteuid().is_root(),
