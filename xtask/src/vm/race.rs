@@ -45,10 +45,16 @@ impl Run {
         pairs.filter(|pair| pair[0] == key).find_map(|pair| pair[1].as_str()).unwrap_or("?")
     }
 
-    /// An amount of bytes of the evidence.
+    /// An amount of the evidence, such as `104645400`, `62340Ki` or `10485760 B/s`.
     fn mib(&self, key: &str) -> String {
-        let bytes = self.evidence(key).split(' ').next().and_then(|text| text.parse::<u64>().ok());
-        bytes.map_or_else(|| "?".to_owned(), |bytes| (bytes >> 20).to_string())
+        let text = self.evidence(key).split(' ').next().unwrap_or_default();
+        let (number, shift) =
+            match text.strip_suffix('i').and_then(|text| text.split_at_checked(text.len().saturating_sub(1))) {
+                Some((number, "K")) => (number, 10),
+                Some((number, "M")) => (number, 0),
+                _ => (text, 20),
+            };
+        number.parse::<u64>().map_or_else(|_| "?".to_owned(), |number| (number >> shift).to_string())
     }
 
     /// For a check of which this is all.
@@ -179,7 +185,7 @@ pub(crate) fn bench(ctx: &Ctx, times: u32, rates: &[u32]) -> Result<()> {
         OWN[0]
     );
     println!("|---|---:|---:|---:|---:|---:|---|");
-    table(&own, rates, ["growth", "usage", "room"], |run| run.said.clone());
+    table(&own, rates, ["growth", "container_unreclaimable", "room"], |run| run.said.clone());
     let numbers = sh(&node, &format!("cat {PODS}/memory.peak {PODS}/memory.max"))?;
     let mib: Vec<u64> = numbers.lines().filter_map(|line| Some(line.parse::<u64>().ok()? >> 20)).collect();
     println!("\nall pods: at most {mib:?} MiB (the most of all runs, the limit)");
