@@ -12,6 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::bed::{Bed, built};
+use crate::stock::{self, ApiServer};
 use crate::{Metrics, secs, wait_for};
 
 /// The agent's plain HTTP port.
@@ -35,6 +36,8 @@ pub struct AgentOptions {
     pub kubepods_mib: Option<u64>,
     /// Variables of its environment.
     pub env: Vec<(String, String)>,
+    /// This kubelet in its place; see [`AgentOptions::stock`].
+    pub kubelet: Option<PathBuf>,
     /// Run beside a kubelet.
     pub beside: bool,
     /// A program that starts it, with its arguments, such as `setpriv`.
@@ -66,6 +69,8 @@ pub struct Agent<'a> {
     options: AgentOptions,
     config: PathBuf,
     child: Option<Child>,
+    /// Where a stock kubelet has its pods from.
+    server: Option<ApiServer>,
 }
 
 impl<'a> Agent<'a> {
@@ -83,7 +88,8 @@ impl<'a> Agent<'a> {
         fs::write(&config, configuration(bed, options)).unwrap_or_else(|e| panic!("{}: {e}", config.display()));
         let log = bed.log_dir.join(format!("agent-{number}.log"));
         File::create(&log).unwrap_or_else(|e| panic!("{}: {e}", log.display()));
-        let mut agent = Self { bed, manifests, log, options: options.clone(), config, child: None };
+        let server = options.kubelet.as_ref().map(|_| ApiServer::start(bed, &manifests));
+        let mut agent = Self { bed, manifests, log, options: options.clone(), config, child: None, server };
         agent.restart();
         agent
     }
@@ -104,6 +110,9 @@ impl<'a> Agent<'a> {
     }
 
     fn command(&self) -> Command {
+        if let (Some(kubelet), Some(server)) = (&self.options.kubelet, &self.server) {
+            return stock::command(self.bed, kubelet, &self.config, self.root_dir(), server);
+        }
         let agent = built("BEELET_AGENT", "debug/beelet");
         let mut command = match self.options.wrapper.split_first() {
             Some((wrapper, args)) => {
@@ -124,6 +133,12 @@ impl<'a> Agent<'a> {
         command.env("BEELET_BPF_OBJECT", built("BEELET_BPF_OBJECT", "bpf/beelet-ebpf")).env_remove("LD_LIBRARY_PATH");
         command.args(&self.options.args).envs(self.options.env.iter().map(|(k, v)| (k, v)));
         command
+    }
+
+    /// Whether it is a stock kubelet.
+    #[must_use]
+    pub fn is_stock(&self) -> bool {
+        self.options.kubelet.is_some()
     }
 
     /// Its root folder.
@@ -192,6 +207,19 @@ impl<'a> Agent<'a> {
         }
     }
 
+    /// Removes the manifests, and waits until there is no pod.
+    ///
+    /// # Panics
+    /// If one stays.
+    pub fn clear(&self) {
+        for entry in fs::read_dir(&self.manifests).expect("the manifests").flatten() {
+            let path = entry.path();
+            if path.is_dir() && !path.is_symlink() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) }
+                .unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        }
+        self.wait("all pods to be gone", secs(90), |agent| agent.try_pods().ok()?.is_empty().then_some(()));
+    }
+
     /// The orderly end of a test: removes the manifests, waits until nothing of the pods is left, stops the agent, and looks
     /// through its log.
     ///
@@ -199,17 +227,9 @@ impl<'a> Agent<'a> {
     /// If something is left, the agent ends in error, or panicked on the way.
     pub fn finish(mut self) {
         if !self.options.beside {
-            for entry in fs::read_dir(&self.manifests).expect("the manifests").flatten() {
-                let path = entry.path();
-                if path.is_dir() && !path.is_symlink() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) }
-                    .unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-            }
-            let bed = self.bed;
-            let mut left = Vec::new();
-            self.wait("all pods to be gone without a trace", secs(90), |agent| {
-                left = bed.leftovers();
-                let pods = agent.try_pods().ok()?;
-                if left.is_empty() && pods.is_empty() { Some(()) } else { None }
+            self.clear();
+            self.wait("all to be gone without a trace", secs(90), |agent| {
+                agent.bed.leftovers().is_empty().then_some(())
             });
         }
         let status = self.stop();
@@ -253,9 +273,11 @@ impl<'a> Agent<'a> {
     /// What went wrong instead, with the body of another answer.
     pub fn get(&self, path: &str) -> Result<String, String> {
         let address = self.address();
-        let answer = http_get(&address, path).map_err(|error| format!("{address}{path}: {error}"))?;
+        // To 1.1 a kubelet answers in chunks.
+        let version = if self.is_stock() { "1.0" } else { "1.1" };
+        let answer = http_get(&address, path, version).map_err(|error| format!("{address}{path}: {error}"))?;
         let (head, body) = answer.split_once("\r\n\r\n").ok_or("no end of the header")?;
-        if head.starts_with("HTTP/1.1 200") { Ok(body.to_owned()) } else { Err(format!("{head}\n\n{body}")) }
+        if head.split(' ').nth(1) == Some("200") { Ok(body.to_owned()) } else { Err(format!("{head}\n\n{body}")) }
     }
 
     /// GET of JSON.
@@ -414,11 +436,11 @@ impl Drop for Agent<'_> {
 }
 
 /// A plain GET; the whole answer, head included.
-fn http_get(address: &str, path: &str) -> std::io::Result<String> {
+fn http_get(address: &str, path: &str, version: &str) -> std::io::Result<String> {
     let to = address.parse().map_err(std::io::Error::other)?;
     let mut stream = TcpStream::connect_timeout(&to, secs(2))?;
     stream.set_read_timeout(Some(secs(10)))?;
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+    write!(stream, "GET {path} HTTP/{version}\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer)?;
     String::from_utf8(answer).map_err(std::io::Error::other)

@@ -27,6 +27,7 @@ mod cri;
 mod manifest;
 mod metrics;
 mod referee;
+pub mod stock;
 
 use std::time::{Duration, Instant};
 

@@ -144,8 +144,10 @@ pub struct Seen {
     pub tasks: Vec<(u64, u64)>,
     /// The most that was held.
     pub held: u64,
-    /// The most kills that the cgroups counted.
+    /// The most kills that the cgroups counted, beyond those before.
     pub kills: u64,
+    /// When the first of them was seen, to [`SELDOM`].
+    pub killed: Option<u64>,
 }
 
 impl Seen {
@@ -164,13 +166,14 @@ impl Watch {
         let stopped = Arc::clone(&stop);
         let seldom = u32::try_from(SELDOM.as_micros() / pace.as_micros().max(1)).unwrap_or(1).max(1);
         let thread = std::thread::spawn(move || {
-            let mut seen = Seen::default();
+            let (mut seen, before) = (Seen::default(), kubepods.kills());
             let mut tick = 0_u32;
             while !stopped.load(Ordering::Relaxed) {
                 seen.usage.push((wall(), kubepods.usage()));
                 seen.tasks.push((wall(), kubepods.tasks()));
                 if tick.is_multiple_of(seldom) {
-                    seen.kills = seen.kills.max(kubepods.kills());
+                    seen.kills = seen.kills.max(kubepods.kills().saturating_sub(before));
+                    seen.killed = seen.killed.or_else(|| (seen.kills > 0).then(wall));
                     seen.held = seen.held.max(kubepods.held());
                 }
                 tick = tick.wrapping_add(1);
@@ -229,8 +232,8 @@ impl KernelLog {
 pub struct Kills {
     /// By the cgroups' counters.
     pub counters: u64,
-    /// By eBPF.
-    pub ebpf: u64,
+    /// By eBPF; `None` where no beelet runs.
+    pub ebpf: Option<u64>,
     /// By the kernel's log; `None` where it may not be read.
     pub log: Option<u64>,
 }
@@ -239,14 +242,14 @@ impl Kills {
     /// No witness saw one.
     #[must_use]
     pub fn none(&self) -> bool {
-        self.counters == 0 && self.ebpf == 0 && self.log.unwrap_or(0) == 0
+        self.counters == 0 && self.ebpf.unwrap_or(0) == 0 && self.log.unwrap_or(0) == 0
     }
 }
 
 impl fmt::Display for Kills {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let log = self.log.map_or_else(|| "-".to_owned(), |log| log.to_string());
-        write!(f, "{}/{}/{log}", self.counters, self.ebpf)
+        let shown = |kills: Option<u64>| kills.map_or_else(|| "-".to_owned(), |kills| kills.to_string());
+        write!(f, "{}/{}/{}", self.counters, shown(self.ebpf), shown(self.log))
     }
 }
 
@@ -263,8 +266,8 @@ pub struct Referee {
 #[derive(Debug)]
 pub struct Round {
     watch: Watch,
-    /// Kills so far, by the counters and by eBPF.
-    before: (u64, u64),
+    /// Kills so far, by eBPF.
+    before: Option<u64>,
 }
 
 impl Referee {
@@ -278,7 +281,7 @@ impl Referee {
     #[must_use]
     pub fn begin(&mut self, agent: &Agent<'_>, pace: Duration) -> Round {
         self.log.kills(&self.root);
-        let before = (self.kubepods.kills(), told(agent));
+        let before = told(agent);
         Round { watch: Watch::start(self.kubepods.clone(), pace), before }
     }
 
@@ -287,8 +290,8 @@ impl Referee {
     pub fn end(&mut self, agent: &Agent<'_>, round: Round) -> (Seen, Kills) {
         let seen = round.watch.end();
         let kills = Kills {
-            counters: seen.kills.saturating_sub(round.before.0),
-            ebpf: told(agent).saturating_sub(round.before.1),
+            counters: seen.kills,
+            ebpf: told(agent).zip(round.before).map(|(now, before)| now.saturating_sub(before)),
             log: self.log.kills(&self.root),
         };
         (seen, kills)
@@ -296,6 +299,7 @@ impl Referee {
 }
 
 /// OOM kills as the eBPF program told them.
-fn told(agent: &Agent<'_>) -> u64 {
-    agent.metrics().sum("beelet_oom_kills_total", &[]).unwrap_or(0.0) as u64
+fn told(agent: &Agent<'_>) -> Option<u64> {
+    let told = || agent.metrics().sum("beelet_oom_kills_total", &[]).unwrap_or(0.0) as u64;
+    (!agent.is_stock()).then(told)
 }

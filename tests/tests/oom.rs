@@ -2,8 +2,8 @@
 //!
 //! Problem: an agent that evicts too late is worth nothing, and whether it came in time cannot be told from the agent alone.
 //! Approach: a node whose pods may use 2.5 GiB, `evictionHard: memory.available: 100Mi`, and leaks without a limit of their
-//! own. While one grows, a thread reads the usage of `kubepods` every 2 ms; who won is told by the kernel's own log (each OOM
-//! kill names its cgroup), by the counters of the cgroups, and by eBPF's events; all three must be silent.
+//! own. While one grows, the referee reads the usage of `kubepods`; who won is told by the kernel's own log, by the counters of the
+//! cgroups, and by eBPF's events; all three must be silent.
 //!
 //! Terms: the *ballast* is a pod that holds 2000 MiB, less than it requests, at a higher priority, so that a leak has 560 MiB to
 //! go and a run takes seconds (one run of the bench goes without it, from zero). The *lead* is what was left at the decision
@@ -12,12 +12,15 @@
 //! the victim's last process is gone (or until it is gone if the threshold was never crossed: none). The *gap* is how near to the wall
 //! the pods came.
 //!
-//! `cargo xtask bench oom` runs the test `bench` and prints the table.
+//! `cargo xtask bench oom` runs the test `bench` and prints the table; `--kubelet PATH` has a stock kubelet run in it. That one says
+//! when it decided in its log. A run ends there with the first OOM kill, which may take the ballast: a pod that has done nothing.
 
 use std::fs;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use e2e::{Agent, AgentOptions, Bed, Kills, Referee, Seen, SharedBed, Watch, load, mib, pod, say, secs};
+use e2e::stock::logged_at;
+use e2e::{Agent, AgentOptions, Bed, Kills, Kubepods, Referee, Seen, SharedBed, Watch, load, mib, pod, say, secs};
 use serde_json::{Value, json};
 
 static BED: SharedBed = SharedBed::new("oom");
@@ -69,9 +72,13 @@ struct Run {
     lead: Option<Duration>,
     freed: Option<Duration>,
     over: Option<Duration>,
+    /// From crossing the threshold to the first OOM kill.
+    lost_after: Option<Duration>,
     /// From the sample to the decision.
     age: String,
     gap: u64,
+    /// Something happened to another pod.
+    innocent: bool,
     /// What was not as it should be.
     wrong: Vec<String>,
 }
@@ -119,8 +126,9 @@ fn table(runs: &[Run]) -> String {
 /// The runs of each load together: how many were won, and the median and the worst of what was measured.
 fn summary(runs: &[Run]) -> String {
     let mut out = String::from(
-        "| load | from | evicted first, right victim | lead: median, least | freed after: median, most | over: median, most | nearest to the wall |\n\
-         |---|---|---:|---:|---:|---:|---:|\n",
+        "| load | from | the kernel OOM-killed something, of these not the leak | evicted first, right victim | lead: median, least | freed after: median, most | \
+         over: median, most | OOM killer after: median, most | nearest to the wall |\n\
+         |---|---|---:|---:|---:|---:|---:|---:|---:|\n",
     );
     let key = |run: &Run| (run.load.name.clone(), run.ballast);
     let mut loads: Vec<(String, bool)> = Vec::new();
@@ -144,17 +152,30 @@ fn summary(runs: &[Run]) -> String {
             }
         };
         out += &format!(
-            "| {} | {} | {won} of {} | {} | {} | {} | {:.0} MiB |\n",
+            "| {} | {} | {}, {} | {won} of {} | {} | {} | {} | {} | {:.0} MiB |\n",
             load.0,
             if load.1 { "2000 MiB" } else { "zero" },
+            of.iter().filter(|run| !run.kills.none()).count(),
+            of.iter().filter(|run| !run.kills.none() && run.innocent).count(),
             of.len(),
             cell(&|run| run.lead, false),
             cell(&|run| run.freed, true),
             cell(&|run| run.over, true),
+            cell(&|run| run.lost_after, true),
             mib(of.iter().map(|run| run.gap).min().unwrap_or(0)),
         );
     }
     out
+}
+
+/// The message of an eviction. Where the container exits with 0 at SIGTERM a stock kubelet makes the pod Succeeded, and says only
+/// in a condition that it was evicted.
+fn eviction(status: &Value) -> Option<&str> {
+    let by_kubelet =
+        |condition: &&Value| condition["type"] == "DisruptionTarget" && condition["reason"] == "TerminationByKubelet";
+    let condition = status["conditions"].as_array().into_iter().flatten().find(by_kubelet);
+    let of = if status["reason"] == "Evicted" { Some(status) } else { condition };
+    of.filter(|_| status["phase"] == "Failed" || status["phase"] == "Succeeded")?["message"].as_str()
 }
 
 /// The value of a key in a record's evidence.
@@ -184,26 +205,17 @@ struct Race<'a> {
 }
 
 impl<'a> Race<'a> {
-    fn start(bed: &'a Bed, ballast: bool) -> Self {
-        let agent = Agent::start(bed, &AgentOptions::default());
-        pod("bystander").workload(&["sleep"]).write(&agent.manifests);
-        if ballast {
-            let heavy = pod("ballast").workload(&["step", "--size", "2000Mi"]).request("memory", "2100Mi");
-            heavy.spec("priority", json!(1000)).write(&agent.manifests);
-        }
-        agent.wait_running("bystander", secs(60));
+    fn start(bed: &'a Bed, options: &AgentOptions, ballast: bool) -> Self {
+        let agent = Agent::start(bed, options);
+        place(&agent, ballast);
         let referee = Referee::of(bed);
-        let kubepods = &referee.kubepods;
-        if ballast {
-            agent.wait_running("ballast", secs(60));
-            agent.wait("the ballast to be held", secs(60), |_| (kubepods.usage() > 2000 << 20).then_some(()));
-        }
-        assert_eq!(kubepods.limit(), LIMIT, "the limit of kubepods");
+        assert_eq!(referee.kubepods.limit(), LIMIT, "the limit of kubepods");
         Self { agent, referee, ballast, next: 0 }
     }
 
     fn evictions(&self) -> u64 {
-        self.agent.metrics().sum("beelet_evictions_total", &[]).unwrap_or(0.0) as u64
+        let name = if self.agent.is_stock() { "kubelet_evictions" } else { "beelet_evictions_total" };
+        self.agent.metrics().sum(name, &[]).unwrap_or(0.0) as u64
     }
 
     /// Container ids and restarts of the pods that nothing may happen to.
@@ -221,75 +233,118 @@ impl<'a> Race<'a> {
         let name = format!("leak-{}", self.next);
         let kubepods = self.referee.kubepods.clone();
         let (others, evictions, base) = (self.others(), self.evictions(), kubepods.usage());
-        let tasks = kubepods.tasks();
+        let (counted, tasks) = (kubepods.kills(), kubepods.tasks());
         let round = self.referee.begin(&self.agent, PACE);
         let args: Vec<&str> = load.args.iter().map(String::as_str).collect();
         // Never: a leak that the kernel killed is not to begin anew.
         let manifest = pod(&name).workload(&args).spec("restartPolicy", json!("Never")).write(&self.agent.manifests);
         let ended = self.agent.wait(&format!("{name} ({}) to end", load.name), load.limit, |agent| {
-            agent.pod(&name).filter(|pod| pod["status"]["phase"] == "Failed")
+            let lost = agent.is_stock() && kubepods.kills() > counted;
+            agent
+                .pod(&name)
+                .filter(|pod| lost || pod["status"]["phase"] == "Failed" || eviction(&pod["status"]).is_some())
         });
-        std::thread::sleep(secs(1));
+        // A kubelet looks once a second whether a container has ended.
+        std::thread::sleep(secs(if self.agent.is_stock() { 3 } else { 1 }));
         let (seen, kills) = self.referee.end(&self.agent, round);
-        let explain = if ended["status"]["reason"] == "Evicted" {
-            self.agent.wait("what the eviction gained to be told", secs(15), |agent| {
-                let explain = agent.explain("default", &name);
-                let records = explain["records"].as_array()?;
-                records.iter().any(|record| record["reason"] == "EvictionGained").then_some(explain)
-            })
-        } else {
-            self.agent.explain("default", &name)
-        };
         let mut run = Run {
             load: load.clone(),
             ballast: self.ballast,
-            evicted: ended["status"]["reason"] == "Evicted",
+            evicted: eviction(&ended["status"]).is_some(),
             kills,
             available: 0,
             growth: 0.0,
             lead: None,
             freed: None,
             over: None,
+            lost_after: lost_after(&seen),
             age: String::new(),
             gap: LIMIT.saturating_sub(seen.peak()),
+            innocent: false,
             wrong: Vec::new(),
         };
-        let records = explain["records"].as_array().cloned().unwrap_or_default();
-        if let Some(record) = records.iter().find(|record| record["reason"] == "Evicted") {
-            measure(&mut run, record, &seen, base);
+        let message = eviction(&ended["status"]).unwrap_or_default();
+        if run.evicted {
+            let decided = if self.agent.is_stock() { self.logged(message) } else { self.told_of(&name, &mut run) };
+            measure(&mut run, decided, &seen, base);
             run.over = over(&seen, tasks);
-            let gained = records.iter().find(|record| record["reason"] == "EvictionGained");
-            if let Some(what) = gained_wrong(record, gained) {
-                run.wrong.push(what);
-            }
         }
-        let mut wrong = |what: String| run.wrong.push(what);
-        let message = ended["status"]["message"].as_str().unwrap_or_default();
         if run.evicted && !is_the_kubelets_text(message) {
-            wrong(format!("the message is {message:?}"));
+            run.wrong.push(format!("the message is {message:?}"));
         }
         if self.evictions() != evictions + u64::from(run.evicted) {
-            wrong(format!("{} evictions, not one", self.evictions() - evictions));
+            run.wrong.push(format!("{} evictions, not one", self.evictions() - evictions));
         }
-        if self.others() != others {
-            wrong(format!("others were touched: {others:?}, now {:?}", self.others()));
+        let now = self.others();
+        let touched =
+            others.iter().zip(&now).filter(|(before, now)| before != now).map(|(before, _)| before.0.as_str());
+        let touched = touched.collect::<Vec<_>>().join(", ");
+        run.innocent = !touched.is_empty();
+        if run.innocent {
+            run.wrong.push(format!("others were touched: {touched}"));
         }
         fs::remove_file(manifest).expect("its manifest");
         self.agent.wait_gone(&name, secs(60));
-        self.agent.wait("its memory to be free", secs(30), |_| (kubepods.usage() < base + (32 << 20)).then_some(()));
+        if !run.innocent {
+            let free = base + (32 << 20);
+            self.agent.wait("its memory to be free", secs(30), |_| (kubepods.usage() < free).then_some(()));
+        } else {
+            // Without what they wait for before they start again.
+            self.agent.clear();
+            place(&self.agent, self.ballast);
+        }
         run
     }
 
+    /// When beelet decided, and what was left then; also what it says was wrong.
+    fn told_of(&self, name: &str, run: &mut Run) -> (u64, u64) {
+        let records = self.agent.wait("what the eviction gained to be told", secs(15), |agent| {
+            let explain = agent.explain("default", name);
+            let records = explain["records"].as_array()?;
+            records.iter().any(|record| record["reason"] == "EvictionGained").then(|| records.clone())
+        });
+        let of = |reason: &str| records.iter().find(|record| record["reason"] == reason);
+        let Some(record) = of("Evicted") else { return (0, 0) };
+        run.wrong.extend(gained_wrong(record, of("EvictionGained")));
+        evidence(record, "sample_age").clone_into(&mut run.age);
+        (record["at"]["wall"].as_u64().unwrap_or(0), quantity(evidence(record, "available")))
+    }
+
+    /// The same of a stock kubelet: it logs that it must evict before it ranks, and its message says what was left.
+    fn logged(&self, message: &str) -> (u64, u64) {
+        let text = self.agent.log_text();
+        let line = text.lines().rfind(|line| line.contains("must evict pod(s) to reclaim"));
+        let left = message.split_once("available: ").map_or("", |(_, rest)| rest.split('.').next().unwrap_or_default());
+        (line.and_then(logged_at).unwrap_or(0), quantity(left))
+    }
+
     fn finish(self) {
+        if self.agent.is_stock() {
+            // What it leaves behind goes with the bed.
+            return self.agent.clear();
+        }
         self.agent.finish();
     }
 }
 
-/// Fills in what the decision's evidence and the usage around it say.
-fn measure(run: &mut Run, record: &Value, seen: &Seen, base: u64) {
-    let decided = record["at"]["wall"].as_u64().unwrap_or(0);
-    run.available = quantity(evidence(record, "available"));
-    run.age = evidence(record, "sample_age").to_owned();
+/// Puts those that nothing may happen to on the node, and waits until they hold what they hold.
+fn place(agent: &Agent<'_>, ballast: bool) {
+    pod("bystander").workload(&["sleep"]).write(&agent.manifests);
+    if ballast {
+        let heavy = pod("ballast").workload(&["step", "--size", "2000Mi"]).request("memory", "2100Mi");
+        heavy.spec("priority", json!(1000)).write(&agent.manifests);
+    }
+    agent.wait_running("bystander", secs(60));
+    if ballast {
+        agent.wait_running("ballast", secs(60));
+        let kubepods = Kubepods::of(agent.bed);
+        agent.wait("the ballast to be held", secs(60), |_| (kubepods.usage() > 2000 << 20).then_some(()));
+    }
+}
+
+/// Fills in what was left at the decision, and what the usage around it says.
+fn measure(run: &mut Run, (decided, available): (u64, u64), seen: &Seen, base: u64) {
+    run.available = available;
     let at = seen.usage.iter().rev().find(|(at, _)| *at <= decided).copied().unwrap_or_default();
     let before = seen.usage.iter().find(|(at, _)| *at + 500_000 >= decided).copied().unwrap_or_default();
     if at.0 > before.0 && at.1 > before.1 {
@@ -302,9 +357,18 @@ fn measure(run: &mut Run, record: &Value, seen: &Seen, base: u64) {
     run.freed = freed.map(|(at, _)| Duration::from_micros(at - decided));
 }
 
+/// When the threshold was crossed.
+fn crossed(seen: &Seen) -> Option<u64> {
+    seen.usage.iter().find(|(_, usage)| *usage > LIMIT - quantity(THRESHOLD)).map(|(at, _)| *at)
+}
+
+fn lost_after(seen: &Seen) -> Option<Duration> {
+    Some(Duration::from_micros(seen.killed?.saturating_sub(crossed(seen)?)))
+}
+
 /// From crossing the threshold until there are as few tasks as before the victim came; `None` if it was never crossed.
 fn over(seen: &Seen, before: u64) -> Option<Duration> {
-    let (crossed, _) = *seen.usage.iter().find(|(_, usage)| *usage > LIMIT - quantity(THRESHOLD))?;
+    let crossed = crossed(seen)?;
     let (gone, _) = seen.tasks.iter().find(|(at, tasks)| *at > crossed && *tasks <= before)?;
     Some(Duration::from_micros(gone - crossed))
 }
@@ -346,7 +410,7 @@ fn assert_all_won(runs: &[Run], agent: &Agent<'_>) {
 #[test]
 fn leaks_are_evicted_before_the_oom_killer() {
     let Some(bed) = BED.get("leaks_are_evicted_before_the_oom_killer") else { return };
-    let mut race = Race::start(&bed, true);
+    let mut race = Race::start(&bed, &AgentOptions::default(), true);
     let runs: Vec<Run> = [100, 25, 100, 25].iter().map(|&rate| race.run(&Load::leak(rate, 560))).collect();
     say(&format!("oom: load {}\n{}", load(), table(&runs)));
     assert_all_won(&runs, &race.agent);
@@ -390,7 +454,7 @@ fn files_alarm_nobody(race: &Race<'_>, size: &str) -> u64 {
 #[test]
 fn files_are_no_reason_to_act() {
     let Some(bed) = BED.get("files_are_no_reason_to_act") else { return };
-    let race = Race::start(&bed, true);
+    let race = Race::start(&bed, &AgentOptions::default(), true);
     let started = Instant::now();
     let peak = files_alarm_nobody(&race, "4Gi");
     say(&format!(
@@ -413,13 +477,14 @@ fn bench() {
         text.split(',').map(|n| n.trim().parse().unwrap_or_else(|e| panic!("{name}={text}: {e}"))).collect::<Vec<u64>>()
     };
     let (runs_each, rates) = (list("BEELET_BENCH_RUNS", "10")[0], list("BEELET_BENCH_RATES", "10,50,100,400,1000"));
+    let kubelet = std::env::var_os("BEELET_BENCH_KUBELET").map(PathBuf::from);
+    let options = kubelet.map_or_else(AgentOptions::default, AgentOptions::stock);
     let before = load();
     let mut runs = Vec::new();
-    let mut race = Race::start(&bed, true);
+    let mut race = Race::start(&bed, &options, true);
     // First: after an eviction the node says MemoryPressure for minutes.
     let started = Instant::now();
-    let peak = files_alarm_nobody(&race, "10Gi");
-    let files = started.elapsed();
+    let files = (!race.agent.is_stock()).then(|| (files_alarm_nobody(&race, "10Gi"), started.elapsed()));
     let leaks = rates.iter().flat_map(|&rate| (0..runs_each).map(move |_| Load::leak(rate, 560)));
     for load in leaks.chain((0..runs_each).map(|_| Load::step(600))) {
         runs.push(race.run(&load));
@@ -427,7 +492,7 @@ fn bench() {
         say(&format!("{}: {}: {}, load {}", runs.len(), run.load.name, run.outcome(), self::load()));
     }
     race.finish();
-    let mut race = Race::start(&bed, false);
+    let mut race = Race::start(&bed, &options, false);
     runs.push(race.run(&Load::leak(100, 2560)));
 
     let won = runs.iter().filter(|run| run.won() && run.wrong.is_empty()).count();
@@ -451,12 +516,17 @@ fn bench() {
     if let (Some(median), Some(most)) = (ages.get(ages.len() / 2), ages.last()) {
         println!("from sample to decision: median {:.1} ms, at most {:.1} ms", median * 1e3, most * 1e3);
     }
-    println!(
-        "10 GiB of files written and read beside the ballast: {:.0} s, at most {:.0} of 2560 MiB used, 0 actions",
-        files.as_secs_f64(),
-        mib(peak)
-    );
+    if let Some((peak, time)) = files {
+        println!(
+            "10 GiB of files written and read beside the ballast: {:.0} s, at most {:.0} of 2560 MiB used, 0 actions",
+            time.as_secs_f64(),
+            mib(peak)
+        );
+    }
     println!("{cpus} CPUs; load average before {before}, after {}", load());
-    assert_all_won(&runs, &race.agent);
+    // What a stock kubelet does is measured, not demanded.
+    if !race.agent.is_stock() {
+        assert_all_won(&runs, &race.agent);
+    }
     race.finish();
 }

@@ -4,13 +4,15 @@
 //! end-to-end tests, so that it measures what the tests check, with the same bed and the same referee; this command sets up,
 //! builds, runs it and lets its table through. `oom --sim` measures no machine: it compares rules in the simulator.
 
+use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::Command;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::Subcommand;
 
 use crate::ctx::{self, Ctx};
-use crate::{bed, ebpf, images, run, setup};
+use crate::{bed, ebpf, images, run, setup, vm};
 
 /// What can be measured.
 #[derive(Debug, Subcommand)]
@@ -20,11 +22,17 @@ pub(crate) enum BenchCommand {
         /// Runs of each rate
         #[arg(long, default_value_t = 10)]
         runs: u32,
-        /// Rates, in MiB/s
-        #[arg(long, value_delimiter = ',', default_value = "10,50,100,400,1000")]
+        /// Rates, in MiB/s (default: 10,50,100,400,1000; in the VM 5,10,25,50)
+        #[arg(long, value_delimiter = ',')]
         rates: Vec<u32>,
+        /// In the VM, on cgroup v2: there also leaks in a limit of their own that may be raised
+        #[arg(long)]
+        vm: bool,
+        /// A stock kubelet instead of beelet, on the same bed; it also sets the machine's sysctls as it wants them
+        #[arg(long, value_name = "PATH", conflicts_with = "vm")]
+        kubelet: Option<PathBuf>,
         /// Not here but in the simulator: beelet's rules, the kubelet's, systemd-oomd's and lmkd's on the same corpus
-        #[arg(long, conflicts_with_all = ["runs", "rates"])]
+        #[arg(long, conflicts_with_all = ["runs", "rates", "kubelet", "vm"])]
         sim: bool,
     },
     /// Loads that look like the way to an OOM kill and are none: whether somebody is evicted, and which rungs are used
@@ -56,25 +64,38 @@ pub(crate) enum BenchCommand {
 
 impl BenchCommand {
     /// The test that measures it, and the variables that it reads.
-    fn test(&self) -> Result<(&'static str, Vec<(&'static str, String)>)> {
+    fn test(&self) -> Result<(&'static str, Vec<(&'static str, OsString)>)> {
         Ok(match self {
-            Self::Oom { runs, rates, .. } => {
-                ensure!(*runs > 0 && !rates.is_empty() && !rates.contains(&0), "nothing to run");
+            Self::Oom { runs, rates, kubelet, .. } => {
                 let rates: Vec<String> = rates.iter().map(ToString::to_string).collect();
-                ("oom", vec![("BEELET_BENCH_RUNS", runs.to_string()), ("BEELET_BENCH_RATES", rates.join(","))])
+                let mut variables = vec![
+                    ("BEELET_BENCH_RUNS", runs.to_string().into()),
+                    ("BEELET_BENCH_RATES", rates.join(",").into()),
+                ];
+                if let Some(kubelet) = kubelet {
+                    let path = kubelet.canonicalize().with_context(|| format!("no kubelet {}", kubelet.display()))?;
+                    variables.push(("BEELET_BENCH_KUBELET", path.into()));
+                }
+                ("oom", variables)
             }
-            Self::Alarms { minutes } => ("alarms", vec![("BEELET_BENCH_MINUTES", minutes.to_string())]),
-            Self::Cost { runs } => ("cost", vec![("BEELET_BENCH_RUNS", runs.to_string())]),
+            Self::Alarms { minutes } => ("alarms", vec![("BEELET_BENCH_MINUTES", minutes.to_string().into())]),
+            Self::Cost { runs } => ("cost", vec![("BEELET_BENCH_RUNS", runs.to_string().into())]),
             Self::Attribution { runs, minutes } => {
-                let minutes = ("BEELET_BENCH_MINUTES", minutes.to_string());
-                ("attribution", vec![("BEELET_BENCH_RUNS", runs.to_string()), minutes])
+                let minutes = ("BEELET_BENCH_MINUTES", minutes.to_string().into());
+                ("attribution", vec![("BEELET_BENCH_RUNS", runs.to_string().into()), minutes])
             }
-            Self::Soak { minutes } => ("soak", vec![("BEELET_BENCH_MINUTES", minutes.to_string())]),
+            Self::Soak { minutes } => ("soak", vec![("BEELET_BENCH_MINUTES", minutes.to_string().into())]),
         })
     }
 
     /// Does it.
-    pub(crate) fn run(self, ctx: &Ctx) -> Result<()> {
+    pub(crate) fn run(mut self, ctx: &Ctx) -> Result<()> {
+        if let Self::Oom { runs, rates, vm, .. } = &mut self {
+            if rates.is_empty() {
+                rates.extend(if *vm { &[5, 10, 25, 50][..] } else { &[10, 50, 100, 400, 1000] });
+            }
+            ensure!(*runs > 0 && !rates.contains(&0), "nothing to run");
+        }
         if matches!(self, Self::Oom { sim: true, .. }) {
             return ctx::run(cargo(ctx).args([
                 "run",
@@ -87,23 +108,14 @@ impl BenchCommand {
                 "corpus",
             ]));
         }
+        if let Self::Oom { runs, rates, vm: true, .. } = &self {
+            return vm::bench(ctx, *runs, rates);
+        }
         ensure!(
             rustix::process::geteuid().is_root(),
             "the benchmarks need a native bed, and that needs root: use sudo"
         );
         let (name, variables) = self.test()?;
-        let object = ebpf::build(ctx)?;
-        let agent = run::build_agent(ctx, run::Profile::Release)?;
-        ctx::run(cargo(ctx).args([
-            "build",
-            "--release",
-            "--locked",
-            "--quiet",
-            "-p",
-            "beelet",
-            "--example",
-            "program_cost",
-        ]))?;
         setup::native(ctx)?;
         images::all(ctx)?;
         bed::sweep()?;
@@ -111,8 +123,17 @@ impl BenchCommand {
         test.args(["test", "--locked", "--quiet", "-p", "e2e", "--test", name, "--"]);
         test.args(["--ignored", "--exact", "bench", "--nocapture", "--test-threads", "1"]);
         test.envs(variables);
-        test.env("BEELET_PROGRAM_COST", ctx.target.join("release/examples/program_cost"));
-        test.env("BEELET_XTASK", std::env::current_exe()?).env("BEELET_AGENT", agent).env("BEELET_BPF_OBJECT", object);
+        test.env("BEELET_XTASK", std::env::current_exe()?);
+        // A stock kubelet needs nothing of ours.
+        if !matches!(self, Self::Oom { kubelet: Some(_), .. }) {
+            test.env("BEELET_BPF_OBJECT", ebpf::build(ctx)?);
+            test.env("BEELET_AGENT", run::build_agent(ctx, run::Profile::Release)?);
+        }
+        if matches!(self, Self::Cost { .. }) {
+            let example = ["build", "--release", "--locked", "--quiet", "-p", "beelet", "--example", "program_cost"];
+            ctx::run(cargo(ctx).args(example))?;
+            test.env("BEELET_PROGRAM_COST", ctx.target.join("release/examples/program_cost"));
+        }
         ctx::run(&mut test)
     }
 }

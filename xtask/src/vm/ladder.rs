@@ -3,44 +3,23 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use serde_json::json;
 
 use super::node::Node;
 use super::truth::{LIMIT, manifest, put, remove, running, sh, wait, workload};
 
-fn number(node: &Node, file: &str) -> Result<u64> {
+pub(super) fn number(node: &Node, file: &str) -> Result<u64> {
     // "max" is more than any number.
     Ok(sh(node, &format!("cat {file}"))?.trim().parse().unwrap_or(u64::MAX))
 }
 
 /// Takes a pod away, and waits until its cgroup is: the last of it.
-fn clear(node: &Node, name: &str, group: &str) -> Result<()> {
+pub(super) fn clear(node: &Node, name: &str, group: &str) -> Result<()> {
     remove(node, name)?;
     let pod = group.rsplit_once('/').map_or(group, |(pod, _)| pod);
     wait(node, &format!("end of {name}"), LIMIT, || {
         ensure!(sh(node, &format!("ls -d {pod} 2>/dev/null; true"))?.is_empty(), "its cgroup is there");
         Ok(())
     })
-}
-
-/// A leak in a limit of its own that may be raised is not killed, as long as twice the limit is enough for it.
-pub(super) fn raise(node: &Node) -> Result<String> {
-    let mut leak = manifest("bounded", workload(&["leak", "--rate", "5Mi", "--limit", "80Mi", "--delay", "5s"]));
-    leak["metadata"]["annotations"] = json!({ "beelet.dev/raise": "true" });
-    leak["spec"]["containers"][0]["resources"] = json!({ "limits": { "memory": "64Mi" } });
-    put(node, &leak)?;
-    let group = running(node, "bounded")?.group;
-    ensure!(number(node, &format!("{group}/memory.max"))? == 64 << 20, "its limit is another one");
-    let peak = wait(node, "a leak past its limit", LIMIT, || {
-        let now = number(node, &format!("{group}/memory.current"))?;
-        ensure!(now > 80 << 20, "it holds {now}");
-        Ok(now)
-    })?;
-    let limit = number(node, &format!("{group}/memory.max"))?;
-    let events = sh(node, &format!("cat {group}/memory.events"))?;
-    ensure!(events.lines().any(|line| line == "oom_kill 0"), "{events}");
-    clear(node, "bounded", &group)?;
-    Ok(format!("limit 64 -> {} MiB, it held {} MiB, oom_kill 0", limit >> 20, peak >> 20))
 }
 
 /// A leak that would end the memory of all is slowed down; the agent is killed then, and the leak is let go of without it.

@@ -5,7 +5,8 @@
 //!
 //! Approach: [parts] makes emulator, kernel and guest from Debian's packages; [machine] starts a VM from them, runs
 //! commands in it over the [wire] and ends it; [monitor] sees to it that it never outlives its owner; [agent] is the
-//! guest's end of the wire; [node] runs beelet in it, for `xtask run --vm` and `xtask test`; [truth] checks it there.
+//! guest's end of the wire; [node] runs beelet in it, for `xtask run --vm` and `xtask test`; [truth] checks it there; [race] has it
+//! race the OOM killer.
 
 mod agent;
 mod cpio;
@@ -14,6 +15,7 @@ mod machine;
 mod monitor;
 mod node;
 mod parts;
+mod race;
 mod sandwich;
 mod truth;
 mod wire;
@@ -29,6 +31,7 @@ use serde_json::json;
 use crate::ctx::{self, Ctx};
 pub(crate) use machine::{Forward, Options, Vm};
 pub(crate) use node::{PROBES, run_in_vm};
+pub(crate) use race::bench;
 
 /// What can be done with the VM.
 #[derive(Debug, clap::Subcommand)]

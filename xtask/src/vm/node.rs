@@ -252,6 +252,26 @@ fn said_nothing(ended: Result<Ended>) -> Result<String> {
     ended.map(|_| String::new())
 }
 
+/// A VM with the configuration of the tests, and with the probes, in which no agent runs yet.
+pub(super) fn ready(ctx: &Ctx, kernel: &str, probes: bool) -> Result<Node> {
+    let step = ctx::step("building the agent and the eBPF object");
+    let agent = run::build_agent(ctx, run::Profile::Debug)?;
+    ebpf::build(ctx)?;
+    step.done();
+    let config = own_config(ctx, "vm-test-config.yaml", TEST_CONFIG)?;
+    let mut payload = node_payload(ctx, &agent, Some(&config))?;
+    for probe in PROBES.into_iter().chain(["sandwich_probe"]).filter(|_| probes) {
+        let from = build(ctx, &["-p", "beelet", "--example", probe], &format!("examples/{probe}"))?;
+        payload.push(Payload { from, to: format!("{PROBE_DIR}/{probe}"), mode: 0o755 });
+    }
+    let step = ctx::step(format!("starting a VM with kernel {kernel}"));
+    let (vm, boot_time) = boot(ctx, "test", kernel, &payload)?;
+    step.done();
+    ctx::note(format!("the VM was ready after {}", ctx::seconds(boot_time)));
+    vm.exec(&["mkdir", "-p", MANIFESTS, ROOT_DIR])?;
+    Ok(Node { vm })
+}
+
 /// The VM part of `cargo xtask test`: what everything in the VM stands on, then the agent there.
 pub(crate) fn test(ctx: &Ctx, kernel: &str, only: &[String]) -> Result<()> {
     let names = || CHECKS.iter().map(|(name, _)| *name).chain(truth::CHECKS.iter().map(|(name, _)| *name));
@@ -262,21 +282,7 @@ pub(crate) fn test(ctx: &Ctx, kernel: &str, only: &[String]) -> Result<()> {
             "--only {part}: no check has this in its name; {all}"
         );
     }
-    let step = ctx::step("building the agent and the eBPF object");
-    let agent = run::build_agent(ctx, run::Profile::Debug)?;
-    ebpf::build(ctx)?;
-    step.done();
-    let config = own_config(ctx, "vm-test-config.yaml", TEST_CONFIG)?;
-    let mut payload = node_payload(ctx, &agent, Some(&config))?;
-    for probe in PROBES.into_iter().chain(["sandwich_probe"]) {
-        let from = build(ctx, &["-p", "beelet", "--example", probe], &format!("examples/{probe}"))?;
-        payload.push(Payload { from, to: format!("{PROBE_DIR}/{probe}"), mode: 0o755 });
-    }
-    let step = ctx::step(format!("starting a VM with kernel {kernel}"));
-    let (vm, boot_time) = boot(ctx, "test", kernel, &payload)?;
-    step.done();
-    ctx::note(format!("the VM was ready after {}", ctx::seconds(boot_time)));
-    let node = Node { vm };
+    let node = ready(ctx, kernel, true)?;
     let (mut passed, mut failed, mut left_out) = (0, 0, 0);
     let mut run = |name: &str, check: &dyn Fn() -> Result<String>| {
         let chosen = only.is_empty() || name == truth::START || only.iter().any(|part| name.contains(part.as_str()));

@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
-use super::ladder;
-use super::node::{MANIFESTS, Node, ROOT_DIR};
+use super::node::{MANIFESTS, Node};
 use super::sandwich::values_lie_between;
+use super::{ladder, race};
 use crate::images::{BUSYBOX, WORKLOAD};
 
 /// The node's name, which follows the name of a pod of a manifest.
@@ -51,15 +51,15 @@ pub(super) const CHECKS: &[Check] = &[
     ("vm_agent_lends_idle_cpu_and_changes_resources_in_place", resources),
     ("vm_agent_takes_burst_back_when_it_stops", burst_is_taken_back),
     ("vm_agent_killed_twice_disturbs_nothing", kills),
-    ("vm_agent_raises_a_limit_while_there_is_room", ladder::raise),
+    ("vm_agent_raises_a_limit_while_there_is_room", |node| race::raised(node, "bounded", 5)?.checked()),
     ("vm_agent_slows_a_leak_down_and_its_guard_lets_go_of_it", ladder::throttle),
-    ("vm_agent_evicts_a_leak_before_the_oom_killer", eviction),
+    ("vm_agent_evicts_a_leak_before_the_oom_killer", |node| race::evicted(node, "leak", 10)?.checked()),
     ("vm_agent_counts_an_oom_kill_once", oom_kill),
 ];
 
 // === the node ===
 
-fn body(node: &Node, path: &str) -> Result<String> {
+pub(super) fn body(node: &Node, path: &str) -> Result<String> {
     let answer = node.get(path)?;
     let (head, body) = answer.split_once("\r\n\r\n").context("no end of the header")?;
     ensure!(head.starts_with("HTTP/1.1 200"), "{path}: {head}");
@@ -76,15 +76,15 @@ fn pods(node: &Node) -> Result<BTreeMap<String, Value>> {
     Ok(list["items"].as_array().into_iter().flatten().map(named).collect())
 }
 
-fn pod(node: &Node, name: &str) -> Result<Value> {
+pub(super) fn pod(node: &Node, name: &str) -> Result<Value> {
     pods(node)?.remove(name).with_context(|| format!("/pods has no {name}"))
 }
 
 /// A scrape.
-struct Metrics(String);
+pub(super) struct Metrics(String);
 
 impl Metrics {
-    fn of(node: &Node) -> Result<Self> {
+    pub(super) fn of(node: &Node) -> Result<Self> {
         Ok(Self(body(node, "/metrics")? + &body(node, "/metrics/cadvisor")?))
     }
 
@@ -111,7 +111,7 @@ impl Metrics {
         }
     }
 
-    fn sum(&self, name: &str) -> f64 {
+    pub(super) fn sum(&self, name: &str) -> f64 {
         self.all(name, &[]).iter().sum()
     }
 }
@@ -188,7 +188,7 @@ pub(super) fn running(node: &Node, name: &str) -> Result<Running> {
 }
 
 /// Full names of pods as labels have them.
-fn full(name: &str) -> String {
+pub(super) fn full(name: &str) -> String {
     format!("{name}-{NODE}")
 }
 
@@ -198,7 +198,6 @@ fn full(name: &str) -> String {
 fn start(node: &Node) -> Result<String> {
     // What the checks of containers left behind is nobody's.
     sh(node, "cd /sys/fs/cgroup; [ ! -d kubepods ] || find kubepods -depth -type d -exec rmdir '{}' ';'")?;
-    sh(node, &format!("mkdir -p {MANIFESTS} {ROOT_DIR}"))?;
     put(node, &manifest("burner", workload(&["spin", "--cores", "0.5"])))?;
     put(node, &manifest("server", workload(&["serve", "--port", "8080"])))?;
     put(node, &manifest("bystander", workload(&["sleep"])))?;
@@ -411,7 +410,7 @@ fn burst_is_taken_back(node: &Node) -> Result<String> {
 }
 
 /// What runs: by containerd, container ids; by `/pods`, restart counts by container id.
-fn runs(node: &Node) -> Result<(BTreeSet<String>, BTreeMap<String, u64>)> {
+pub(super) fn runs(node: &Node) -> Result<(BTreeSet<String>, BTreeMap<String, u64>)> {
     let text = sh(node, "ctr -n k8s.io tasks ls")?;
     let tasks = text.lines().filter(|line| line.contains("RUNNING")).filter_map(|line| line.split_whitespace().next());
     let mut counts = BTreeMap::new();
@@ -453,45 +452,13 @@ fn kills(node: &Node) -> Result<String> {
 }
 
 /// OOM kills in and below `kubepods`, by the kernel: processes, and whole containers.
-fn kernel_kills(node: &Node) -> Result<[u64; 2]> {
+pub(super) fn kernel_kills(node: &Node) -> Result<[u64; 2]> {
     let text = sh(node, "cat /sys/fs/cgroup/kubepods/memory.events")?;
     let counter = |key: &str| -> Result<u64> {
         let line = text.lines().find_map(|line| line.strip_prefix(key)).with_context(|| format!("no {key}"))?;
         Ok(line.trim().parse()?)
     };
     Ok([counter("oom_kill ")?, counter("oom_group_kill ")?])
-}
-
-/// Must show 5 and 6: a tenth of the native bed's rate, against a wall of some 450 MiB.
-fn eviction(node: &Node) -> Result<String> {
-    let before = runs(node)?;
-    let kills = kernel_kills(node)?;
-    put(node, &manifest("leak", workload(&["leak", "--rate", "10Mi"])))?;
-    let peak = "/sys/fs/cgroup/kubepods/memory.peak";
-    let evicted = wait(node, "eviction", 2 * LIMIT, || {
-        let pod = pod(node, "leak")?;
-        let status = &pod["status"];
-        ensure!(status["phase"] == "Failed", "{status}");
-        Ok(pod)
-    })?;
-    let status = &evicted["status"];
-    ensure!(status["reason"] == "Evicted", "{status}");
-    wait(node, "end of the leak", LIMIT, || {
-        let now = runs(node)?;
-        ensure!(now.0 == before.0, "running before {:?}, now {:?}", before.0, now.0);
-        let others: BTreeMap<&String, &u64> = now.1.iter().filter(|(id, _)| before.1.contains_key(*id)).collect();
-        ensure!(others == before.1.iter().collect(), "before {:?}, now {:?}", before.1, now.1);
-        Ok(())
-    })?;
-    let metrics = Metrics::of(node)?;
-    let (counted, told) = (kernel_kills(node)?, metrics.sum("beelet_oom_kills_total"));
-    let calm = counted == kills && told == 0.0;
-    ensure!(calm, "the OOM killer came: memory.events before {kills:?}, now {counted:?}; {told} by the agent");
-    ensure!(metrics.sum("beelet_evictions_total") == 1.0, "{} evictions", metrics.sum("beelet_evictions_total"));
-    let numbers = sh(node, &format!("cat {peak} /sys/fs/cgroup/kubepods/memory.max"))?;
-    let mib: Vec<u64> = numbers.lines().filter_map(|line| Some(line.parse::<u64>().ok()? >> 20)).collect();
-    remove(node, "leak")?;
-    Ok(format!("{}; oom_kill 0; peak and limit of kubepods {mib:?} MiB", status["message"].as_str().unwrap_or("?")))
 }
 
 /// Must show 3 and 6: the first run of the container is killed within its limit, the second sleeps. With `memory.oom.group`
