@@ -168,7 +168,7 @@ fn a_pod_is_thawed_when_the_agent_is_killed_while_it_stands_still() {
     heavy.spec("priority", json!(1000)).write(&agent.manifests);
     agent.wait_running("ballast", secs(60));
     let pipes = pod("pipes").workload(&["pipes", "--size", "500Mi"]).spec("restartPolicy", json!("Never"));
-    let may = json!({ "capabilities": { "add": ["SYS_RESOURCE"] } });
+    let may = json!({ "capabilities": { "add": ["SYS_ADMIN"] } });
     pipes.field("securityContext", may).write(&agent.manifests);
     let uid = agent.wait_running("pipes", secs(60))["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
     let knob = unified(&bed, &format!("kubepods/besteffort/pod{uid}")).join("cgroup.freeze");
@@ -203,8 +203,14 @@ fn who_wants_it_leaves_by_itself_before_the_threshold_is_met() {
     let leak = pod("leak").workload(&["leak", "--rate", "30Mi"]).spec("restartPolicy", json!("Never"));
     let leak = leak.spec("terminationGracePeriodSeconds", json!(6));
     leak.meta("annotations", json!({ "beelet.dev/leave": "true" })).write(&agent.manifests);
-    let gone = agent.wait("its end", secs(60), |agent| agent.pod("leak").filter(|p| p["status"]["phase"] == "Failed"));
-    assert_eq!(gone["status"]["reason"], "Evicted", "{gone:#}");
+    let gone = agent.wait("its end", secs(60), |agent| {
+        agent.pod("leak").filter(|p| p["status"]["containerStatuses"][0]["state"]["terminated"].is_object())
+    });
+    assert_eq!(
+        (&gone["status"]["phase"], &gone["status"]["reason"]),
+        (&json!("Failed"), &json!("Evicted")),
+        "{gone:#}"
+    );
     // The workload ends with 0 at SIGTERM; who is killed at the threshold ends with 137.
     assert_eq!(gone["status"]["containerStatuses"][0]["state"]["terminated"]["exitCode"], 0, "{gone:#}");
     let records = agent.explain("default", "leak")["records"].clone();

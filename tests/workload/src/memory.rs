@@ -118,7 +118,7 @@ pub(crate) fn step(size: u64, delay: Duration) -> io::Result<()> {
 
 /// Fills pipes, of whose memory no counter of the pod's own tells, 16 MiB at a time, and holds them.
 pub(crate) fn pipes(size: u64, pause: Duration) -> io::Result<()> {
-    /// `fs.pipe-max-size`; that many of them want CAP_SYS_RESOURCE.
+    /// `fs.pipe-max-size`; that many of them want CAP_SYS_RESOURCE or CAP_SYS_ADMIN.
     const PIPE: usize = 1 << 20;
     const STEP: u64 = 16;
     let full = vec![0x5a_u8; PIPE];
