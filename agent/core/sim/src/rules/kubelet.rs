@@ -59,7 +59,7 @@ impl Kubelet {
     }
 
     fn low(&self, look: &Look) -> bool {
-        let walls = available(look.sample);
+        let walls = available(&look.sample);
         walls.iter().any(|w| self.thresholds.iter().any(|t| w.kubelet < t.quantity(w.limit)))
     }
 
