@@ -246,3 +246,48 @@ fn termination_is_graceful_and_ends_after_its_grace() {
     agent.wait_gone("stubborn", secs(30));
     agent.finish();
 }
+
+/// Sidecars run before the main container and are told to stop after it, the last first; they keep no pod alive.
+#[test]
+fn a4_5_sidecars_begin_before_and_end_after_the_main_container() {
+    let Some(bed) = BED.get("a4_5_sidecars_begin_before_and_end_after_the_main_container") else { return };
+    let agent = Agent::start(&bed, &AgentOptions::default());
+    let sidecar = |name: &str| {
+        format!(
+            "trap 'echo {name} ends >> /share/order; exit 0' TERM; echo {name} >> /share/order; while :; do sleep 0.1; done"
+        )
+    };
+    let share = json!([{ "name": "share", "mountPath": "/share" }]);
+    let of = |pod: e2e::Pod, name: &str, script: &str| {
+        pod.init(name, e2e::BUSYBOX, &["sh", "-c", script], &[]).field("volumeMounts", share.clone())
+    };
+    let with = of(pod("job"), "proxy", &sidecar("proxy")).field("restartPolicy", json!("Always"));
+    let with = of(with, "setup", "sleep 1; echo setup >> /share/order");
+    let with = of(with, "logs", &sidecar("logs")).field("restartPolicy", json!("Always"));
+    with.shell("sleep 3; echo main >> /share/order; sleep 1")
+        .field("volumeMounts", share.clone())
+        .spec("volumes", json!([{ "name": "share", "emptyDir": {} }]))
+        .spec("restartPolicy", json!("Never"))
+        .write(&agent.manifests);
+    let running = agent.wait_running("job", secs(60));
+    let inits = running["status"]["initContainerStatuses"].clone();
+    let state = |i: usize| (inits[i]["ready"].clone(), inits[i]["state"]["running"].is_object());
+    assert_eq!(
+        [state(0), state(1), state(2)],
+        [(json!(true), true), (json!(true), false), (json!(true), true)],
+        "{inits:#}"
+    );
+    let order = agent.root_dir().join("pods").join(uid(&running)).join("volumes/kubernetes.io~empty-dir/share/order");
+    // Read before the volume goes with the pod.
+    let mut seen = String::new();
+    agent.wait_phase("job", "Succeeded", secs(60));
+    agent.wait("the last sidecar to end", secs(30), |_| {
+        if let Ok(text) = fs::read_to_string(&order) {
+            seen = text;
+        }
+        (Cri::new(&bed).running("job").is_empty()).then_some(())
+    });
+    assert!(seen.starts_with("proxy\nsetup\nlogs\nmain\nlogs ends\n"), "{seen}");
+    assert_eq!(agent.restarts("job"), Some(0));
+    agent.finish();
+}

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::event::{CgroupKnobs, LinuxResources, PodCgroup, ResourceList};
 use crate::node::NodeConfig;
+use crate::restart;
 use crate::sample::MemoryReading;
 use crate::spec::{ContainerSpec, PodSpec, QosClass, Resources};
 use crate::units::{Bytes, Micros, MilliCpu, Ppm};
@@ -80,45 +81,40 @@ pub fn container_path(pod_path: &str, id: &str) -> String {
     format!("{pod_path}/{id}")
 }
 
-/// What a pod asks for: per resource the sum over its containers, or the largest of its init containers if that is more
-/// (`resource.PodRequests` of k8s.io/component-helpers).
+/// What a pod asks for: per resource the sum over its containers and sidecars, or the largest of its init containers with the sidecars
+/// before it if that is more (`resource.PodRequests` of k8s.io/component-helpers).
 #[must_use]
 pub fn pod_requests(pod: &PodSpec) -> ResourceList {
     ResourceList {
-        cpu: sum_or_max(pod, cpu_request).map(MilliCpu).unwrap_or_default(),
-        memory: sum_or_max(pod, memory_request).map(Bytes).unwrap_or_default(),
+        cpu: sum_or_max(pod, |c| cpu_request(&c.resources)).map(MilliCpu).unwrap_or_default(),
+        memory: sum_or_max(pod, |c| memory_request(&c.resources)).map(Bytes).unwrap_or_default(),
     }
 }
 
 /// The pod's CPU limit, by the same rule; `None` if a container has none.
 #[must_use]
 pub fn pod_cpu_limit(pod: &PodSpec) -> Option<MilliCpu> {
-    let limit = |r: &Resources| r.cpu_limit.map(MilliCpu::get).filter(|&l| l > 0);
-    pod.all_containers().all(|c| limit(&c.resources).is_some()).then(|| sum_or_max(pod, limit).map(MilliCpu))?
+    let limit = |c: &ContainerSpec| c.resources.cpu_limit.map(MilliCpu::get).filter(|&l| l > 0);
+    pod.all_containers().all(|c| limit(c).is_some()).then(|| sum_or_max(pod, limit).map(MilliCpu))?
 }
 
 /// The pod's memory limit, by the same rule; `None` if a container has none.
 #[must_use]
 pub fn pod_memory_limit(pod: &PodSpec) -> Option<Bytes> {
-    let limit = |r: &Resources| r.memory_limit.map(Bytes::get).filter(|&l| l > 0);
-    pod.all_containers().all(|c| limit(&c.resources).is_some()).then(|| sum_or_max(pod, limit).map(Bytes))?
+    let limit = |c: &ContainerSpec| c.resources.memory_limit.map(Bytes::get).filter(|&l| l > 0);
+    pod.all_containers().all(|c| limit(c).is_some()).then(|| sum_or_max(pod, limit).map(Bytes))?
 }
 
 /// What a pod asks for of the node's disk, by the same rule.
 #[must_use]
 pub fn pod_storage_request(pod: &PodSpec) -> Bytes {
-    let of = |c: &ContainerSpec| c.storage.request.or(c.storage.limit);
-    let sum: Bytes = pod.containers.iter().filter_map(of).sum();
-    pod.init_containers.iter().filter_map(of).fold(sum, Bytes::max)
+    sum_or_max(pod, |c| c.storage.request.or(c.storage.limit).map(Bytes::get)).map(Bytes).unwrap_or_default()
 }
 
-/// What a pod may use of it: the sum over its containers that have a limit, or the largest of its init containers if that is more;
-/// `None` if none has one (`resource.PodLimits` of k8s.io/component-helpers: containers without a limit add nothing).
+/// What a pod may use of it, by the same rule over the containers that have a limit; `None` if none has one (`resource.PodLimits` of k8s.io/component-helpers: containers without a limit add nothing).
 #[must_use]
 pub fn pod_storage_limit(pod: &PodSpec) -> Option<Bytes> {
-    let of = |c: &ContainerSpec| c.storage.limit;
-    let sum = pod.containers.iter().filter_map(of).reduce(|a, b| a + b);
-    pod.init_containers.iter().filter_map(of).chain(sum).max()
+    sum_or_max(pod, |c| c.storage.limit.map(Bytes::get)).map(Bytes)
 }
 
 fn cpu_request(r: &Resources) -> Option<u64> {
@@ -129,10 +125,20 @@ fn memory_request(r: &Resources) -> Option<u64> {
     r.memory_request.or(r.memory_limit).map(Bytes::get)
 }
 
-fn sum_or_max(pod: &PodSpec, of: impl Fn(&Resources) -> Option<u64>) -> Option<u64> {
-    let sum = pod.containers.iter().filter_map(|c| of(&c.resources)).reduce(u64::saturating_add);
-    let max = pod.init_containers.iter().filter_map(|c| of(&c.resources)).max();
-    sum.max(max)
+fn sum_or_max(pod: &PodSpec, of: impl Fn(&ContainerSpec) -> Option<u64>) -> Option<u64> {
+    let add = |a: Option<u64>, b: Option<u64>| match (a, b) {
+        (Some(a), Some(b)) => Some(a.saturating_add(b)),
+        (a, b) => a.or(b),
+    };
+    let (mut sidecars, mut most) = (None, None);
+    for init in &pod.init_containers {
+        let with = add(sidecars, of(init));
+        most = most.max(with);
+        if restart::is_sidecar(pod, init) {
+            sidecars = with;
+        }
+    }
+    most.max(pod.containers.iter().fold(sidecars, |sum, c| add(sum, of(c))))
 }
 
 /// `kubepods`: shares and memory limit of capacity less reservations (pkg/kubelet/cm/node_container_manager_linux.go).
@@ -182,13 +188,13 @@ pub fn linux_resources(node: &NodeConfig, pod: &PodSpec, container: &ContainerSp
         cpu_period: node.cpu_period,
         memory_max: resources.memory_limit.filter(|&l| l > Bytes::ZERO),
     };
-    LinuxResources { knobs, oom_score_adj: oom_score_adj(node, pod, &resources), resources }
+    LinuxResources { knobs, oom_score_adj: oom_score_adj(node, pod, container), resources }
 }
 
 /// `GetContainerOOMScoreAdjust` of pkg/kubelet/qos/policy.go: node-critical and Guaranteed -997, BestEffort 1000, Burstable
-/// `1000 - 1000 * request / capacity` in 3..=999.
+/// `1000 - 1000 * request / capacity` in 3..=999. A sidecar of a Burstable pod has no more than the main container that asks for least.
 #[must_use]
-pub fn oom_score_adj(node: &NodeConfig, pod: &PodSpec, resources: &Resources) -> i32 {
+pub fn oom_score_adj(node: &NodeConfig, pod: &PodSpec, container: &ContainerSpec) -> i32 {
     if pod.priority >= NODE_CRITICAL_PRIORITY {
         return GUARANTEED_OOM_SCORE;
     }
@@ -196,9 +202,14 @@ pub fn oom_score_adj(node: &NodeConfig, pod: &PodSpec, resources: &Resources) ->
         QosClass::Guaranteed => GUARANTEED_OOM_SCORE,
         QosClass::BestEffort => BEST_EFFORT_OOM_SCORE,
         QosClass::Burstable => {
-            let request = memory_request(resources).map(Bytes).unwrap_or_default();
-            let share = request.scale(1_000, node.capacity.memory.get()).get().min(1_000);
-            let score = BEST_EFFORT_OOM_SCORE - i32::try_from(share).unwrap_or(BEST_EFFORT_OOM_SCORE);
+            let request = |c: &ContainerSpec| memory_request(&c.resources).map(Bytes).unwrap_or_default();
+            let score = |request: Bytes| {
+                let share = request.scale(1_000, node.capacity.memory.get()).get().min(1_000);
+                BEST_EFFORT_OOM_SCORE - i32::try_from(share).unwrap_or(BEST_EFFORT_OOM_SCORE)
+            };
+            let least = || pod.containers.iter().map(request).min().unwrap_or_default();
+            let own = score(request(container));
+            let score = if restart::is_sidecar(pod, container) { own.min(score(least())) } else { own };
             score.clamp(BEST_EFFORT_OOM_SCORE + GUARANTEED_OOM_SCORE, BEST_EFFORT_OOM_SCORE - 1)
         }
     }

@@ -6,6 +6,7 @@
 use crate::backoff::Backoff;
 use crate::event::{Action, ContainerFact, ContainerFactState, Done, OpError, OpId, PodOp};
 use crate::pod::PodState;
+use crate::restart;
 use crate::spec::PodUid;
 use crate::units::{Micros, Now};
 use crate::world::World;
@@ -93,10 +94,12 @@ impl World {
                 // It may be over already; the facts know how it ended and which image it has.
                 self.act(Action::Relist);
             }
-            (Some(PodOp::StopContainers { .. }), _) => {
-                if let PodState::Terminating { why, deadline, .. } = pod.state.clone() {
+            (Some(PodOp::StopContainers { ids, .. }), _) => {
+                if let PodState::Terminating { why, deadline, told } = pod.state.clone() {
                     pod.needs_facts = true;
-                    self.go(uid, PodState::Terminating { why, deadline, stopped: true }, now);
+                    let of = pod.containers.iter().filter(|c| ids.contains(&c.id));
+                    let told = of.map(|c| restart::stage(&pod.spec, &c.name) + 1).max().unwrap_or(0).max(told);
+                    self.go(uid, PodState::Terminating { why, deadline, told }, now);
                     self.act(Action::Relist);
                 }
             }

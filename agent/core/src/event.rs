@@ -146,6 +146,17 @@ pub struct ContainerFact {
     pub grace: Option<Micros>,
 }
 
+impl ContainerFact {
+    /// The code it ended with; `None` while it has not.
+    #[must_use]
+    pub fn exit_code(&self) -> Option<i32> {
+        match &self.state {
+            ContainerFactState::Exited(exit) => Some(exit.code),
+            _ => None,
+        }
+    }
+}
+
 /// The state of a container in the runtime.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ContainerFactState {

@@ -28,6 +28,7 @@ pub mod model;
 pub mod node;
 pub mod pod;
 pub mod quantity;
+pub mod restart;
 pub mod sample;
 pub mod score;
 pub mod settle;

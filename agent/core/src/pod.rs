@@ -22,6 +22,7 @@ use crate::backoff::Backoff;
 use crate::event::{ContainerFact, ContainerFactState, Exit, OpError, OpId, PodCgroup, PodOp, SandboxFact, Terminal};
 use crate::health::HealthModel;
 use crate::node::NodeConfig;
+use crate::restart;
 use crate::sample::NetworkReading;
 use crate::snapshot::Phase;
 use crate::spec::{ContainerSpec, PodSpec, RestartPolicy};
@@ -100,8 +101,8 @@ pub enum PodState {
         why: Why,
         /// When the last process is killed at the latest (monotonic).
         deadline: Micros,
-        /// The containers were told to stop.
-        stopped: bool,
+        /// So many stages of its containers were told to stop ([`restart::stages`]).
+        told: usize,
     },
     /// Its cgroup, volumes and folders are being removed.
     Cleaning {
@@ -326,7 +327,7 @@ impl Pod {
             PodState::SandboxStarting => self.plan_sandbox(config, now),
             PodState::Initializing { index } => self.plan_init(config, *index, now),
             PodState::Running => self.plan_running(config, now),
-            PodState::Terminating { why, deadline, stopped } => self.plan_termination(why, *deadline, *stopped, now),
+            PodState::Terminating { why, deadline, told } => self.plan_termination(why, *deadline, *told, now),
             PodState::Cleaning { why } => self.after_trouble(now, || {
                 Step::Do(PodOp::Cleanup {
                     uid: self.spec.uid.clone(),
@@ -348,7 +349,7 @@ impl Pod {
             Why::Evicted { grace, .. } => grace,
             _ => self.spec.termination_grace,
         };
-        PodState::Terminating { why, deadline: now.mono + grace, stopped: false }
+        PodState::Terminating { why, deadline: now.mono + grace, told: 0 }
     }
 
     /// The state of a pod that has ended, and is tidied away again.
@@ -384,19 +385,16 @@ impl Pod {
 
     /// A pod whose containers must not run again gets no new sandbox for its lost one.
     fn ended_without_sandbox(&self) -> Option<Phase> {
-        let done = |c: &ContainerSpec| match self.latest(&c.name).map(|f| &f.state) {
-            Some(ContainerFactState::Exited(exit)) => Some(exit.code == 0),
-            _ => None,
-        };
-        let ends: Vec<Option<bool>> = self.spec.containers.iter().map(done).collect();
-        match self.spec.restart_policy {
-            RestartPolicy::Always => None,
-            RestartPolicy::OnFailure => ends.iter().all(|e| *e == Some(true)).then_some(Phase::Succeeded),
-            RestartPolicy::Never => ends
-                .iter()
-                .any(Option::is_some)
-                .then(|| if ends.iter().all(|e| *e == Some(true)) { Phase::Succeeded } else { Phase::Failed }),
+        let ends: Vec<(&ContainerSpec, Option<i32>)> =
+            self.spec.containers.iter().map(|c| (c, self.latest(&c.name).and_then(ContainerFact::exit_code))).collect();
+        let again = ends.iter().any(|(c, code)| match code {
+            Some(code) => restart::runs_again(&self.spec, c, *code),
+            None => restart::policy(&self.spec, c) != RestartPolicy::Never,
+        });
+        if again || ends.iter().all(|(_, code)| code.is_none()) {
+            return None;
         }
+        Some(if ends.iter().all(|(_, code)| *code == Some(0)) { Phase::Succeeded } else { Phase::Failed })
     }
 
     fn plan_init(&self, config: &NodeConfig, index: usize, now: Now) -> Step {
@@ -408,13 +406,40 @@ impl Pod {
         let Some(container) = self.spec.init_containers.get(index).filter(|_| !begun) else {
             return Step::Become(PodState::Running);
         };
+        let wait = match self.plan_sidecars(config, &self.spec.init_containers[..index], now) {
+            Ok(wait) => wait,
+            Err(op) => return Step::Do(op),
+        };
         match self.plan_container(config, container, now) {
             Plan::Ended { ok: true } => Step::Become(PodState::Initializing { index: index + 1 }),
             Plan::Ended { ok: false } => Step::Become(self.terminating(Why::Ended { phase: Phase::Failed }, now)),
             Plan::Do(op) => Step::Do(op),
-            Plan::Wait(until) => Step::Wait(until),
-            Plan::Nothing => Step::Idle,
+            Plan::Wait(until) => Step::Wait(wait.map_or(until, |wait| wait.min(until))),
+            // One that runs is started: those after it need not wait for its end.
+            Plan::Nothing if restart::is_sidecar(&self.spec, container) && self.runs(&container.name) => {
+                Step::Become(PodState::Initializing { index: index + 1 })
+            }
+            Plan::Nothing => wait.map_or(Step::Idle, Step::Wait),
         }
+    }
+
+    /// Keeps the sidecars among these running. `Err`: what is to be done for that; else when something may be.
+    #[expect(clippy::result_large_err, reason = "lives for one call, on the stack")]
+    fn plan_sidecars(&self, config: &NodeConfig, of: &[ContainerSpec], now: Now) -> Result<Option<Micros>, PodOp> {
+        let mut wait: Option<Micros> = None;
+        for container in of.iter().filter(|c| restart::is_sidecar(&self.spec, c)) {
+            match self.plan_container(config, container, now) {
+                Plan::Do(op) => return Err(op),
+                Plan::Wait(until) => wait = Some(wait.map_or(until, |wait| wait.min(until))),
+                Plan::Nothing | Plan::Ended { .. } => {}
+            }
+        }
+        Ok(wait)
+    }
+
+    /// Whether the latest run of a container has not ended.
+    fn runs(&self, name: &str) -> bool {
+        self.latest(name).is_some_and(|fact| matches!(fact.state, ContainerFactState::Running { .. }))
     }
 
     fn plan_running(&self, config: &NodeConfig, now: Now) -> Step {
@@ -424,7 +449,13 @@ impl Pod {
                 None => Step::Become(PodState::SandboxStarting),
             };
         }
-        let (mut wait, mut all_ended, mut all_ok) = (None::<Micros>, true, true);
+        let (mut all_ended, mut all_ok) = (true, true);
+        let all_over = self.spec.containers.iter().all(|c| self.is_over(c));
+        // Sidecars do not outlive the others.
+        let mut wait = match self.plan_sidecars(config, if all_over { &[] } else { &self.spec.init_containers }, now) {
+            Ok(wait) => wait,
+            Err(op) => return Step::Do(op),
+        };
         for container in &self.spec.containers {
             match self.plan_container(config, container, now) {
                 Plan::Do(op) => return Step::Do(op),
@@ -457,18 +488,22 @@ impl Pod {
         wait.map_or(Step::Idle, Step::Wait)
     }
 
+    /// It ended, and is not run again.
+    fn is_over(&self, container: &ContainerSpec) -> bool {
+        let code = self.latest(&container.name).and_then(ContainerFact::exit_code);
+        code.is_some_and(|code| !restart::runs_again(&self.spec, container, code))
+    }
+
     fn plan_container(&self, config: &NodeConfig, spec: &ContainerSpec, now: Now) -> Plan {
         let Some(track) = self.tracks.get(&spec.name) else { return Plan::Nothing };
-        let is_init = self.spec.init_containers.iter().any(|c| c.name == spec.name);
         let (attempt, not_before) = match self.latest(&spec.name) {
             None => (track.next_attempt, Micros::ZERO),
             Some(fact) => match &fact.state {
                 ContainerFactState::Running { .. } => return Plan::Nothing,
                 ContainerFactState::Created | ContainerFactState::Unknown => (fact.attempt, Micros::ZERO),
                 ContainerFactState::Exited(exit) => {
-                    let ok = exit.code == 0;
-                    if !self.spec.restart_policy.runs_again(is_init, ok) {
-                        return Plan::Ended { ok };
+                    if !restart::runs_again(&self.spec, spec, exit.code) {
+                        return Plan::Ended { ok: exit.code == 0 };
                     }
                     (fact.attempt + 1, track.crash.ready_at(track.exit_seen, config.max_backoff))
                 }
@@ -575,11 +610,14 @@ impl Pod {
         })
     }
 
-    fn plan_termination(&self, why: &Why, deadline: Micros, stopped: bool, now: Now) -> Step {
-        let live: Vec<String> = self.live_containers().map(|c| c.id.clone()).collect();
-        if !live.is_empty() && !stopped {
-            return self
-                .after_trouble(now, || Step::Do(PodOp::StopContainers { ids: live, grace: deadline - now.mono }));
+    fn plan_termination(&self, why: &Why, deadline: Micros, told: usize, now: Now) -> Step {
+        // The first stage of which something lives; without time to end all of them are one.
+        let stage_of = |c: &ContainerFact| restart::stage(&self.spec, &c.name);
+        let untold = |c: &&ContainerFact| stage_of(c) >= told;
+        if let Some(stage) = self.live_containers().filter(untold).map(stage_of).min() {
+            let together = |c: &&ContainerFact| now.mono >= deadline || stage_of(c) == stage;
+            let ids = self.live_containers().filter(untold).filter(together).map(|c| c.id.clone()).collect();
+            return self.after_trouble(now, || Step::Do(PodOp::StopContainers { ids, grace: deadline - now.mono }));
         }
         if !self.sandboxes.is_empty() {
             let ids = self.sandboxes.iter().map(|s| s.id.clone()).collect();

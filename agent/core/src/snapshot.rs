@@ -159,6 +159,9 @@ pub struct ContainerView {
     pub id: String,
     /// It is an init container.
     pub init: bool,
+    /// One that runs as long as the pod.
+    #[serde(default)]
+    pub sidecar: bool,
     /// The image as asked for.
     pub image: String,
     /// The image's id.

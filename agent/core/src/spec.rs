@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::restart::ContainerRestart;
 use crate::units::{Bytes, Micros, MilliCpu};
 
 /// A pod's UID: `metadata.uid`, or for a manifest without one a hash of its content, its file and the node's name.
@@ -75,7 +76,7 @@ pub struct PodSpec {
     pub security: PodSecurity,
     /// `spec.volumes`.
     pub volumes: Vec<Volume>,
-    /// `spec.initContainers`: run one after the other, each to success, before the others.
+    /// `spec.initContainers`: run one after the other, each to success, before the others; sidecars ([`crate::restart`]) go on.
     pub init_containers: Vec<ContainerSpec>,
     /// `spec.containers`, at least one.
     pub containers: Vec<ContainerSpec>,
@@ -91,18 +92,6 @@ pub enum RestartPolicy {
     OnFailure,
     /// Not at all.
     Never,
-}
-
-impl RestartPolicy {
-    /// Whether a container that ended is run again: an init container that ended well never is.
-    #[must_use]
-    pub fn runs_again(self, is_init: bool, ok: bool) -> bool {
-        match self {
-            Self::Always => !(is_init && ok),
-            Self::OnFailure => !ok,
-            Self::Never => false,
-        }
-    }
 }
 
 /// `spec.securityContext`.
@@ -180,6 +169,9 @@ pub struct ContainerSpec {
     pub stdin: bool,
     /// `tty`.
     pub tty: bool,
+    /// `restartPolicy` and `restartPolicyRules`; `None` where the pod's counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restart: Option<ContainerRestart>,
 }
 
 /// `imagePullPolicy`.
@@ -312,6 +304,7 @@ impl ContainerSpec {
             security: ContainerSecurity::default(),
             stdin: false,
             tty: false,
+            restart: None,
         }
     }
 }

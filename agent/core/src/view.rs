@@ -12,6 +12,7 @@ use crate::health::Verdict;
 use crate::ladder::Rung;
 use crate::node::NodeConfig;
 use crate::pod::{Pod, PodState, Why};
+use crate::restart;
 use crate::snapshot::{ContainerState, ContainerView, NodeView, Phase, PodView, Snapshot, Totals};
 use crate::spec::{ContainerSpec, PodSpec};
 use crate::track::ContainerTrack;
@@ -150,7 +151,8 @@ fn container_view(config: &NodeConfig, pod: &Pod, spec: &ContainerSpec, init: bo
     let fallback = ContainerTrack::default();
     let track = pod.tracks.get(&spec.name).map_or(&fallback, AsRef::as_ref);
     let latest = pod.latest(&spec.name);
-    let state = container_state(config, pod, spec, track, init, now);
+    let state = container_state(config, pod, spec, track, now);
+    let sidecar = restart::is_sidecar(&pod.spec, spec);
     let shown_end = match &state {
         ContainerState::Terminated(exit) => Some(exit.clone()),
         _ => None,
@@ -160,11 +162,12 @@ fn container_view(config: &NodeConfig, pod: &Pod, spec: &ContainerSpec, init: bo
         name: spec.name.clone(),
         id: latest.map(|f| f.id.clone()).unwrap_or_default(),
         init,
+        sidecar,
         image: spec.image.clone(),
         image_id: latest.map(|f| f.image_id.clone()).unwrap_or_default(),
         ready: match &state {
-            ContainerState::Running { .. } => !init,
-            ContainerState::Terminated(exit) => init && exit.code == 0,
+            ContainerState::Running { .. } => !init || sidecar,
+            ContainerState::Terminated(exit) => init && !sidecar && exit.code == 0,
             ContainerState::Waiting { .. } => false,
         },
         state,
@@ -183,7 +186,6 @@ fn container_state(
     pod: &Pod,
     spec: &ContainerSpec,
     track: &ContainerTrack,
-    init: bool,
     now: Now,
 ) -> ContainerState {
     let waiting = |reason: &str, message: String| ContainerState::Waiting { reason: reason.to_owned(), message };
@@ -191,7 +193,7 @@ fn container_state(
     if let Some(fact) = pod.latest(&spec.name) {
         match &fact.state {
             ContainerFactState::Running { started } => return ContainerState::Running { started: *started },
-            ContainerFactState::Exited(exit) if over || !pod.spec.restart_policy.runs_again(init, exit.code == 0) => {
+            ContainerFactState::Exited(exit) if over || !restart::runs_again(&pod.spec, spec, exit.code) => {
                 return ContainerState::Terminated(exit.clone());
             }
             _ => {}

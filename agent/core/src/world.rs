@@ -608,7 +608,7 @@ impl World {
         pod.state = next;
         pod.retry_at = Micros::ZERO;
         let mut also = Vec::new();
-        if let PodState::Terminating { why, stopped: false, .. } = &pod.state {
+        if let PodState::Terminating { why, told: 0, .. } = &pod.state {
             if pod.in_flight.is_some_and(|(_, name)| name == "ensure_image") {
                 also.push(Action::Cancel { uid: uid.clone() });
             }

@@ -88,11 +88,6 @@ fn name_of_file(origin: &str) -> String {
 
 fn found_out(spec: &PodSpec) -> Pod {
     let filled = |map: &BTreeMap<String, String>| Some(map.clone()).filter(|m| !m.is_empty());
-    let policy = match spec.restart_policy {
-        RestartPolicy::Always => "Always",
-        RestartPolicy::OnFailure => "OnFailure",
-        RestartPolicy::Never => "Never",
-    };
     let init: Vec<Container> = spec.init_containers.iter().map(container).collect();
     Pod {
         metadata: ObjectMeta {
@@ -103,7 +98,7 @@ fn found_out(spec: &PodSpec) -> Pod {
         spec: Some(k8s_openapi::api::core::v1::PodSpec {
             containers: spec.containers.iter().map(container).collect(),
             init_containers: Some(init).filter(|c| !c.is_empty()),
-            restart_policy: Some(policy.to_owned()),
+            restart_policy: Some(restart_policy(spec.restart_policy)),
             priority: Some(spec.priority),
             host_network: Some(spec.host_network).filter(|&on| on),
             termination_grace_period_seconds: i64::try_from(spec.termination_grace.get() / 1_000_000).ok(),
@@ -111,6 +106,15 @@ fn found_out(spec: &PodSpec) -> Pod {
         }),
         status: None,
     }
+}
+
+fn restart_policy(policy: RestartPolicy) -> String {
+    match policy {
+        RestartPolicy::Always => "Always",
+        RestartPolicy::OnFailure => "OnFailure",
+        RestartPolicy::Never => "Never",
+    }
+    .to_owned()
 }
 
 fn container(spec: &spec::ContainerSpec) -> Container {
@@ -142,6 +146,7 @@ fn container(spec: &spec::ContainerSpec) -> Container {
         ports: Some(ports.collect::<Vec<_>>()).filter(|l| !l.is_empty()),
         volume_mounts: Some(mounts.collect::<Vec<_>>()).filter(|l| !l.is_empty()),
         resources: resources(&spec.resources),
+        restart_policy: spec.restart.as_ref().map(|r| restart_policy(r.policy)),
         ..Container::default()
     }
 }
@@ -264,8 +269,9 @@ fn conditions(view: &PodView) -> Vec<PodCondition> {
     let over = matches!(view.phase, Phase::Succeeded | Phase::Failed);
     let done = |c: &&ContainerView| matches!(&c.state, State::Terminated(exit) if exit.code == 0);
     let names = |list: &[&ContainerView]| list.iter().map(|c| c.name.as_str()).collect::<Vec<_>>().join(" ");
-    let starting: Vec<_> = view.containers.iter().filter(|c| c.init && !done(c)).collect();
-    let unready: Vec<_> = view.containers.iter().filter(|c| !c.init && !c.ready).collect();
+    let started = |c: &&ContainerView| if c.sidecar { matches!(c.state, State::Running { .. }) } else { done(c) };
+    let starting: Vec<_> = view.containers.iter().filter(|c| c.init && !started(c)).collect();
+    let unready: Vec<_> = view.containers.iter().filter(|c| (!c.init || c.sidecar) && !c.ready).collect();
     let begun =
         view.containers.iter().any(|c| !c.init && !matches!(c.state, State::Waiting { .. }) || c.last.is_some());
     let sandbox = !over && (!view.ip.is_empty() || view.containers.iter().any(|c| !c.id.is_empty()));

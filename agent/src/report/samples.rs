@@ -61,6 +61,7 @@ pub(crate) fn spec(uid: &str, name: &str, container: &str) -> PodSpec {
             security: ContainerSecurity::default(),
             stdin: false,
             tty: false,
+            restart: None,
         }],
     }
 }
@@ -103,6 +104,7 @@ fn container(name: &str, id: &str, state: ContainerState) -> ContainerView {
         name: name.into(),
         id: id.into(),
         init: false,
+        sidecar: false,
         image: format!("docker.io/library/{name}:1"),
         image_id: format!("sha256:{id}"),
         state,

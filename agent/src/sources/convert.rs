@@ -20,6 +20,7 @@ use k8s_openapi::api::core::v1 as api;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use super::names::{LABEL, is_dns1123_label};
+use super::restart::restart;
 use crate::config::tree::{Fault, did_you_mean, join};
 
 const NODE_CRITICAL: (&str, i32) = ("system-node-critical", 2_000_001_000);
@@ -39,15 +40,15 @@ const FIELD_PATHS: &[&str] = &[
     "status.podIPs",
 ];
 
-fn invalid(path: impl Into<String>, value: &str, why: impl std::fmt::Display) -> Fault {
+pub(super) fn invalid(path: impl Into<String>, value: &str, why: impl std::fmt::Display) -> Fault {
     Fault::new(path, format!("Invalid value: {value:?}: {why}"))
 }
 
-fn required(path: impl Into<String>) -> Fault {
+pub(super) fn required(path: impl Into<String>) -> Fault {
     Fault::new(path, "Required value")
 }
 
-fn one_of<T: Copy>(path: &str, given: Option<&str>, default: T, values: &[(&str, T)]) -> Result<T, Fault> {
+pub(super) fn one_of<T: Copy>(path: &str, given: Option<&str>, default: T, values: &[(&str, T)]) -> Result<T, Fault> {
     let Some(given) = given.filter(|g| !g.is_empty()) else { return Ok(default) };
     values.iter().find(|(name, _)| *name == given).map(|(_, value)| *value).ok_or_else(|| {
         let names: Vec<_> = values.iter().map(|(name, _)| *name).collect();
@@ -66,10 +67,11 @@ pub(super) fn pod(pod: &api::Pod, origin: &str, warnings: &mut Vec<String>) -> R
     let security = spec.security_context.clone().unwrap_or_default();
     let host_network = spec.host_network.unwrap_or_default();
     let mut seen = BTreeSet::new();
-    let mut host_ports = BTreeSet::new();
+    // Address, protocol, port, and whether it is a sidecar's.
+    let mut host_ports: BTreeSet<(String, String, u16, bool)> = BTreeSet::new();
     let mut list = |path: &str, list: &[api::Container]| -> Result<Vec<ContainerSpec>, Fault> {
-        // Those of the init containers are free again when the others start.
-        host_ports.clear();
+        // Those of the init containers are free again when the others start; sidecars keep theirs.
+        host_ports.retain(|(.., keeps)| *keeps);
         let mut made = Vec::new();
         for (i, one) in list.iter().enumerate() {
             let path = format!("{path}[{i}]");
@@ -77,8 +79,10 @@ pub(super) fn pod(pod: &api::Pod, origin: &str, warnings: &mut Vec<String>) -> R
             if !seen.insert(one.name.clone()) {
                 return Err(Fault::new(format!("{path}.name"), format!("Duplicate value: {:?}", one.name)));
             }
+            let keeps = one.restart.as_ref().is_some_and(|r| r.policy == RestartPolicy::Always);
             for port in one.ports.iter().filter(|p| p.host_port != 0) {
-                if !host_ports.insert((port.host_ip.clone(), port.protocol.clone(), port.host_port)) {
+                let key = |keeps| (port.host_ip.clone(), port.protocol.clone(), port.host_port, keeps);
+                if host_ports.contains(&key(!keeps)) || !host_ports.insert(key(keeps)) {
                     return Err(Fault::new(format!("{path}.ports"), format!("Duplicate host port {}", port.host_port)));
                 }
             }
@@ -270,6 +274,7 @@ fn container(
         security: security(path, given.security_context.as_ref(), pod)?,
         stdin: given.stdin.unwrap_or_default(),
         tty: given.tty.unwrap_or_default(),
+        restart: restart(path, given)?,
     })
 }
 

@@ -70,6 +70,8 @@ const FIELDS: &[(&str, Verdict)] = &[
     ("spec.containers.resources.claims", Refuse("static pods may not reference resourceclaims")),
     ("spec.containers.resources.limits", Take),
     ("spec.containers.resources.requests", Take),
+    ("spec.containers.restartPolicy", Take),
+    ("spec.containers.restartPolicyRules", Take),
     ("spec.containers.securityContext", Group),
     ("spec.containers.securityContext.allowPrivilegeEscalation", Take),
     ("spec.containers.securityContext.appArmorProfile", Group),

@@ -189,8 +189,27 @@ fn what_is_wrong_is_named_with_its_place() {
             "seccompProfile.type (line 9): not supported yet",
         ),
         (
-            with("initContainers: [{name: side, image: a, restartPolicy: Always}]", ""),
-            "spec.initContainers[0].restartPolicy (line 6): not supported yet",
+            with("initContainers: [{name: side, image: a, restartPolicy: always}]", ""),
+            "spec.initContainers[0].restartPolicy (line 6): Unsupported value: \"always\": supported values: Always, OnFailure, Never, \
+             did you mean \"Always\"?",
+        ),
+        (
+            with("", "restartPolicyRules: [{action: Restart, exitCodes: {operator: In, values: [42]}}]"),
+            "spec.containers[0].restartPolicy: Required value: must specify restartPolicy when restart rules are used",
+        ),
+        (
+            with(
+                "",
+                "restartPolicy: Never\n    restartPolicyRules: [{action: RestartAllContainers, exitCodes: {operator: In, values: [1]}}]",
+            ),
+            "restartPolicyRules[0].action (line 10): Unsupported value: \"RestartAllContainers\": supported values: Restart",
+        ),
+        (
+            with(
+                "",
+                "restartPolicy: Never\n    restartPolicyRules: [{action: Restart, exitCodes: {operator: In, values: []}}]",
+            ),
+            "restartPolicyRules[0].exitCodes.values (line 10): Invalid value: \"0\": must have 1 to 255 items",
         ),
         (with("shareProcessNamespace: true\nhostPID: true", ""), "cannot both be enabled"),
         ("{".to_owned(), "not valid YAML or JSON"),

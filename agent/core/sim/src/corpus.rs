@@ -121,7 +121,7 @@ impl Scene {
     /// `oom_score_adj` of its pods.
     #[must_use]
     pub fn adj(&self, pod: &PodSpec) -> i32 {
-        pod.containers.first().map_or(0, |c| oom_score_adj(&self.node, pod, &c.resources))
+        pod.containers.first().map_or(0, |c| oom_score_adj(&self.node, pod, c))
     }
 
     /// Where the wall of the node was there is the limit of `kubepods`, and the node has so much more.

@@ -16,8 +16,9 @@ use beelet_core::event::{Action, ContainerFactState, Event, OpId, PodOp, Resourc
 use beelet_core::evict::{Signal, available};
 use beelet_core::node::NodeConfig;
 use beelet_core::pod::{Pod, PodState, Why};
+use beelet_core::restart;
 use beelet_core::sample::{PodReading, Sample};
-use beelet_core::spec::{PodSpec, PodUid, RestartPolicy};
+use beelet_core::spec::{PodSpec, PodUid};
 use beelet_core::units::{Bytes, Micros, Now};
 
 use crate::kernel::Kernel;
@@ -468,11 +469,7 @@ impl Checker {
                 .max_by_key(|c| c.attempt);
             let rests = newest.is_some_and(|c| match &c.state {
                 ContainerFactState::Running { .. } => kernel.procs.contains_key(&c.id),
-                ContainerFactState::Exited(exit) => match pod.spec.restart_policy {
-                    RestartPolicy::Always => false,
-                    RestartPolicy::OnFailure => exit.code == 0,
-                    RestartPolicy::Never => true,
-                },
+                ContainerFactState::Exited(exit) => !restart::runs_again(&pod.spec, container, exit.code),
                 _ => false,
             });
             let waits = pod.tracks.get(&container.name).is_some_and(|t| recent(t, &self.node, now));

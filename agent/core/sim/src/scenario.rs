@@ -8,6 +8,7 @@ use std::sync::Arc;
 use beelet_core::event::{Rejected, ResourceList};
 use beelet_core::evict::{Signal, Soft, Threshold};
 use beelet_core::node::NodeConfig;
+use beelet_core::restart::ContainerRestart;
 use beelet_core::spec::{CRITICAL_PRIORITY, ContainerSpec, PodSpec, RestartPolicy};
 use beelet_core::units::{Bytes, Micros, MilliCpu};
 
@@ -274,6 +275,13 @@ fn pod(rng: &mut Rng, names: &mut Names) -> PodSpec {
             c.args =
                 if rng.chance(150) { Curve::Crash { after: takes, code: 1 } } else { Curve::Job { takes } }.arguments();
             pod.init_containers.push(c);
+        }
+        // Some are sidecars: by their number, so that what else is drawn stays as it is.
+        if names.0.is_multiple_of(3)
+            && let Some(first) = pod.init_containers.first_mut()
+        {
+            first.args = Curve::Idle { holds: Bytes::mib(8) }.arguments();
+            first.restart = Some(ContainerRestart { policy: RestartPolicy::Always, rules: Vec::new() });
         }
     }
     pod

@@ -1,5 +1,6 @@
 use super::*;
-use crate::spec::{ContainerSecurity, PodUid, PullPolicy, StorageResources};
+use crate::restart::ContainerRestart;
+use crate::spec::{ContainerSecurity, PodUid, PullPolicy, RestartPolicy, StorageResources};
 use proptest::prelude::*;
 
 const MIB: u64 = 1 << 20;
@@ -30,6 +31,7 @@ fn container(name: &str, (cpu_request, cpu_limit, memory_request, memory_limit):
         security: ContainerSecurity::default(),
         stdin: false,
         tty: false,
+        restart: None,
     }
 }
 
@@ -140,6 +142,38 @@ fn oom_scores() {
         pod.priority = priority;
         assert_eq!(linux_resources(&node, &pod, &pod.containers[0]).oom_score_adj, score, "{four:?} {priority}");
     }
+}
+
+#[test]
+fn a4_5_a_sidecar_counts_beside_the_others_and_is_as_safe_as_they_are() {
+    let always = Some(ContainerRestart { policy: RestartPolicy::Always, rules: Vec::new() });
+    // Init containers in millicores, `true` for a sidecar; main containers; what the pod asks for.
+    for (init, main, wanted) in [
+        (&[(100, true)][..], &[200, 300][..], 600),
+        (&[(100, true), (900, false)], &[200], 1_000),
+        (&[(900, false), (100, true)], &[200], 900),
+        (&[(100, true), (500, false), (200, true)], &[400], 700),
+        (&[(100, true), (0, true)], &[0], 100),
+        (&[(0, false)], &[0], 0),
+    ] {
+        let fours = |list: &[u64]| list.iter().map(|cpu| (*cpu, 0, 0, 0)).collect::<Vec<_>>();
+        let mut spec = pod(&fours(&init.iter().map(|(cpu, _)| *cpu).collect::<Vec<_>>()), &fours(main));
+        for (container, (_, sidecar)) in spec.init_containers.iter_mut().zip(init) {
+            container.restart = always.clone().filter(|_| *sidecar);
+        }
+        assert_eq!(pod_requests(&spec).cpu, MilliCpu(wanted), "{init:?} {main:?}");
+    }
+    // Of a Burstable pod on 4 GiB: the sidecar asks for nothing, the least main container for a quarter.
+    let node = NodeConfig {
+        capacity: ResourceList { memory: Bytes::gib(4), ..ResourceList::default() },
+        ..NodeConfig::default()
+    };
+    let mut spec = pod(&[(0, 0, 0, 0), (0, 0, 3_072, 0)], &[(0, 0, 1_024, 0), (0, 0, 2_048, 0)]);
+    assert_eq!(oom_score_adj(&node, &spec, &spec.init_containers[0]), 999);
+    for container in &mut spec.init_containers {
+        container.restart.clone_from(&always);
+    }
+    assert_eq!([0, 1].map(|i| oom_score_adj(&node, &spec, &spec.init_containers[i])), [750, 250]);
 }
 
 #[test]
