@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::evict::disk;
 use crate::sample::{KernelEvent, Sample};
+use crate::security::RuntimeFeatures;
 use crate::spec::{PodSpec, PodUid, Resources};
 use crate::units::{Bytes, Micros, MilliCpu};
 
@@ -91,6 +92,9 @@ pub struct RuntimeFacts {
     /// Pods of which an earlier life of the agent left a cgroup (its path; "" where only folders are left). Told once, at start.
     #[serde(default)]
     pub leftovers: Vec<(PodUid, String)>,
+    /// What the runtime says it can do.
+    #[serde(default)]
+    pub features: RuntimeFeatures,
 }
 
 /// A pod sandbox.

@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::security::{GroupsPolicy, Profile, SeLinux};
 use crate::units::{Bytes, Micros, MilliCpu};
 
 /// A pod's UID: `metadata.uid`, or for a manifest without one a hash of its content, its file and the node's name.
@@ -55,6 +56,9 @@ pub struct PodSpec {
     pub annotations: BTreeMap<String, String>,
     /// Where the wish comes from, for messages: a file's path, or `api`.
     pub origin: String,
+    /// What of the manifest is left out, each beginning with the field's name: for people, told with the pod.
+    #[serde(default)]
+    pub left_out: Vec<String>,
     /// `spec.priority`, or the value of `priorityClassName: system-{node,cluster}-critical`.
     pub priority: i32,
     /// `spec.restartPolicy`.
@@ -116,7 +120,13 @@ pub struct PodSecurity {
     pub fs_group: Option<i64>,
     /// `supplementalGroups`.
     pub supplemental_groups: Vec<i64>,
-    /// `sysctls`.
+    /// `supplementalGroupsPolicy`.
+    #[serde(default)]
+    pub groups_policy: GroupsPolicy,
+    /// `seLinuxOptions`, for the sandbox; containers have theirs.
+    #[serde(default)]
+    pub se_linux: Option<SeLinux>,
+    /// `sysctls`, by their normal names ([`crate::sysctl::normal`]).
     pub sysctls: BTreeMap<String, String>,
 }
 
@@ -214,6 +224,9 @@ pub enum EnvValue {
 /// A port of a container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Port {
+    /// `name`, "" for none; unique in the container.
+    #[serde(default)]
+    pub name: String,
     /// `containerPort`.
     pub container_port: u16,
     /// `hostPort`; 0 for none.
@@ -254,6 +267,15 @@ pub struct ContainerSecurity {
     pub cap_add: Vec<String>,
     /// `capabilities.drop`.
     pub cap_drop: Vec<String>,
+    /// `seccompProfile`; unset takes `seccompDefault`.
+    #[serde(default)]
+    pub seccomp: Option<Profile>,
+    /// `appArmorProfile`, or the annotation of older manifests; unset leaves it to the runtime.
+    #[serde(default)]
+    pub app_armor: Option<Profile>,
+    /// `seLinuxOptions`.
+    #[serde(default)]
+    pub se_linux: Option<SeLinux>,
 }
 
 /// `resources` of a container. A limit without a request makes the request, as the API server does.
@@ -327,6 +349,7 @@ impl PodSpec {
             labels: BTreeMap::new(),
             annotations: BTreeMap::new(),
             origin: String::new(),
+            left_out: Vec::new(),
             priority: 0,
             restart_policy: RestartPolicy::Always,
             termination_grace: Micros::secs(30),
@@ -359,6 +382,7 @@ impl PodSpec {
     pub fn same_but_resources(&self, other: &Self) -> bool {
         let bare = |pod: &Self| {
             let mut bare = pod.clone();
+            bare.left_out.clear();
             for container in bare.init_containers.iter_mut().chain(&mut bare.containers) {
                 container.resources = Resources::default();
             }

@@ -188,6 +188,11 @@ pub async fn run(
     {
         warn!("{degraded}");
     }
+    if !options.beside
+        && let Some(degraded) = options.config.check_swap(&machine)?
+    {
+        warn!("{degraded}");
+    }
     let mut node = options.config.node_config(&machine, &options.node_name)?;
     node.beside = options.beside;
     let _lock = lock(&options.root)?;
@@ -256,9 +261,12 @@ pub async fn run(
         pod_logs_dir: kubelet.pod_logs_dir.clone(),
         resolv_conf: machine::resolv_conf(kubelet.resolv_conf.as_deref()),
         cgroup_v2: machine.cgroup_v2,
-        seccomp_default: false,
+        seccomp_default: kubelet.seccomp_default,
+        masked: machine::masked_here(Path::new("/sys/devices/system/cpu")),
     };
-    let volumes = Arc::new(Volumes::new(&options.root, &kubelet.pod_logs_dir));
+    let mut volumes = Volumes::new(&options.root, &kubelet.pod_logs_dir);
+    volumes.memory_default = Some(node.allocatable().memory);
+    let volumes = Arc::new(volumes);
     let leftovers = tree.as_ref().map_or(Ok(Vec::new()), |tree| leftovers(tree, &volumes, &node.kubepods))?;
     let executor = match tree {
         Some(tree) => Some(

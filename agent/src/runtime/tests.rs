@@ -23,6 +23,7 @@ fn node() -> NodeEnv {
         resolv_conf: None,
         cgroup_v2: true,
         seccomp_default: false,
+        masked: Vec::new(),
     }
 }
 
@@ -73,6 +74,22 @@ async fn container(runtime: &Runtime, sandbox_id: &str, attempt: u32) -> Result<
         }
         other => panic!("{other:?}"),
     }
+}
+
+#[tokio::test]
+async fn a4_16l_the_runtime_is_asked_once_for_what_it_can_do_and_anew_after_it_was_away() {
+    let mut fake = Fake::start();
+    let runtime = client(&fake);
+    let can = async |runtime: &Runtime| runtime.facts(Micros(1)).await.map(|facts| facts.features.groups_policy);
+    // A runtime without the call cannot.
+    assert_eq!(can(&runtime).await.expect("facts"), false);
+    fake.kill();
+    assert!(can(&runtime).await.is_err());
+    super::client::lock(&fake.world).groups_policy = Some(true);
+    fake.resume();
+    assert_eq!(can(&runtime).await.expect("facts"), true);
+    assert_eq!(can(&runtime).await.expect("facts"), true);
+    assert_eq!(super::client::lock(&fake.world).count("Status"), 1, "one answer lasts");
 }
 
 #[tokio::test]

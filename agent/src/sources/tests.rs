@@ -30,7 +30,7 @@ fn bad(text: &str) -> String {
 
 #[test]
 fn defaults_are_filled_in() {
-    let Parsed { spec, pod, warnings } = good(&with("", ""));
+    let Parsed { spec, pod } = good(&with("", ""));
     assert_eq!(spec.full_name(), "default/web-node-1");
     assert_eq!((spec.hostname.as_str(), spec.origin.as_str()), ("web-node-1", "/pods/web.yaml"));
     assert_eq!((spec.restart_policy, spec.termination_grace), (RestartPolicy::Always, Micros::secs(30)));
@@ -38,7 +38,7 @@ fn defaults_are_filled_in() {
         (spec.containers[0].pull, spec.qos(), spec.priority),
         (PullPolicy::IfNotPresent, QosClass::BestEffort, 0)
     );
-    assert_eq!(warnings, [""; 0]);
+    assert_eq!(spec.left_out, [""; 0]);
     assert_eq!(spec.uid.as_str().len(), 32);
     assert!(spec.uid.as_str().bytes().all(|b| b.is_ascii_hexdigit()));
     assert_eq!(pod.metadata.uid.as_deref(), Some(spec.uid.as_str()));
@@ -185,10 +185,6 @@ fn what_is_wrong_is_named_with_its_place() {
             "volumeMounts[0].subPath (line 9): not supported yet",
         ),
         (
-            with("", "securityContext: {seccompProfile: {type: RuntimeDefault}}"),
-            "seccompProfile.type (line 9): not supported yet",
-        ),
-        (
             with("initContainers: [{name: side, image: a, restartPolicy: Always}]", ""),
             "spec.initContainers[0].restartPolicy (line 6): not supported yet",
         ),
@@ -212,7 +208,7 @@ fn what_is_left_out_is_named() {
          terminationMessagePath: /dev/termination-log\nresources: {requests: {ephemeral-storage: 1Gi}}",
     ));
     assert_eq!(
-        parsed.warnings,
+        parsed.spec.left_out,
         [
             "spec.nodeSelector: not checked yet",
             "spec.dnsPolicy: has no effect yet",
@@ -240,7 +236,7 @@ fn the_uid_follows_all_but_resources() {
     assert_ne!(first, uid(&base.replace("name: web", "name: web\n  labels: {a: b}"), "/a", "n"));
     let given = base.replace("name: web", "name: web\n  uid: 0e9c4d51-3ab8");
     assert_eq!(uid(&given, "/a", "n"), "0e9c4d51-3ab8");
-    assert_eq!(good(&given).warnings.len(), 1);
+    assert_eq!(good(&given).spec.left_out.len(), 1);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Tables: a field of the spec, and where it must arrive.
 
 use beelet_core::event::CgroupKnobs;
+use beelet_core::security::{GroupsPolicy, Profile, SeLinux};
 use beelet_core::spec::{
     ContainerSecurity, EnvValue, EnvVar, Mount, PodSecurity, PodUid, Port, Resources, Volume, VolumeKind,
 };
@@ -18,6 +19,7 @@ fn node() -> NodeEnv {
         resolv_conf: Some("nameserver 192.0.2.53\n".to_owned()),
         cgroup_v2: true,
         seccomp_default: false,
+        masked: Vec::new(),
     }
 }
 
@@ -195,6 +197,97 @@ fn the_rest_of_the_security_context_arrives() {
     assert_eq!(seccomp.expect("a profile").profile_type(), RuntimeDefault);
 }
 
+/// A profile's kind and reference.
+fn told(profile: Option<cri::SecurityProfile>) -> Option<(cri::security_profile::ProfileType, String)> {
+    profile.map(|profile| (profile.profile_type(), profile.localhost_ref))
+}
+
+#[test]
+fn a10_11_seccomp_profiles_arrive_local_ones_as_files_below_the_root() {
+    use cri::security_profile::ProfileType::{Localhost, RuntimeDefault, Unconfined};
+    let with = |seccomp: Option<Profile>| changed(|s| s.containers[0].security.seccomp = seccomp);
+    for (seccomp, expected) in [
+        (Some(Profile::RuntimeDefault), (RuntimeDefault, "")),
+        (Some(Profile::Unconfined), (Unconfined, "")),
+        (Some(Profile::Localhost("mine/a.json".to_owned())), (Localhost, "/root/seccomp/mine/a.json")),
+        (None, (Unconfined, "")),
+    ] {
+        let found = told(security(&with(seccomp.clone())).seccomp);
+        assert_eq!(found, Some((expected.0, expected.1.to_owned())), "{seccomp:?}");
+    }
+    let on = NodeEnv { seccomp_default: true, ..node() };
+    let of = |spec: &PodSpec| told(security::of_container(&on, spec, &spec.containers[0], (None, None)).seccomp);
+    assert_eq!(of(&with(None)), Some((RuntimeDefault, String::new())), "seccompDefault is for those that say nothing");
+    assert_eq!(of(&with(Some(Profile::Unconfined))), Some((Unconfined, String::new())));
+}
+
+#[test]
+fn a10_12_apparmor_is_told_only_where_it_is_asked_for() {
+    use cri::security_profile::ProfileType::{Localhost, RuntimeDefault, Unconfined};
+    for (given, expected) in [
+        (None, None),
+        (Some(Profile::Unconfined), Some((Unconfined, String::new()))),
+        (Some(Profile::RuntimeDefault), Some((RuntimeDefault, String::new()))),
+        (Some(Profile::Localhost("web".to_owned())), Some((Localhost, "web".to_owned()))),
+    ] {
+        let context = security(&changed(|s| s.containers[0].security.app_armor = given.clone()));
+        assert_eq!(told(context.apparmor), expected, "{given:?}");
+    }
+    let of_sandbox = sandbox(&changed(|s| s.containers[0].security.app_armor = Some(Profile::Unconfined)));
+    assert_eq!(of_sandbox.linux.and_then(|l| l.security_context).and_then(|s| s.apparmor), None);
+}
+
+#[test]
+fn a10_13_labels_arrive_and_what_is_the_pods_own_is_relabelled() {
+    let label = |level: &str| SeLinux { level: level.to_owned(), ..SeLinux::default() };
+    let spec = changed(|s| {
+        s.security.se_linux = Some(label("s0"));
+        s.containers[0].security.se_linux = Some(label("s1"));
+        s.volumes = vec![
+            Volume { name: "e".to_owned(), kind: VolumeKind::EmptyDir { memory: false, size_limit: None } },
+            Volume {
+                name: "h".to_owned(),
+                kind: VolumeKind::HostPath { path: "/srv".to_owned(), kind: String::new() },
+            },
+        ];
+        let mount = |volume: &str| Mount { volume: volume.to_owned(), path: format!("/{volume}"), read_only: false };
+        s.containers[0].mounts = vec![mount("e"), mount("h")];
+    });
+    let of_sandbox = sandbox(&spec).linux.and_then(|l| l.security_context).and_then(|s| s.selinux_options);
+    assert_eq!(of_sandbox.map(|l| l.level).as_deref(), Some("s0"));
+    assert_eq!(security(&spec).selinux_options.map(|l| l.level).as_deref(), Some("s1"));
+    assert_eq!(security(&pod()).selinux_options, None);
+    let mounts = container(&spec, None).expect("a config").mounts;
+    let relabelled: Vec<&str> =
+        mounts.iter().filter(|m| m.selinux_relabel).map(|m| m.container_path.as_str()).collect();
+    assert_eq!(relabelled, ["/e", "/etc/hosts", "/dev/termination-log"]);
+}
+
+#[test]
+fn a10_4_the_groups_policy_arrives_at_both() {
+    for policy in [GroupsPolicy::Merge, GroupsPolicy::Strict] {
+        let spec = changed(|s| s.security.groups_policy = policy);
+        let wanted = match policy {
+            GroupsPolicy::Merge => cri::SupplementalGroupsPolicy::Merge,
+            GroupsPolicy::Strict => cri::SupplementalGroupsPolicy::Strict,
+        };
+        assert_eq!(security(&spec).supplemental_groups_policy(), wanted);
+        let of_sandbox = sandbox(&spec).linux.and_then(|l| l.security_context).expect("a security context");
+        assert_eq!(of_sandbox.supplemental_groups_policy(), wanted);
+    }
+}
+
+#[test]
+fn a10_10_what_this_machine_has_beside_is_masked_too() {
+    let hot = NodeEnv { masked: vec!["/sys/hot".to_owned()], ..node() };
+    let of = |privileged: bool| {
+        let spec = changed(|s| s.containers[0].security.privileged = privileged);
+        security::of_container(&hot, &spec, &spec.containers[0], (None, None)).masked_paths
+    };
+    assert!(of(false).contains(&"/sys/hot".to_owned()) && of(false).contains(&"/proc/kcore".to_owned()));
+    assert_eq!(of(true), [""; 0]);
+}
+
 #[test]
 fn variables_come_from_the_pod_and_expand_in_order() {
     let literal = |name: &str, text: &str| EnvVar { name: name.to_owned(), value: EnvValue::Literal(text.to_owned()) };
@@ -281,8 +374,13 @@ fn volumes_hosts_and_termination_log_are_mounted() {
 fn a_container_carries_what_a_restarted_agent_reads() {
     let spec = changed(|s| {
         s.termination_grace = Micros(1_500_000);
-        s.containers[0].ports =
-            vec![Port { container_port: 80, host_port: 8080, host_ip: String::new(), protocol: "TCP".to_owned() }];
+        s.containers[0].ports = vec![Port {
+            name: "http".to_owned(),
+            container_port: 80,
+            host_port: 8080,
+            host_ip: String::new(),
+            protocol: "TCP".to_owned(),
+        }];
     });
     let config = container(&spec, None).expect("a config");
     assert_eq!(config.metadata, Some(cri::ContainerMetadata { name: "c".to_owned(), attempt: 2 }));
@@ -292,7 +390,7 @@ fn a_container_carries_what_a_restarted_agent_reads() {
         (names::TERMINATION_GRACE, "2"),
         (names::TERMINATION_MESSAGE_PATH, "/dev/termination-log"),
         (names::MANAGED, "i1"),
-        (names::PORTS, r#"[{"containerPort":80,"hostPort":8080,"protocol":"TCP"}]"#),
+        (names::PORTS, r#"[{"containerPort":80,"hostPort":8080,"name":"http","protocol":"TCP"}]"#),
     ] {
         assert_eq!(config.annotations.get(name).map(String::as_str), Some(value), "{name}");
     }
