@@ -26,6 +26,7 @@ mod cgroups;
 mod cri;
 mod manifest;
 mod metrics;
+mod witness;
 
 use std::time::{Duration, Instant};
 
@@ -35,6 +36,7 @@ pub use cgroups::{Hierarchy, hierarchies, knobs_below, pod_cgroups};
 pub use cri::{Container, Cri, Sandbox};
 pub use manifest::{BUSYBOX, Pod, WORKLOAD, pod, write_file};
 pub use metrics::{Metrics, Sample};
+pub use witness::Witness;
 
 /// So many seconds.
 #[must_use]

@@ -4,41 +4,10 @@ use std::fs;
 use std::path::Path;
 
 use beelet_proto::cri;
-use e2e::{Agent, AgentOptions, Cri, NODE, Pod, SharedBed, pod, say, secs};
+use e2e::{Agent, AgentOptions, Cri, NODE, SharedBed, Witness, pod, say, secs};
 use serde_json::{Value, json};
 
 static BED: SharedBed = SharedBed::new("security");
-
-/// A pod whose containers leave what they see of themselves in files of a folder of the node, each under its name.
-struct Witness<'a> {
-    pod: Pod,
-    folder: &'a Path,
-}
-
-impl<'a> Witness<'a> {
-    fn new(name: &str, folder: &'a Path) -> Self {
-        fs::create_dir_all(folder).expect("a folder");
-        let volume = json!([{ "name": "out", "hostPath": { "path": folder.display().to_string() } }]);
-        Self { pod: pod(name).spec("volumes", volume), folder }
-    }
-
-    /// A container that writes what this script prints.
-    fn container(mut self, name: &str, script: &str, security: Value) -> Self {
-        let script = format!("({script}) > /out/.{name} 2>&1; mv /out/.{name} /out/{name}; sleep 3600");
-        self.pod = self
-            .pod
-            .container(name, e2e::BUSYBOX, &["sh", "-c", &script], &[])
-            .field("volumeMounts", json!([{ "name": "out", "mountPath": "/out" }]))
-            .field("securityContext", security);
-        self
-    }
-
-    /// What the container wrote.
-    fn read(&self, agent: &Agent, name: &str) -> String {
-        agent
-            .wait(&format!("what container {name} sees"), secs(90), |_| fs::read_to_string(self.folder.join(name)).ok())
-    }
-}
 
 /// What containerd made of a container of this pod: its configuration as it was asked for, and as the kernel got it.
 fn info(cri: &Cri, pod: &str, container: &str) -> Value {
@@ -136,32 +105,30 @@ fn a10_12_apparmor_is_asked_for_or_the_pod_is_turned_away() {
 #[test]
 fn a10_16_sysctls_are_the_pods_own_if_they_are_safe_or_allowed() {
     let Some(bed) = BED.get("a10_16_sysctls_are_the_pods_own_if_they_are_safe_or_allowed") else { return };
-    let sysctl = |name: &str, value: &str| json!([{ "name": name, "value": value }]);
-    let with = |name: &str, folder: &Path, show: &str, sysctls: Value| {
-        Witness::new(name, folder)
-            .container("main", show, json!({}))
-            .pod
-            .spec("securityContext", json!({ "sysctls": sysctls }))
-    };
     let (port, limit) = ("net.ipv4.ip_unprivileged_port_start", "kernel.msgmax");
-    let show = |name: &str| format!("cat /proc/sys/{}", name.replace('.', "/"));
-    let (safe, unsafe_) = (bed.dir.join("sysctl-safe"), bed.dir.join("sysctl-unsafe"));
-    let seen = |agent: &Agent, folder: &Path| {
-        agent.wait("the value in the pod", secs(90), |_| fs::read_to_string(folder.join("main")).ok()).trim().to_owned()
+    let witness = |name: &str, folder, show: &str, (sysctl, value): (&str, &str)| {
+        let mut witness = Witness::new(name, folder).container("main", &format!("cat /proc/sys/{show}"), json!({}));
+        let sysctls = json!([{ "name": sysctl, "value": value }]);
+        witness.pod = witness.pod.spec("securityContext", json!({ "sysctls": sysctls }));
+        witness
     };
+    let (safe, allowed) = (bed.dir.join("sysctl-safe"), bed.dir.join("sysctl-allowed"));
     let agent = Agent::start(&bed, &AgentOptions::default());
     let outside = fs::read_to_string("/proc/sys/kernel/msgmax").expect("the node's own");
-    with("safe", &safe, &show(port), sysctl("net/ipv4/ip_unprivileged_port_start", "80")).write(&agent.manifests);
-    with("unsafe", &unsafe_, &show(limit), sysctl(limit, "4096")).write(&agent.manifests);
-    assert_eq!(seen(&agent, &safe), "80");
-    let failed = agent.wait_phase("unsafe", "Failed", secs(30));
+    // Its name may be written with slashes.
+    let safe = witness("safe", &safe, &port.replace('.', "/"), (&port.replace('.', "/"), "80"));
+    let allowed = witness("allowed", &allowed, "kernel/msgmax", (limit, "4096"));
+    safe.pod.write(&agent.manifests);
+    allowed.pod.write(&agent.manifests);
+    assert_eq!(safe.read(&agent, "main").trim(), "80");
+    let failed = agent.wait_phase("allowed", "Failed", secs(30));
     assert_eq!(failed["status"]["reason"], "SysctlForbidden", "{failed}");
     assert_eq!(failed["status"]["message"], "forbidden sysctl: \"kernel.msgmax\" not allowlisted", "{failed}");
     agent.finish();
 
     let agent = Agent::start(&bed, &AgentOptions::default().set("allowedUnsafeSysctls", "['kernel.msg*']"));
-    with("unsafe", &unsafe_, &show(limit), sysctl(limit, "4096")).write(&agent.manifests);
-    assert_eq!(seen(&agent, &unsafe_), "4096");
+    allowed.pod.write(&agent.manifests);
+    assert_eq!(allowed.read(&agent, "main").trim(), "4096");
     assert_eq!(fs::read_to_string("/proc/sys/kernel/msgmax").expect("the node's own"), outside);
     agent.finish();
 }

@@ -67,6 +67,15 @@ pub enum Event {
     },
     /// Time passed. Sent at the moment that [`Action::WakeAt`] asked for, or earlier.
     Tick,
+    /// What was noticed of a pod while something was done for it, for people.
+    Told {
+        /// The pod.
+        uid: PodUid,
+        /// As of an event: `DNSConfigForming`.
+        reason: String,
+        /// In the kubelet's words.
+        message: String,
+    },
 }
 
 /// A manifest that cannot be run.

@@ -14,6 +14,7 @@ pub mod backoff;
 pub mod budget;
 mod climb;
 mod disks;
+pub mod dns;
 mod done;
 pub mod event;
 pub mod evict;

@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::dns::PodDns;
 use crate::security::{GroupsPolicy, Profile, SeLinux};
 use crate::units::{Bytes, Micros, MilliCpu};
 
@@ -75,6 +76,12 @@ pub struct PodSpec {
     pub share_process_namespace: bool,
     /// `spec.hostname`, else the pod's name cut to 63 characters.
     pub hostname: String,
+    /// `spec.dnsPolicy` and `spec.dnsConfig`.
+    #[serde(default)]
+    pub dns: PodDns,
+    /// `spec.hostAliases`.
+    #[serde(default)]
+    pub host_aliases: Vec<HostAlias>,
     /// `spec.securityContext`, the fields that are for the whole pod.
     pub security: PodSecurity,
     /// `spec.volumes`.
@@ -128,6 +135,15 @@ pub struct PodSecurity {
     pub se_linux: Option<SeLinux>,
     /// `sysctls`, by their normal names ([`crate::sysctl::normal`]).
     pub sysctls: BTreeMap<String, String>,
+}
+
+/// One of `spec.hostAliases`: a line of the pod's hosts file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostAlias {
+    /// `ip`.
+    pub ip: String,
+    /// `hostnames`.
+    pub names: Vec<String>,
 }
 
 /// A volume of the pod.
@@ -358,6 +374,8 @@ impl PodSpec {
             host_ipc: false,
             share_process_namespace: false,
             hostname: String::new(),
+            dns: PodDns::default(),
+            host_aliases: Vec::new(),
             security: PodSecurity::default(),
             volumes: Vec::new(),
             init_containers: Vec::new(),

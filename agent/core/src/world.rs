@@ -252,6 +252,7 @@ impl World {
             Event::OwnCost { cpu, looking, bpf } => {
                 self.on_own_cost(Spent { all: cpu + bpf.unwrap_or_default(), looking }, now);
             }
+            Event::Told { uid, reason, message } => self.say(&uid, None, now, true, &reason, message),
             Event::Tick => self.waking = None,
         }
         if plans || !self.out.is_empty() {

@@ -5,7 +5,6 @@ use std::path::Path;
 
 use beelet_core::units::{Bytes, MilliCpu};
 use procfs::{Current, CurrentSI};
-use tracing::warn;
 
 use crate::config::Machine;
 use crate::kernel::cgroup::CgroupLayout;
@@ -66,18 +65,6 @@ pub(super) fn address() -> Option<IpAddr> {
     let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
     socket.connect("192.0.2.1:9").ok()?;
     socket.local_addr().ok().map(|a| a.ip()).filter(|ip| !ip.is_loopback() && !ip.is_unspecified())
-}
-
-/// The text of the resolver's file that pods get; `None` for none.
-pub(super) fn resolv_conf(path: Option<&Path>) -> Option<String> {
-    let path = path?;
-    match std::fs::read_to_string(path) {
-        Ok(text) => Some(text),
-        Err(error) => {
-            warn!(path = %path.display(), %error, "resolvConf cannot be read; pods get no name servers");
-            Some(String::new())
-        }
-    }
 }
 
 #[cfg(test)]

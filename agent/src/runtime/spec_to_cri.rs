@@ -8,6 +8,7 @@ mod security;
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 
+use beelet_core::dns::{self, NodeDns, ResolvConfError, Resolver, Told};
 use beelet_core::event::LinuxResources;
 use beelet_core::spec::{ContainerSpec, PodSpec, VolumeKind};
 use beelet_core::units::Micros;
@@ -34,8 +35,8 @@ pub struct NodeEnv {
     pub root: PathBuf,
     /// `podLogsDir`.
     pub pod_logs_dir: PathBuf,
-    /// The text of the file that `resolvConf` names; `None` where that is "".
-    pub resolv_conf: Option<String>,
+    /// Whom its pods ask for names.
+    pub dns: NodeDns,
     /// The controllers are on cgroup v2.
     pub cgroup_v2: bool,
     /// `seccompDefault`: containers without a profile get the runtime's rather than none.
@@ -47,9 +48,15 @@ pub struct NodeEnv {
 /// Where a container leaves its last words.
 pub(super) const TERMINATION_LOG: &str = "/dev/termination-log";
 
-/// What a sandbox is made from. `cgroup` is the pod's, relative to the hierarchies' roots.
+/// What a sandbox is made from. `cgroup` is the pod's, relative to the hierarchies' roots; `dns` is its [`resolver`].
 #[must_use]
-pub fn sandbox_config(node: &NodeEnv, spec: &PodSpec, cgroup: &str, attempt: u32) -> cri::PodSandboxConfig {
+pub fn sandbox_config(
+    node: &NodeEnv,
+    spec: &PodSpec,
+    cgroup: &str,
+    attempt: u32,
+    dns: cri::DnsConfig,
+) -> cri::PodSandboxConfig {
     let mut annotations: HashMap<String, String> = owned(&spec.annotations);
     annotations.insert(names::MANAGED.to_owned(), node.instance.clone());
     let mut labels: HashMap<String, String> = owned(&spec.labels);
@@ -64,7 +71,7 @@ pub fn sandbox_config(node: &NodeEnv, spec: &PodSpec, cgroup: &str, attempt: u32
         }),
         hostname: if spec.host_network { String::new() } else { spec.hostname.clone() },
         log_directory: paths::log_dir(&node.pod_logs_dir, spec).display().to_string(),
-        dns_config: Some(dns(node)),
+        dns_config: Some(dns),
         port_mappings: if spec.host_network { Vec::new() } else { port_mappings(spec) },
         labels,
         annotations,
@@ -267,36 +274,16 @@ fn port_mappings(spec: &PodSpec) -> Vec<cri::PortMapping> {
     ports.map(mapping).collect()
 }
 
-/// `dnsPolicy: Default`: as the node's resolv.conf, cut to what the C library takes. Without a resolv.conf, names are looked up
-/// nowhere but at the pod itself.
-fn dns(node: &NodeEnv) -> cri::DnsConfig {
-    /// MaxDNSNameservers, MaxDNSSearchPaths, MaxDNSSearchListChars (pkg/apis/core/validation).
-    const MAX: (usize, usize, usize) = (3, 32, 2048);
-    let Some(text) = &node.resolv_conf else {
-        let loopback = |ip: &String| if ip.contains(':') { "::1" } else { "127.0.0.1" }.to_owned();
-        let mut servers: Vec<String> = node.host_ips.iter().map(loopback).collect();
-        servers.dedup();
-        return cri::DnsConfig { servers, searches: vec![".".to_owned()], options: Vec::new() };
-    };
-    let mut dns = cri::DnsConfig::default();
-    for line in text.lines() {
-        let mut words = line.split_whitespace();
-        match words.next() {
-            Some("nameserver") => dns.servers.extend(words.next().map(str::to_owned)),
-            // The last line of these wins.
-            Some("search") => {
-                dns.searches = words.map(|s| if s == "." { s } else { s.trim_end_matches('.') }.to_owned()).collect();
-            }
-            Some("options") => dns.options = words.map(str::to_owned).collect(),
-            _ => {}
-        }
-    }
-    dns.servers.truncate(MAX.0);
-    dns.searches.truncate(MAX.1);
-    while dns.searches.iter().map(|s| s.len() + 1).sum::<usize>() > MAX.2 + 1 {
-        dns.searches.pop();
-    }
-    dns
+/// The pod's resolver, and what people are told of it.
+///
+/// # Errors
+/// If the node's resolv.conf cannot be understood.
+pub fn resolver(node: &NodeEnv, spec: &PodSpec) -> Result<(cri::DnsConfig, Vec<Told>), ResolvConfError> {
+    let name = format!("{}_{}({})", spec.name, spec.namespace, spec.uid);
+    let wish = (&spec.dns, spec.host_network);
+    let (Resolver { servers, searches, options }, told) =
+        dns::form(&node.dns, &node.host_ips, wish, (&spec.namespace, &name))?;
+    Ok((cri::DnsConfig { servers, searches, options }, told))
 }
 
 fn pod_labels(spec: &PodSpec) -> impl Iterator<Item = (String, String)> {

@@ -7,6 +7,7 @@
 //! Property: what comes out needs no further check: names are safe as file names, every mount has its volume, requests are
 //! within limits.
 
+mod network;
 mod security;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -136,6 +137,8 @@ pub(super) fn pod(pod: &api::Pod, origin: &str, mut left_out: Vec<String>) -> Re
         host_pid: spec.host_pid.unwrap_or_default(),
         host_ipc: spec.host_ipc.unwrap_or_default(),
         share_process_namespace: spec.share_process_namespace.unwrap_or_default(),
+        dns: network::dns(spec)?,
+        host_aliases: network::host_aliases(spec)?,
         security: security.pod(host_network, spec.host_ipc.unwrap_or_default())?,
         volumes,
         init_containers,
@@ -299,7 +302,7 @@ fn env(path: &str, given: &api::Container) -> Result<Vec<EnvVar>, Fault> {
         made.push(EnvVar { name: var.name.clone(), value });
     }
     // What refers to something was refused before.
-    if given.env_from.iter().flatten().next().is_some() {
+    if given.env_from.as_ref().is_some_and(|list| !list.is_empty()) {
         return Err(invalid(format!("{path}.envFrom[0]"), "", "must specify one of: `configMapRef` or `secretRef`"));
     }
     Ok(made)

@@ -189,6 +189,24 @@ fn what_is_wrong_is_named_with_its_place() {
             "spec.initContainers[0].restartPolicy (line 6): not supported yet",
         ),
         (with("shareProcessNamespace: true\nhostPID: true", ""), "cannot both be enabled"),
+        (with("dnsPolicy: clusterFirst", ""), "spec.dnsPolicy (line 6): Unsupported value: \"clusterFirst\""),
+        (
+            with("dnsPolicy: None", ""),
+            "spec.dnsConfig (line 5): Required value: must provide `dnsConfig` when `dnsPolicy` is None",
+        ),
+        (
+            with("dnsPolicy: None\ndnsConfig: {searches: [a]}", ""),
+            "spec.dnsConfig.nameservers (line 7): Required value: must provide at least one DNS nameserver",
+        ),
+        (with("dnsConfig: {nameservers: [a]}", ""), "dnsConfig.nameservers[0] (line 6): Invalid value: \"a\""),
+        (with("dnsConfig: {nameservers: [::1, ::2, ::3, ::4]}", ""), "must not have more than 3 nameservers"),
+        (with("dnsConfig: {searches: [a b]}", ""), "dnsConfig.searches[0] (line 6): Invalid value: \"a b\""),
+        (with("dnsConfig: {options: [{value: '1'}]}", ""), "dnsConfig.options[0] (line 6): Required value"),
+        (with("hostAliases: [{ip: x, hostnames: [a]}]", ""), "spec.hostAliases[0].ip (line 6): Invalid value: \"x\""),
+        (
+            with("hostAliases: [{ip: 192.0.2.1, hostnames: [a, B]}]", ""),
+            "spec.hostAliases[0].hostnames[1] (line 6): Invalid value: \"B\"",
+        ),
         ("{".to_owned(), "not valid YAML or JSON"),
         ("a: b: c".to_owned(), "not valid YAML or JSON"),
         ("just text".to_owned(), "cannot be run"),
@@ -203,7 +221,7 @@ fn what_is_wrong_is_named_with_its_place() {
 #[test]
 fn what_is_left_out_is_named() {
     let parsed = good(&with(
-        "nodeSelector: {a: b}\ndnsPolicy: None\nsetHostnameAsFQDN: false\npriorityClassName: mine\npriority: 5\nsubdomain: ''",
+        "nodeSelector: {a: b}\nsetHostnameAsFQDN: false\npriorityClassName: mine\npriority: 5\nsubdomain: ''",
         "livenessProbe: {httpGet: {port: 80}}\nlifecycle: {preStop: {sleep: {seconds: 1}}}\n\
          terminationMessagePath: /dev/termination-log\nresources: {requests: {ephemeral-storage: 1Gi}}",
     ));
@@ -211,7 +229,6 @@ fn what_is_left_out_is_named() {
         parsed.spec.left_out,
         [
             "spec.nodeSelector: not checked yet",
-            "spec.dnsPolicy: has no effect yet",
             "spec.containers[0].livenessProbe: not run yet",
             "spec.containers[0].lifecycle: not run yet",
             "spec.priorityClassName: \"mine\" is not known without an API server, the priority is 5: set spec.priority",

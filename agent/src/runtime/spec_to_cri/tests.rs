@@ -16,7 +16,7 @@ fn node() -> NodeEnv {
         host_ips: vec!["192.0.2.1".to_owned(), "2001:db8::1".to_owned()],
         root: "/root".into(),
         pod_logs_dir: "/logs".into(),
-        resolv_conf: Some("nameserver 192.0.2.53\n".to_owned()),
+        dns: NodeDns { resolv_conf: Some("nameserver 192.0.2.53\n".to_owned()), ..NodeDns::default() },
         cgroup_v2: true,
         seccomp_default: false,
         masked: Vec::new(),
@@ -41,7 +41,8 @@ fn changed(change: impl FnOnce(&mut PodSpec)) -> PodSpec {
 }
 
 fn sandbox(spec: &PodSpec) -> cri::PodSandboxConfig {
-    sandbox_config(&node(), spec, "kubepods/burstable/podu1", 3)
+    let (dns, _) = resolver(&node(), spec).expect("a resolver");
+    sandbox_config(&node(), spec, "kubepods/burstable/podu1", 3, dns)
 }
 
 fn container(spec: &PodSpec, image: Option<&ImageUser>) -> Result<cri::ContainerConfig, SpecError> {
@@ -427,21 +428,18 @@ fn no_limit_is_0_for_a_new_container_and_minus_1_for_a_changed_one() {
 }
 
 #[test]
-fn dns_is_the_nodes_within_limits() {
-    let of = |text: Option<&str>| dns(&NodeEnv { resolv_conf: text.map(str::to_owned), ..node() });
-    let config = of(Some(
-        "# a comment\nnameserver 192.0.2.1\nnameserver 192.0.2.2\nsearch old.example\nnameserver 192.0.2.3\n\
-         nameserver 192.0.2.4\n search a.example. b.example .\noptions ndots:2 edns0\n; nameserver 192.0.2.9\n",
-    ));
-    assert_eq!(config.servers, ["192.0.2.1", "192.0.2.2", "192.0.2.3"]);
-    assert_eq!(config.searches, ["a.example", "b.example", "."]);
-    assert_eq!(config.options, ["ndots:2", "edns0"]);
-    let nowhere = of(None);
-    assert_eq!(
-        (nowhere.servers, nowhere.searches),
-        (vec!["127.0.0.1".to_owned(), "::1".to_owned()], vec![".".to_owned()])
-    );
-    let many: Vec<String> = (0..31).map(|n| format!("{n:0>99}")).collect();
-    let cut = of(Some(&format!("search {}\n", many.join(" ")))).searches;
-    assert!(cut.join(" ").len() <= 2048 && cut.join(" ").len() > 1900, "{}", cut.len());
+fn a9_2_the_resolver_is_the_pods() {
+    use beelet_core::dns::{PodDns, Policy};
+    let config = |spec: &PodSpec| resolver(&node(), spec).expect("a resolver");
+    let (plain, told) = config(&pod());
+    assert_eq!((plain.servers, plain.searches, told.len()), (vec!["192.0.2.53".to_owned()], Vec::new(), 0));
+    let wish =
+        Resolver { servers: vec!["192.0.2.9".to_owned()], options: vec!["rotate".to_owned()], ..Resolver::default() };
+    let spec = changed(|s| s.dns = PodDns { policy: Some(Policy::None), config: wish });
+    let (own, _) = config(&spec);
+    assert_eq!((own.servers, own.options), (vec!["192.0.2.9".to_owned()], vec!["rotate".to_owned()]));
+    let (_, told) = config(&changed(|s| s.dns.policy = Some(Policy::ClusterFirst)));
+    assert!(told[0].0 == "MissingClusterDNS" && told[0].1.starts_with("pod: \"p_ns(u1)\". kubelet"), "{told:?}");
+    let given = sandbox(&spec).dns_config.expect("a resolver");
+    assert_eq!(given.servers, ["192.0.2.9"]);
 }
