@@ -135,7 +135,7 @@ impl Kubelet {
     pub fn create_pod(&self, pod: &Pod) -> Result<PodUid, KubeletError> {
         let json = serde_json::to_vec(pod)?;
         let mut parsed = manifest::parse(&json, "api", &self.node_name);
-        let Parsed { spec, pod, warnings } = parsed.pop().ok_or(KubeletError::Ended)??;
+        let Parsed { spec, pod } = parsed.pop().ok_or(KubeletError::Ended)??;
         let name = spec.full_name();
         if self.wishes.borrow().pods.iter().any(|p| p.full_name() == name) {
             return Err(KubeletError::Exists(name));
@@ -144,7 +144,6 @@ impl Kubelet {
         self.wishes.send_modify(|state| {
             let state = Arc::make_mut(state);
             state.originals.insert(uid.clone(), pod);
-            state.warnings.insert(uid.clone(), warnings);
             state.pods.push(spec);
         });
         Ok(uid)
@@ -160,7 +159,6 @@ impl Kubelet {
             let before = state.pods.len();
             state.pods.retain(|p| p.uid != *uid);
             state.originals.remove(uid);
-            state.warnings.remove(uid);
             state.pods.len() < before
         });
         if deleted { Ok(()) } else { Err(KubeletError::NotFound(uid.to_string())) }

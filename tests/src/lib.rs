@@ -28,6 +28,7 @@ mod manifest;
 mod metrics;
 mod referee;
 pub mod stock;
+mod witness;
 
 use std::time::{Duration, Instant};
 
@@ -38,6 +39,7 @@ pub use cri::{Container, Cri, Sandbox};
 pub use manifest::{BUSYBOX, Pod, WORKLOAD, pod, write_file};
 pub use metrics::{Metrics, Sample};
 pub use referee::{Kills, Kubepods, Referee, Round, Seen, Watch, load, mib, wall};
+pub use witness::Witness;
 
 /// So many seconds.
 #[must_use]

@@ -7,7 +7,7 @@ use crate::backoff::Backoff;
 use crate::event::{Action, ContainerFact, ContainerFactState, Done, OpError, OpId, PodOp};
 use crate::pod::PodState;
 use crate::restart;
-use crate::spec::PodUid;
+use crate::spec::{ContainerSpec, PodUid, PullPolicy};
 use crate::units::{Micros, Now};
 use crate::world::World;
 
@@ -42,9 +42,10 @@ impl World {
                 pod.sandboxes.push(fact);
                 self.say(uid, None, now, false, "SandboxStarted", message);
             }
-            (Some(PodOp::EnsureImage { image, .. }), Done::Image { pulled }) => {
-                let users: Vec<String> =
-                    pod.spec.all_containers().filter(|c| c.image == image).map(|c| c.name.clone()).collect();
+            (Some(PodOp::EnsureImage { image, pull }), Done::Image { pulled }) => {
+                // It is there now, which is all that the other two policies ask for.
+                let served = |c: &&ContainerSpec| c.image == image && (c.pull == pull || c.pull != PullPolicy::Always);
+                let users: Vec<String> = pod.spec.all_containers().filter(served).map(|c| c.name.clone()).collect();
                 for name in &users {
                     if let Some(track) = pod.tracks.get_mut(name) {
                         track.image_ready = true;
@@ -156,9 +157,10 @@ impl World {
         let max = self.config.max_backoff;
         let Some(pod) = self.pods.get_mut(uid) else { return };
         let container = match op {
-            Some(PodOp::EnsureImage { image, .. }) => {
-                let users: Vec<String> =
-                    pod.spec.all_containers().filter(|c| c.image == *image).map(|c| c.name.clone()).collect();
+            Some(PodOp::EnsureImage { image, pull }) => {
+                // Another policy may do without what failed.
+                let alike = |c: &&ContainerSpec| c.image == *image && c.pull == *pull;
+                let users: Vec<String> = pod.spec.all_containers().filter(alike).map(|c| c.name.clone()).collect();
                 for name in &users {
                     if let Some(track) = pod.tracks.get_mut(name) {
                         track.image.next(now.mono, now.mono, max);

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::evict::disk;
 use crate::sample::{KernelEvent, Sample};
+use crate::security::RuntimeFeatures;
 use crate::spec::{PodSpec, PodUid, Resources};
 use crate::units::{Bytes, Micros, MilliCpu};
 
@@ -66,6 +67,15 @@ pub enum Event {
     },
     /// Time passed. Sent at the moment that [`Action::WakeAt`] asked for, or earlier.
     Tick,
+    /// What was noticed of a pod while something was done for it, for people.
+    Told {
+        /// The pod.
+        uid: PodUid,
+        /// As of an event: `DNSConfigForming`.
+        reason: String,
+        /// In the kubelet's words.
+        message: String,
+    },
 }
 
 /// A manifest that cannot be run.
@@ -91,6 +101,9 @@ pub struct RuntimeFacts {
     /// Pods of which an earlier life of the agent left a cgroup (its path; "" where only folders are left). Told once, at start.
     #[serde(default)]
     pub leftovers: Vec<(PodUid, String)>,
+    /// What the runtime says it can do.
+    #[serde(default)]
+    pub features: RuntimeFeatures,
 }
 
 /// A pod sandbox.

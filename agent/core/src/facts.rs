@@ -41,6 +41,7 @@ impl World {
             );
         }
         self.facts_known = true;
+        self.features = facts.features;
         let in_runtime = |uid: &PodUid| facts.sandboxes.iter().any(|s| s.uid == *uid);
         self.leftovers.extend(facts.leftovers.iter().filter(|(uid, _)| !in_runtime(uid)).cloned());
         let mut sandboxes: BTreeMap<PodUid, Vec<SandboxFact>> = BTreeMap::new();

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::event::ResourceList;
 use crate::evict::{Signal, Soft, Threshold, disk};
 use crate::ladder::Rungs;
+use crate::security::NodeSecurity;
 use crate::units::{Bytes, Micros, MilliCpu, Ppm};
 
 /// The node's settings.
@@ -63,6 +64,9 @@ pub struct NodeConfig {
     pub burst: bool,
     /// The runtime is told `memory.oom.group`-like behaviour by the kernel only on cgroup v2; here for messages.
     pub cgroup_v2: bool,
+    /// What the node can do for the security of pods.
+    #[serde(default)]
+    pub security: NodeSecurity,
     /// What the agent itself may use for each 100 pods (at least that much in all), of one core; zero for no budget.
     #[serde(default = "own_budget")]
     pub own_budget: Ppm,
@@ -133,6 +137,7 @@ impl Default for NodeConfig {
             rungs: Rungs::default(),
             burst: true,
             cgroup_v2: true,
+            security: NodeSecurity::default(),
             own_budget: own_budget(),
         }
     }

@@ -13,7 +13,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::dns::PodDns;
 use crate::restart::ContainerRestart;
+use crate::security::{GroupsPolicy, Profile, SeLinux};
 use crate::units::{Bytes, Micros, MilliCpu};
 
 /// A pod's UID: `metadata.uid`, or for a manifest without one a hash of its content, its file and the node's name.
@@ -56,6 +58,9 @@ pub struct PodSpec {
     pub annotations: BTreeMap<String, String>,
     /// Where the wish comes from, for messages: a file's path, or `api`.
     pub origin: String,
+    /// What of the manifest is left out, each beginning with the field's name: for people, told with the pod.
+    #[serde(default)]
+    pub left_out: Vec<String>,
     /// `spec.priority`, or the value of `priorityClassName: system-{node,cluster}-critical`.
     pub priority: i32,
     /// `spec.restartPolicy`.
@@ -72,6 +77,12 @@ pub struct PodSpec {
     pub share_process_namespace: bool,
     /// `spec.hostname`, else the pod's name cut to 63 characters.
     pub hostname: String,
+    /// `spec.dnsPolicy` and `spec.dnsConfig`.
+    #[serde(default)]
+    pub dns: PodDns,
+    /// `spec.hostAliases`.
+    #[serde(default)]
+    pub host_aliases: Vec<HostAlias>,
     /// `spec.securityContext`, the fields that are for the whole pod.
     pub security: PodSecurity,
     /// `spec.volumes`.
@@ -105,8 +116,23 @@ pub struct PodSecurity {
     pub fs_group: Option<i64>,
     /// `supplementalGroups`.
     pub supplemental_groups: Vec<i64>,
-    /// `sysctls`.
+    /// `supplementalGroupsPolicy`.
+    #[serde(default)]
+    pub groups_policy: GroupsPolicy,
+    /// `seLinuxOptions`, for the sandbox; containers have theirs.
+    #[serde(default)]
+    pub se_linux: Option<SeLinux>,
+    /// `sysctls`, by their normal names ([`crate::sysctl::normal`]).
     pub sysctls: BTreeMap<String, String>,
+}
+
+/// One of `spec.hostAliases`: a line of the pod's hosts file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostAlias {
+    /// `ip`.
+    pub ip: String,
+    /// `hostnames`.
+    pub names: Vec<String>,
 }
 
 /// A volume of the pod.
@@ -206,6 +232,9 @@ pub enum EnvValue {
 /// A port of a container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Port {
+    /// `name`, "" for none; unique in the container.
+    #[serde(default)]
+    pub name: String,
     /// `containerPort`.
     pub container_port: u16,
     /// `hostPort`; 0 for none.
@@ -246,6 +275,15 @@ pub struct ContainerSecurity {
     pub cap_add: Vec<String>,
     /// `capabilities.drop`.
     pub cap_drop: Vec<String>,
+    /// `seccompProfile`; unset takes `seccompDefault`.
+    #[serde(default)]
+    pub seccomp: Option<Profile>,
+    /// `appArmorProfile`, or the annotation of older manifests; unset leaves it to the runtime.
+    #[serde(default)]
+    pub app_armor: Option<Profile>,
+    /// `seLinuxOptions`.
+    #[serde(default)]
+    pub se_linux: Option<SeLinux>,
 }
 
 /// `resources` of a container. A limit without a request makes the request, as the API server does.
@@ -320,6 +358,7 @@ impl PodSpec {
             labels: BTreeMap::new(),
             annotations: BTreeMap::new(),
             origin: String::new(),
+            left_out: Vec::new(),
             priority: 0,
             restart_policy: RestartPolicy::Always,
             termination_grace: Micros::secs(30),
@@ -328,6 +367,8 @@ impl PodSpec {
             host_ipc: false,
             share_process_namespace: false,
             hostname: String::new(),
+            dns: PodDns::default(),
+            host_aliases: Vec::new(),
             security: PodSecurity::default(),
             volumes: Vec::new(),
             init_containers: Vec::new(),
@@ -352,6 +393,7 @@ impl PodSpec {
     pub fn same_but_resources(&self, other: &Self) -> bool {
         let bare = |pod: &Self| {
             let mut bare = pod.clone();
+            bare.left_out.clear();
             for container in bare.init_containers.iter_mut().chain(&mut bare.containers) {
                 container.resources = Resources::default();
             }

@@ -24,12 +24,15 @@ use crate::node::NodeConfig;
 use crate::pod::{Pod, PodState, Step, Why};
 use crate::sample::{KernelEvent, KernelEventKind, Sample};
 use crate::score::{Scope, Score, Scores};
+use crate::security::{self, Refusal, RuntimeFeatures};
 use crate::spec::{PodSpec, PodUid};
 use crate::totals::Counts;
 use crate::units::{Micros, Now};
 
 /// Records kept for `/debug/explain`.
 const RECORDS: usize = 1_000;
+/// The reason under which fields are told that have no effect.
+const LEFT_OUT: &str = "FieldsLeftOut";
 /// A pod that plans more steps than this in one go is in a loop: stop and say so.
 const STEPS_AT_ONCE: usize = 32;
 
@@ -97,6 +100,8 @@ pub struct World {
     pub(crate) wishes_known: bool,
     pub(crate) facts_known: bool,
     pub(crate) runtime_down: Option<String>,
+    /// What the runtime said it can do.
+    pub(crate) features: RuntimeFeatures,
     pub(crate) rejected: Vec<Rejected>,
     pub(crate) remembered: BTreeMap<PodUid, Terminal>,
     /// Pods of an earlier life of which only a cgroup or folders are left, until the wishes are known.
@@ -143,6 +148,7 @@ impl World {
             wishes_known: false,
             facts_known: false,
             runtime_down: None,
+            features: RuntimeFeatures::default(),
             rejected: Vec::new(),
             remembered: BTreeMap::new(),
             leftovers: Vec::new(),
@@ -246,6 +252,7 @@ impl World {
             Event::OwnCost { cpu, looking, bpf } => {
                 self.on_own_cost(Spent { all: cpu + bpf.unwrap_or_default(), looking }, now);
             }
+            Event::Told { uid, reason, message } => self.say(&uid, None, now, true, &reason, message),
             Event::Tick => self.waking = None,
         }
         if plans || !self.out.is_empty() {
@@ -266,8 +273,12 @@ impl World {
         for pod in self.pods.values_mut().filter(|p| !p.foreign) {
             pod.wanted = false;
         }
-        let mut anew = Vec::new();
+        let (mut anew, mut news) = (Vec::new(), Vec::new());
         for spec in pods {
+            let known = self.pods.get(&spec.uid).map(|pod| pod.next_spec.as_ref().unwrap_or(&pod.spec));
+            if !spec.left_out.is_empty() && known.is_none_or(|known| known.left_out != spec.left_out) {
+                news.push(Arc::clone(&spec));
+            }
             if let Some(pod) = self.pods.get_mut(&spec.uid) {
                 // A pod on its way out stays so; when it is gone it is made anew.
                 pod.wanted = true;
@@ -299,6 +310,10 @@ impl World {
                 }
                 self.pods.insert(spec.uid.clone(), pod);
             }
+        }
+        for spec in news {
+            let message = spec.left_out.join("; ");
+            self.record(now, Some(spec.uid.clone()), spec.full_name(), None, true, LEFT_OUT, message, Vec::new());
         }
         for bad in &rejected {
             if !self.rejected.contains(bad) {
@@ -470,7 +485,12 @@ impl World {
                 });
             if pod.state == PodState::Observed && pod.wanted && !pod.foreign && !name_taken {
                 let next = self.admit(uid);
+                let ignored =
+                    security::ignored(&self.config.security, &pod.spec).filter(|_| next == PodState::Admitted);
                 self.go(uid, next, now);
+                if let Some(ignored) = ignored {
+                    self.say(uid, None, now, true, LEFT_OUT, ignored);
+                }
                 continue;
             }
             self.note_resize(uid, now);
@@ -515,9 +535,18 @@ impl World {
             return PodState::Admitted;
         }
         let others = self.beside_of(uid);
-        match allocate::admit(&self.config, others.iter().map(AsRef::as_ref), &pod.spec) {
+        let (security, spec) = (&self.config.security, &*pod.spec);
+        let fits = || {
+            allocate::admit(&self.config, others.iter().map(AsRef::as_ref), spec)
+                .map_err(|short| Refusal { reason: short.reason(), message: short.to_string() })
+        };
+        // In the kubelet's order, which decides of several reasons which one is told.
+        match security::admit(security, self.features, spec)
+            .and_then(|()| fits())
+            .and_then(|()| security::admit_app_armor(security, spec))
+        {
             Ok(()) => PodState::Admitted,
-            Err(short) => PodState::Rejected { reason: short.reason(), message: short.to_string() },
+            Err(Refusal { reason, message }) => PodState::Rejected { reason, message },
         }
     }
 

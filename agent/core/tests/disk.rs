@@ -83,7 +83,7 @@ impl Node {
             ..run("critical", 1, running())
         });
         let asked = node.now().mono;
-        let facts = RuntimeFacts { asked, sandboxes: names.map(sandbox).into(), containers, leftovers: Vec::new() };
+        let facts = RuntimeFacts { asked, sandboxes: names.map(sandbox).into(), containers, ..RuntimeFacts::default() };
         node.send(Event::Runtime(facts));
         // What is prepared for adopted pods has been done.
         for action in std::mem::take(&mut node.told) {

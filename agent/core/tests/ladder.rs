@@ -60,7 +60,7 @@ impl Node {
         };
         let asked = node.at().mono;
         let facts =
-            RuntimeFacts { asked, sandboxes: vec![sandbox], containers: vec![container], leftovers: Vec::new() };
+            RuntimeFacts { asked, sandboxes: vec![sandbox], containers: vec![container], ..RuntimeFacts::default() };
         for action in node.send(Event::Runtime(facts)) {
             if let Action::Pod { uid, op, .. } = action {
                 node.send(Event::Done { uid, op, result: Ok(Done::Ok) });

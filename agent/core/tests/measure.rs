@@ -75,7 +75,7 @@ impl Node {
             asked: self.now().mono,
             sandboxes: vec![sandbox],
             containers: vec![container],
-            leftovers: Vec::new(),
+            ..RuntimeFacts::default()
         };
         self.send(Event::Runtime(facts));
     }

@@ -1,8 +1,11 @@
 //! The runtime's operations as the executor wants them.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use beelet_core::event::{Done, LinuxResources, OpError, PodOp};
+use beelet_core::event::{Done, Event, LinuxResources, OpError, PodOp};
+use tokio::io::AsyncReadExt as _;
+use tokio::sync::mpsc;
 
 use super::pod_ops::PodRuntime;
 use crate::runtime::{ContainerStart, NodeEnv, Runtime};
@@ -12,21 +15,55 @@ use crate::runtime::{ContainerStart, NodeEnv, Runtime};
 pub struct CriRuntime {
     /// The client.
     pub runtime: Arc<Runtime>,
-    /// The node.
+    /// The node, but for the text of its resolv.conf.
     pub node: Arc<NodeEnv>,
+    /// `resolvConf`, read anew for each pod; `None` where it is "".
+    pub resolv_conf: Option<PathBuf>,
+    /// Where it is told what was noticed of a pod.
+    pub events: mpsc::UnboundedSender<Event>,
+}
+
+/// Of a resolv.conf so many bytes are read (pkg/kubelet/network/dns, maxResolvConfLength: 10 MB).
+const MAX_RESOLV_CONF: u64 = 10 << 20;
+
+impl CriRuntime {
+    /// The node as it is now.
+    async fn node_now(&self) -> std::io::Result<NodeEnv> {
+        let mut node = NodeEnv::clone(&self.node);
+        if let Some(path) = &self.resolv_conf {
+            let named =
+                |error: std::io::Error| std::io::Error::new(error.kind(), format!("open {}: {error}", path.display()));
+            let file = tokio::fs::File::open(path).await.map_err(named)?;
+            let mut text = Vec::new();
+            file.take(MAX_RESOLV_CONF).read_to_end(&mut text).await.map_err(named)?;
+            node.dns.resolv_conf = Some(String::from_utf8_lossy(&text).into_owned());
+        }
+        Ok(node)
+    }
 }
 
 impl PodRuntime for CriRuntime {
     async fn perform(&self, what: &PodOp) -> Result<Done, OpError> {
         match what {
             PodOp::StartSandbox { spec, cgroup, attempt } => {
-                self.runtime.start_sandbox(&self.node, spec, cgroup, *attempt).await
+                let node = self.node_now().await.map_err(|error| OpError {
+                    reason: "FailedCreatePodSandBox".to_owned(),
+                    message: format!("Failed to create pod sandbox: {error}"),
+                })?;
+                let (done, told) = self.runtime.start_sandbox(&node, spec, cgroup, *attempt).await?;
+                for (reason, message) in told {
+                    // Nobody listens while the agent ends.
+                    let _ = self.events.send(Event::Told { uid: spec.uid.clone(), reason: reason.to_owned(), message });
+                }
+                Ok(done)
             }
             PodOp::EnsureImage { image, pull } => self.runtime.ensure_image(image, *pull).await,
             PodOp::StartContainer { spec, container, attempt, sandbox_id, pod_ip, cgroup, linux } => {
                 let attempt = *attempt;
                 let start = ContainerStart { spec, container, attempt, sandbox_id, pod_ip, cgroup, linux };
-                self.runtime.start_container(&self.node, &start).await
+                // What it lacks of the node's names is the sandbox's business, which has it.
+                let node = self.node_now().await.unwrap_or_else(|_| NodeEnv::clone(&self.node));
+                self.runtime.start_container(&node, &start).await
             }
             PodOp::StopContainers { ids, grace } => self.runtime.stop_containers(ids, *grace).await,
             PodOp::RemoveContainers { ids } => self.runtime.remove_containers(ids).await,

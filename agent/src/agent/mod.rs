@@ -25,9 +25,10 @@ use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use beelet_core::World;
+use beelet_core::dns::NodeDns;
 use beelet_core::event::Event;
 use beelet_core::ladder::{Rung, Rungs};
-use beelet_core::node::Enforce;
+use beelet_core::node::{Enforce, NodeConfig};
 use beelet_core::spec::PodUid;
 use beelet_core::units::Micros;
 use beelet_ebpf_common::program;
@@ -188,6 +189,11 @@ pub async fn run(
     {
         warn!("{degraded}");
     }
+    if !options.beside
+        && let Some(degraded) = options.config.check_swap(&machine)?
+    {
+        warn!("{degraded}");
+    }
     let mut node = options.config.node_config(&machine, &options.node_name)?;
     node.beside = options.beside;
     let _lock = lock(&options.root)?;
@@ -254,18 +260,30 @@ pub async fn run(
         host_ips: vec![host_ip.clone()],
         root: options.root.clone(),
         pod_logs_dir: kubelet.pod_logs_dir.clone(),
-        resolv_conf: machine::resolv_conf(kubelet.resolv_conf.as_deref()),
+        dns: NodeDns {
+            cluster_servers: kubelet.cluster_dns.iter().map(ToString::to_string).collect(),
+            cluster_domain: kubelet.cluster_domain.clone(),
+            resolv_conf: None,
+        },
         cgroup_v2: machine.cgroup_v2,
-        seccomp_default: false,
+        seccomp_default: kubelet.seccomp_default,
+        masked: machine::masked_here(Path::new("/sys/devices/system/cpu")),
     };
-    let volumes = Arc::new(Volumes::new(&options.root, &kubelet.pod_logs_dir));
+    let mut volumes = Volumes::new(&options.root, &kubelet.pod_logs_dir);
+    volumes.memory_default = Some(node.allocatable().memory);
+    let volumes = Arc::new(volumes);
     let leftovers = tree.as_ref().map_or(Ok(Vec::new()), |tree| leftovers(tree, &volumes, &node.kubepods))?;
     let executor = match tree {
         Some(tree) => Some(
             Executor::spawn(Parts {
                 tree,
                 volumes,
-                runtime: Arc::new(CriRuntime { runtime: Arc::clone(&runtime), node: Arc::new(env) }),
+                runtime: Arc::new(CriRuntime {
+                    runtime: Arc::clone(&runtime),
+                    node: Arc::new(env),
+                    resolv_conf: kubelet.resolv_conf.clone(),
+                    events: events_to.clone(),
+                }),
                 journal: Journal::open(options.root.join("journal"))?,
                 guard: Some(Guard::new(options.root.clone())),
                 events: events_to.clone(),
@@ -291,7 +309,7 @@ pub async fn run(
         host_ip: host_ip.clone(),
         started: clock.now().mono,
         kubepods: node.kubepods.clone(),
-        capabilities: capabilities(probed, &node.rungs, &options.root, &programs, protected),
+        capabilities: capabilities(probed, &node, &options.root, &programs, protected),
         ..SelfReport::default()
     });
     let listener = server::bind(kubelet.server_address()).await?;
@@ -488,7 +506,7 @@ fn rungs(rungs: Rungs, probed: &[preflight::Capability]) -> Rungs {
 
 fn capabilities(
     probed: Vec<preflight::Capability>,
-    rungs: &Rungs,
+    node: &NodeConfig,
     root: &Path,
     programs: &Programs,
     protected: Vec<protect::Fact>,
@@ -506,7 +524,13 @@ fn capabilities(
         available: outcome.is_ok(),
         reason: outcome.unwrap_or_else(|reason| reason),
     }));
-    found.extend(rungs.states().map(|(rung, lacks)| Capability {
+    let modules = [("apparmor", node.security.app_armor), ("selinux", node.security.se_linux)];
+    found.extend(modules.map(|(name, available)| Capability {
+        name: name.to_owned(),
+        available,
+        reason: if available { "on" } else { "this kernel has it not, or it is off" }.to_owned(),
+    }));
+    found.extend(node.rungs.states().map(|(rung, lacks)| Capability {
         name: format!("rung_{rung}"),
         available: lacks.is_none(),
         reason: lacks.unwrap_or_else(|| "may be used".to_owned()),

@@ -6,12 +6,13 @@
 //!
 //! Terms: the default is YAML; `~` is none. A group of fields equals its default if each field that is given does.
 
+use beelet_core::units::Micros;
+
 use super::duration::Duration;
 use super::tree::{Node, Value, documents};
 
 /// Name and default.
 pub(super) const FIELDS: &[(&str, &str)] = &[
-    ("allowedUnsafeSysctls", "~"),
     (
         "authentication",
         "{x509: {clientCAFile: ''}, webhook: {enabled: true, cacheTTL: 2m}, anonymous: {enabled: false}}",
@@ -38,7 +39,6 @@ pub(super) const FIELDS: &[(&str, &str)] = &[
     ("enableSystemLogQuery", "false"),
     ("eventBurst", "100"),
     ("eventRecordQPS", "50"),
-    ("failSwapOn", "true"),
     ("featureGates", "~"),
     ("hairpinMode", "promiscuous-bridge"),
     ("healthzBindAddress", "127.0.0.1"),
@@ -80,7 +80,6 @@ pub(super) const FIELDS: &[(&str, &str)] = &[
     ("reservedSystemCPUs", "~"),
     ("rotateCertificates", "false"),
     ("runOnce", "false"),
-    ("seccompDefault", "false"),
     ("serializeImagePulls", "true"),
     ("serverTLSBootstrap", "false"),
     ("showHiddenMetricsForVersion", "~"),
@@ -91,6 +90,7 @@ pub(super) const FIELDS: &[(&str, &str)] = &[
     ("staticPodURL", "~"),
     ("staticPodURLHeader", "~"),
     ("streamingConnectionIdleTimeout", "4h"),
+    ("syncFrequency", "1m"),
     ("systemCgroups", "~"),
     ("systemReservedCgroup", "~"),
     ("tlsCertFile", "~"),
@@ -107,18 +107,35 @@ pub(super) const FIELDS: &[(&str, &str)] = &[
     ("volumeStatsAggPeriod", "1m"),
 ];
 
+/// Fields of which not even the default is in effect, with what is so instead: whoever names one is told, whatever it says.
+pub(super) const NOT_EVEN_DEFAULT: &[(&str, &str)] = &[
+    ("authentication", "whoever reaches the port is answered"),
+    ("authorization", "whoever reaches the port is answered"),
+    ("healthzPort", "/healthz is served with all else"),
+    ("imagePullCredentialsVerificationPolicy", "an image that is there may be used by every pod"),
+    ("makeIPTablesUtilChains", "no chain is made"),
+    ("maxParallelImagePulls", "each pod pulls for itself, without a limit"),
+    ("memorySwap", "what pods swap is not limited"),
+    ("registryBurst", "each pod pulls for itself, without a limit"),
+    ("registryPullQPS", "each pod pulls for itself, without a limit"),
+    ("serializeImagePulls", "each pod pulls for itself, without a limit"),
+    (
+        "syncFrequency",
+        "a pod is looked at when something happens, and the runtime is listed every second or as its events allow",
+    ),
+];
+
 /// Whether a field that is not acted on says nothing but its default.
 pub(super) fn is_default(default: &str, given: &Node) -> bool {
-    if is_empty(given) {
-        return true;
-    }
     documents(default.as_bytes()).is_ok_and(|docs| docs.first().is_some_and(|default| within(default, given)))
 }
 
-fn is_empty(node: &Node) -> bool {
+/// Whether it says nothing.
+pub(super) fn is_empty(node: &Node) -> bool {
     match &node.value {
         Value::Null => true,
-        Value::Text(text) => text.is_empty(),
+        // A duration of zero is how the kubelet's own tools write one that is unset.
+        Value::Text(text) => text.is_empty() || text.parse() == Ok(Duration(Micros::ZERO)),
         Value::List(items) => items.is_empty(),
         Value::Map(fields) => fields.iter().all(|(.., node)| is_empty(node)),
         Value::Bool(_) | Value::Int(_) | Value::Float(_) => false,
@@ -155,7 +172,6 @@ mod tests {
             ("authentication", "{anonymous: {enabled: false}}", true),
             ("authentication", "{anonymous: {enabled: true}}", false),
             ("authentication", "{x509: {clientCAFile: /ca}}", false),
-            ("featureGates", "{}", true),
             ("featureGates", "{A: true}", false),
             ("podsPerCore", "0", true),
             ("registerNode", "false", false),
@@ -163,6 +179,9 @@ mod tests {
         ] {
             let node = documents(given.as_bytes()).unwrap().remove(0);
             assert_eq!(is_default(default(name), &node), same, "{name}: {given}");
+        }
+        for (name, _) in NOT_EVEN_DEFAULT {
+            assert!(FIELDS.iter().any(|(known, _)| known == name), "{name} is in the other list too");
         }
         assert!(FIELDS.is_sorted(), "kept in order so that two lines for one field are seen");
         for (name, default) in FIELDS {

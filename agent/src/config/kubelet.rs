@@ -14,6 +14,7 @@ use beelet_core::event::ResourceList;
 use beelet_core::evict::{Signal, Soft, Threshold, disk};
 use beelet_core::images;
 use beelet_core::quantity::{Quantity, parse_bytes, parse_cpu};
+use beelet_core::sysctl::{Pattern, PatternError};
 use beelet_core::units::{Bytes, Micros, MilliCpu, Ppm};
 use serde::Deserialize;
 
@@ -39,8 +40,6 @@ pub struct Kubelet {
     pub static_pod_path: Option<PathBuf>,
     /// `fileCheckFrequency`, default 20 s.
     pub file_check: Micros,
-    /// `syncFrequency`, default 1 min.
-    pub sync: Micros,
     /// `podLogsDir`, default /var/log/pods.
     pub pod_logs_dir: PathBuf,
     /// `cgroupRoot`, without slashes at its ends.
@@ -89,6 +88,12 @@ pub struct Kubelet {
     pub resolv_conf: Option<PathBuf>,
     /// `oomScoreAdj`, default -999.
     pub oom_score_adj: i32,
+    /// `seccompDefault`, default false.
+    pub seccomp_default: bool,
+    /// `allowedUnsafeSysctls`: what pods may set beside the safe ones.
+    pub allowed_unsafe_sysctls: Vec<Pattern>,
+    /// `failSwapOn`, where the file says it.
+    pub fail_swap_on: Option<bool>,
 }
 
 impl Default for Kubelet {
@@ -99,7 +104,6 @@ impl Default for Kubelet {
             read_only_port: 0,
             static_pod_path: None,
             file_check: Micros::secs(20),
-            sync: Micros::secs(60),
             pod_logs_dir: PathBuf::from("/var/log/pods"),
             cgroup_root: String::new(),
             cpu_quota: true,
@@ -124,6 +128,9 @@ impl Default for Kubelet {
             cluster_dns: Vec::new(),
             resolv_conf: Some(PathBuf::from("/etc/resolv.conf")),
             oom_score_adj: -999,
+            seccomp_default: false,
+            allowed_unsafe_sysctls: Vec::new(),
+            fail_swap_on: None,
         }
     }
 }
@@ -152,7 +159,6 @@ struct Document {
     read_only_port: u16,
     static_pod_path: String,
     file_check_frequency: Duration,
-    sync_frequency: Duration,
     pod_logs_dir: String,
     cgroup_root: String,
     cgroup_driver: String,
@@ -190,6 +196,9 @@ struct Document {
     cluster_dns: Vec<String>,
     resolv_conf: Option<String>,
     oom_score_adj: Option<i32>,
+    seccomp_default: bool,
+    allowed_unsafe_sysctls: Vec<String>,
+    fail_swap_on: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -205,7 +214,6 @@ const HONOURED: &[&str] = &[
     "readOnlyPort",
     "staticPodPath",
     "fileCheckFrequency",
-    "syncFrequency",
     "podLogsDir",
     "cgroupRoot",
     "cgroupDriver",
@@ -235,6 +243,9 @@ const HONOURED: &[&str] = &[
     "clusterDNS",
     "resolvConf",
     "oomScoreAdj",
+    "seccompDefault",
+    "allowedUnsafeSysctls",
+    "failSwapOn",
 ];
 
 /// pkg/kubelet/eviction/api/types.go.
@@ -265,7 +276,12 @@ pub(super) fn read(node: &Node, warn: &mut dyn FnMut(u64, String)) -> Result<Kub
         if HONOURED.contains(&name.as_str()) {
             ours.push((name.clone(), *line, value.clone()));
         } else if let Some((_, default)) = known::FIELDS.iter().find(|(known, _)| known == name) {
-            if !known::is_default(default, value) {
+            if known::is_empty(value) {
+                continue;
+            }
+            if let Some((_, instead)) = known::NOT_EVEN_DEFAULT.iter().find(|(known, _)| known == name) {
+                warn(*line, format!("{name}: not supported yet, and its default is not in effect: {instead}"));
+            } else if !known::is_default(default, value) {
                 warn(*line, format!("{name}: not supported yet; the default is in effect"));
             }
         } else if !["apiVersion", "kind"].contains(&name.as_str()) {
@@ -363,7 +379,6 @@ fn resolve(document: Document, warn: &mut dyn FnMut(&str, &str)) -> Result<Kubel
         read_only_port: document.read_only_port,
         static_pod_path: Some(document.static_pod_path).filter(|p| !p.is_empty()).map(PathBuf::from),
         file_check: or(document.file_check_frequency, default.file_check),
-        sync: or(document.sync_frequency, default.sync),
         pod_logs_dir: path(document.pod_logs_dir, default.pod_logs_dir),
         cgroup_root: cgroup_root(&document.cgroup_root)?,
         cpu_quota: document.cpu_cfs_quota.unwrap_or(default.cpu_quota),
@@ -391,7 +406,17 @@ fn resolve(document: Document, warn: &mut dyn FnMut(&str, &str)) -> Result<Kubel
             Some(text) => Some(text).filter(|t| !t.is_empty()).map(PathBuf::from),
         },
         oom_score_adj,
+        seccomp_default: document.seccomp_default,
+        allowed_unsafe_sysctls: allowed_sysctls(&document.allowed_unsafe_sysctls)?,
+        fail_swap_on: document.fail_swap_on,
     })
+}
+
+fn allowed_sysctls(given: &[String]) -> Result<Vec<Pattern>, Fault> {
+    let read = |(i, text): (usize, &String)| {
+        text.parse().map_err(|error: PatternError| Fault::new(format!("allowedUnsafeSysctls[{i}]"), error.to_string()))
+    };
+    given.iter().enumerate().map(read).collect()
 }
 
 fn ip(field: &str, text: &str) -> Result<IpAddr, Fault> {

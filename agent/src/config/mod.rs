@@ -21,6 +21,8 @@ use std::path::{Path, PathBuf};
 
 use beelet_core::event::ResourceList;
 use beelet_core::node::NodeConfig;
+use beelet_core::security::NodeSecurity;
+use beelet_core::sysctl::Allowlist;
 use beelet_core::units::{Bytes, MilliCpu};
 
 pub use kubelet::Kubelet;
@@ -120,6 +122,12 @@ pub enum ConfigError {
          (systemd.unified_cgroup_hierarchy=1), or set failCgroupV1: false in the KubeletConfiguration"
     )]
     CgroupV1,
+    /// The machine has swap, and the settings do not allow it.
+    #[error(
+        "failSwapOn: running with swap on is not supported: disable it (swapoff -a), \
+         or set failSwapOn: false in the KubeletConfiguration"
+    )]
+    Swap,
 }
 
 /// What the machine has, as far as settings depend on it.
@@ -131,6 +139,14 @@ pub struct Machine {
     pub memory: Bytes,
     /// The cgroup hierarchy is v2 alone.
     pub cgroup_v2: bool,
+    /// The release of the kernel, its first two numbers; `None` where it is not known.
+    pub linux: Option<(u32, u32)>,
+    /// AppArmor is there and on.
+    pub app_armor: bool,
+    /// SELinux is there and on.
+    pub se_linux: bool,
+    /// There is swap, and it is on.
+    pub swap: bool,
 }
 
 impl Config {
@@ -189,6 +205,11 @@ impl Config {
             rungs: self.policy.rungs.clone(),
             burst: self.policy.burst,
             cgroup_v2: machine.cgroup_v2,
+            security: NodeSecurity {
+                sysctls: Allowlist::new(machine.linux, &kubelet.allowed_unsafe_sysctls),
+                app_armor: machine.app_armor,
+                se_linux: machine.se_linux,
+            },
             own_budget: beelet_core::budget::PER_100_PODS,
         })
     }
@@ -203,6 +224,22 @@ impl Config {
             (false, true) => Err(ConfigError::CgroupV1),
             (false, false) => Ok(Some(
                 "cgroup v1 is in maintenance mode upstream and lacks memory.oom.group and pressure per pod: move to cgroup v2",
+            )),
+        }
+    }
+
+    /// Whether beelet may own pods on a machine with swap; a text is a warning for the log. The kubelet's default keeps it from
+    /// starting there; here only a `failSwapOn: true` that somebody wrote does.
+    ///
+    /// # Errors
+    /// There is swap, and the file says that there may be none.
+    pub fn check_swap(&self, machine: &Machine) -> Result<Option<&'static str>, ConfigError> {
+        match (machine.swap, self.kubelet.fail_swap_on) {
+            (false, _) | (true, Some(false)) => Ok(None),
+            (true, Some(true)) => Err(ConfigError::Swap),
+            (true, None) => Ok(Some(
+                "this machine has swap, with which a kubelet would not start unless failSwapOn is false: \
+                 what pods swap is not limited, and their memory is not all that they use",
             )),
         }
     }

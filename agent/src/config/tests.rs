@@ -10,7 +10,15 @@ use proptest::prelude::*;
 
 use super::*;
 
-const MACHINE: Machine = Machine { cpus: MilliCpu(2_000), memory: Bytes::gib(4), cgroup_v2: true };
+const MACHINE: Machine = Machine {
+    cpus: MilliCpu(2_000),
+    memory: Bytes::gib(4),
+    cgroup_v2: true,
+    linux: Some((6, 1)),
+    app_armor: true,
+    se_linux: true,
+    swap: false,
+};
 
 fn parse(text: &str) -> Result<(Config, Vec<Warning>), ConfigError> {
     let mut loading = Loading::default();
@@ -48,7 +56,7 @@ fn honoured_fields_arrive() {
          evictionMaxPodGracePeriod: 45\nevictionPressureTransitionPeriod: 1m30s\nsystemReserved: {cpu: 100m, memory: 128Mi}\nkubeReserved: {memory: 1Gi}\n\
          failCgroupV1: false\ncontainerRuntimeEndpoint: unix:///run/x.sock\nruntimeRequestTimeout: 10s\n\
          crashLoopBackOff: {maxContainerRestartPeriod: 30s}\nclusterDNS: [10.0.0.10]\nresolvConf: ''\noomScoreAdj: -500\n\
-         podLogsDir: /logs\nsyncFrequency: 10s",
+         podLogsDir: /logs",
     )
     .unwrap();
     assert_eq!(warnings, [""; 0]);
@@ -125,11 +133,69 @@ fn what_is_not_acted_on_is_named() {
         ("port: 10250", "plain HTTP"),
         ("authentication: {anonymous: {enabled: true}}", "authentication: not supported yet"),
         ("featureGates: {X: true}", "featureGates: not supported yet"),
+        // Not even what the kubelet does by default is done.
+        (
+            "serializeImagePulls: true",
+            "serializeImagePulls: not supported yet, and its default is not in effect: each pod pulls",
+        ),
+        ("registryPullQPS: 5", "registryPullQPS: not supported yet, and its default is not in effect"),
+        (
+            "authentication: {anonymous: {enabled: false}}",
+            "its default is not in effect: whoever reaches the port is answered",
+        ),
+        ("syncFrequency: 1m", "syncFrequency: not supported yet, and its default is not in effect"),
         ("kubeReserved: {ephemeral-storage: 1Gi}", "kubeReserved.ephemeral-storage: not acted on yet"),
     ] {
         let (_, warnings) = kubelet(fields).unwrap_or_else(|e| panic!("{fields}: {e}"));
         assert_eq!(warnings.len(), 1, "{fields}: {warnings:?}");
         assert!(warnings[0].contains(said), "{fields}: {warnings:?}");
+    }
+}
+
+#[test]
+fn c1_what_the_kubelets_own_tools_leave_unset_is_not_warned_of() {
+    let (_, warnings) =
+        kubelet("syncFrequency: 0s\ncpuManagerReconcilePeriod: 0s\nmemorySwap: {}\nauthorization: ~").unwrap();
+    assert_eq!(warnings, [""; 0]);
+}
+
+#[test]
+fn c5_unsafe_sysctls_are_allowed_by_name() {
+    let allowed = |fields: &str, name: &str| {
+        let (config, warnings) = kubelet(fields).unwrap_or_else(|e| panic!("{fields}: {e}"));
+        assert_eq!(warnings, [""; 0]);
+        let node = config.node_config(&MACHINE, "node").unwrap();
+        node.security.sysctls.check(name, false, false).is_ok()
+    };
+    assert!(!allowed("maxPods: 5", "net.core.somaxconn"));
+    assert!(allowed("allowedUnsafeSysctls: [net.core.*]", "net.core.somaxconn"));
+    let error = kubelet("allowedUnsafeSysctls: [net.*, vm.swappiness]").unwrap_err();
+    assert!(error.contains("allowedUnsafeSysctls[1] (line 3): the sysctls \"vm.swappiness\" are not known"), "{error}");
+    let old = Machine { linux: Some((4, 0)), ..MACHINE };
+    let node = Config::default().node_config(&old, "node").unwrap();
+    assert!(node.security.sysctls.check("net.ipv4.tcp_rmem", false, false).is_err());
+}
+
+#[test]
+fn c6_seccomp_default_is_taken() {
+    let (config, warnings) = kubelet("seccompDefault: true").unwrap();
+    assert_eq!((config.kubelet.seccomp_default, warnings.len()), (true, 0));
+    assert!(!Config::default().kubelet.seccomp_default);
+}
+
+#[test]
+fn c4_swap_is_refused_where_the_file_says_so_and_told_where_it_says_nothing() {
+    let swap = Machine { swap: true, ..MACHINE };
+    for (fields, machine, expected) in [
+        ("failSwapOn: true", MACHINE, Some(false)),
+        ("failSwapOn: true", swap, None),
+        ("failSwapOn: false", swap, Some(false)),
+        ("maxPods: 5", swap, Some(true)),
+        ("maxPods: 5", MACHINE, Some(false)),
+    ] {
+        let (config, _) = kubelet(fields).unwrap();
+        let found = config.check_swap(&machine).ok().map(|warning| warning.is_some());
+        assert_eq!(found, expected, "{fields} {}", machine.swap);
     }
 }
 

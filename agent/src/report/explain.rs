@@ -208,6 +208,9 @@ fn pod_sentences(out: &mut String, pod: &PodView, forecast: Option<&Forecast>, n
     if !pod.message.is_empty() {
         let _ = writeln!(out, "It says: {}", plain(pod.message.trim_end()));
     }
+    for left_out in &pod.spec.left_out {
+        let _ = writeln!(out, "Of its manifest, {}.", plain(left_out.trim_end_matches('.')));
+    }
     for container in &pod.containers {
         let state = match &container.state {
             ContainerState::Waiting { reason, message } if message.is_empty() => format!("waits: {reason}"),
@@ -332,6 +335,21 @@ mod tests {
              because exit code = 137\n"
                 .replace("10:00:00Z", "09:59:55Z")
         );
+    }
+
+    #[test]
+    fn what_is_left_out_of_the_manifest_is_told() {
+        let mut picture = samples::busy_node();
+        let mut view = (*picture.pods[0]).clone();
+        let left_out = vec!["spec.nodeSelector: not checked yet".to_owned()];
+        view.spec = Arc::new(beelet_core::spec::PodSpec { left_out, ..(*view.spec).clone() });
+        let name = view.spec.name.clone();
+        picture.pods[0] = view.into();
+        let explanation = explain(&picture, &loaded(), "default", &name).unwrap();
+        let json = serde_json::to_value(&explanation).unwrap();
+        assert_eq!(json["pod"]["spec"]["left_out"][0], "spec.nodeSelector: not checked yet");
+        let text = sentences(&explanation);
+        assert!(text.contains("Of its manifest, spec.nodeSelector: not checked yet.\n"), "{text}");
     }
 
     #[test]

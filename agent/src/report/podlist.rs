@@ -4,7 +4,8 @@
 //! somebody else started, what could be found out), and a status made from the picture. A manifest that cannot be run is there
 //! too, as a failed pod whose message is the error, because that is where people look.
 //!
-//! Terms: the condition `beelet.dev/Healthy` is the verdict; its message is the evidence.
+//! Terms: the condition `beelet.dev/Healthy` is the verdict; its message is the evidence. `beelet.dev/AsWritten` is there, and False, of a
+//! pod that runs without a part of its manifest; its message names the fields.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -316,6 +317,10 @@ fn conditions(view: &PodView) -> Vec<PodCondition> {
     if view.reason == "Evicted" {
         all.push(condition("DisruptionTarget", Some(true), "TerminationByKubelet", &view.message, changed));
     }
+    if !view.spec.left_out.is_empty() {
+        let message = view.spec.left_out.join("; ");
+        all.push(condition("beelet.dev/AsWritten", Some(false), "FieldsLeftOut", &message, view.since));
+    }
     if view.resize.starts_with("InProgress") {
         all.push(condition("PodResizeInProgress", Some(true), "", "", changed));
     } else if !view.resize.is_empty() {
@@ -402,6 +407,22 @@ mod tests {
         assert_eq!(condition_of(pod, "DisruptionTarget")["reason"], "TerminationByKubelet");
         assert_eq!(condition_of(pod, "Ready")["reason"], "PodFailed");
         assert_eq!(condition_of(pod, "PodReadyToStartContainers")["status"], "False");
+    }
+
+    #[test]
+    fn a_pod_that_runs_without_a_part_of_its_manifest_says_so() {
+        let mut picture = samples::busy_node();
+        let mut view = (*picture.pods[0]).clone();
+        let left_out =
+            vec!["spec.affinity: not checked yet".to_owned(), "spec.subdomain: has no effect yet".to_owned()];
+        view.spec = Arc::new(PodSpec { left_out, ..(*view.spec).clone() });
+        picture.pods[0] = view.into();
+        let list = list(&picture, &BTreeMap::new());
+        let told = condition_of(&list["items"][0], "beelet.dev/AsWritten");
+        assert_eq!((told["status"].as_str(), told["reason"].as_str()), (Some("False"), Some("FieldsLeftOut")));
+        assert_eq!(told["message"], "spec.affinity: not checked yet; spec.subdomain: has no effect yet");
+        let all = list["items"][1]["status"]["conditions"].as_array().unwrap();
+        assert!(all.iter().all(|c| c["type"] != "beelet.dev/AsWritten"));
     }
 
     #[test]

@@ -11,10 +11,7 @@ use beelet_core::score::{self, Scope, Score};
 use beelet_core::snapshot::{
     ContainerState, ContainerView, ExitKind, NodeView, OwnCost, Phase, PodView, Snapshot, Totals,
 };
-use beelet_core::spec::{
-    ContainerSecurity, ContainerSpec, PodSecurity, PodSpec, PullPolicy, QosClass, Resources, RestartPolicy,
-    StorageResources,
-};
+use beelet_core::spec::{ContainerSpec, PodSpec, QosClass, Resources};
 use beelet_core::units::{Bytes, Micros, MilliCpu, Now, Ppm};
 
 use super::{Capability, MapUse, Program, SelfReport};
@@ -24,45 +21,23 @@ pub(crate) const WALL: Micros = Micros::secs(1_795_428_000);
 
 pub(crate) fn spec(uid: &str, name: &str, container: &str) -> PodSpec {
     PodSpec {
-        uid: uid.into(),
         namespace: "default".into(),
         name: name.into(),
         labels: [("app".to_owned(), name.to_owned())].into(),
-        annotations: [].into(),
         origin: format!("/pods/{container}.yaml"),
-        priority: 0,
-        restart_policy: RestartPolicy::Always,
-        termination_grace: Micros::secs(30),
-        host_network: false,
-        host_pid: false,
-        host_ipc: false,
-        share_process_namespace: false,
         hostname: name.into(),
-        security: PodSecurity::default(),
-        volumes: vec![],
-        init_containers: vec![],
         containers: vec![ContainerSpec {
-            name: container.into(),
             image: format!("docker.io/library/{container}:1"),
-            pull: PullPolicy::IfNotPresent,
             command: vec!["/serve".into()],
-            args: vec![],
-            working_dir: String::new(),
-            env: vec![],
-            ports: vec![],
-            mounts: vec![],
             resources: Resources {
                 cpu_request: Some(MilliCpu(250)),
                 cpu_limit: Some(MilliCpu(500)),
                 memory_request: Some(Bytes::mib(64)),
                 memory_limit: Some(Bytes::mib(128)),
             },
-            storage: StorageResources::default(),
-            security: ContainerSecurity::default(),
-            stdin: false,
-            tty: false,
-            restart: None,
+            ..ContainerSpec::unknown(container)
         }],
+        ..PodSpec::unknown(uid.into())
     }
 }
 

@@ -14,6 +14,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::time::Duration;
 
 use beelet_core::event::{CgroupKnobs, ContainerFact, ContainerFactState, Exit, RuntimeFacts, SandboxFact};
+use beelet_core::security::RuntimeFeatures;
 use beelet_core::spec::{PodUid, Resources};
 use beelet_core::units::{Bytes, Micros, MilliCpu};
 use beelet_proto::cri;
@@ -41,6 +42,8 @@ pub(super) struct Cache {
     updated: HashMap<String, Resources>,
     /// The image of the sandbox that was asked about last.
     sandbox_image: String,
+    /// What the runtime can do; `None` before it was asked, and after it was away.
+    features: Option<RuntimeFeatures>,
 }
 
 /// What a sandbox keeps for life.
@@ -65,8 +68,10 @@ impl Runtime {
     /// # Errors
     /// See [`RuntimeError`].
     pub async fn facts(&self, asked: Micros) -> Result<RuntimeFacts, RuntimeError> {
-        let listed = self.list_sandboxes(cri::PodSandboxFilter::default()).await?;
+        let listed =
+            self.list_sandboxes(cri::PodSandboxFilter::default()).await.inspect_err(|_| self.forget_features())?;
         let containers = self.list_containers(cri::ContainerFilter::default()).await?;
+        let features = self.features().await?;
 
         let uids: HashMap<String, PodUid> = listed.iter().map(|s| (s.id.clone(), uid_of(s))).collect();
         {
@@ -81,7 +86,35 @@ impl Runtime {
         let uids = &uids;
         let containers: Vec<_> =
             stream::iter(containers).map(|c| self.container_fact(c, uids)).buffered(AT_ONCE).collect().await;
-        Ok(RuntimeFacts { asked, sandboxes: known(sandboxes)?, containers: known(containers)?, leftovers: Vec::new() })
+        Ok(RuntimeFacts {
+            asked,
+            sandboxes: known(sandboxes)?,
+            containers: known(containers)?,
+            leftovers: Vec::new(),
+            features,
+        })
+    }
+
+    /// What the runtime can do: asked once, and again after it was away, as another release may have come up.
+    async fn features(&self) -> Result<RuntimeFeatures, RuntimeError> {
+        if let Some(known) = lock(&self.cache).features {
+            return Ok(known);
+        }
+        let request = cri::StatusRequest { verbose: false };
+        let timeout = self.timeout.min(STATUS_TIMEOUT);
+        let told = match self.call("Status", timeout, self.pods().status(request)).await {
+            Ok(answer) => answer.features.unwrap_or_default(),
+            // What it cannot tell it cannot do.
+            Err(RuntimeError::Unimplemented { .. }) => cri::RuntimeFeatures::default(),
+            Err(error) => return Err(error),
+        };
+        let features = RuntimeFeatures { groups_policy: told.supplemental_groups_policy };
+        lock(&self.cache).features = Some(features);
+        Ok(features)
+    }
+
+    fn forget_features(&self) {
+        lock(&self.cache).features = None;
     }
 
     /// The sandboxes that match.

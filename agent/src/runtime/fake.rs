@@ -41,6 +41,8 @@ pub(super) struct World {
     pub(super) sandbox_configs: Vec<cri::PodSandboxConfig>,
     pub(super) updates: Vec<cri::UpdateContainerResourcesRequest>,
     pub(super) stats: Vec<cri::ContainerStats>,
+    /// `None`: the call `Status` is not there.
+    pub(super) groups_policy: Option<bool>,
     /// `None`: the call is not there.
     pub(super) filesystems: Option<cri::ImageFsInfoResponse>,
     next: u32,
@@ -403,7 +405,11 @@ impl RuntimeService for Service {
     }
 
     async fn status(&self, _: Request<cri::StatusRequest>) -> Result<Response<cri::StatusResponse>, Status> {
-        lacks()
+        let mut world = lock(&self.world);
+        let Some(supplemental_groups_policy) = world.groups_policy else { return lacks() };
+        world.calls.push("Status".to_owned());
+        let features = Some(cri::RuntimeFeatures { supplemental_groups_policy });
+        Ok(Response::new(cri::StatusResponse { features, ..cri::StatusResponse::default() }))
     }
 
     async fn runtime_config(

@@ -36,5 +36,5 @@ pub use error::{RuntimeError, SpecError};
 pub use events::Wake;
 pub use instance::instance;
 pub use ops::ContainerStart;
-pub use spec_to_cri::{ImageUser, NodeEnv, container_config, sandbox_config};
+pub use spec_to_cri::{ImageUser, NodeEnv, container_config, resolver, sandbox_config};
 pub use stats::{DiskStats, DiskUse, LayerUse};

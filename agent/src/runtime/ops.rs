@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use beelet_core::dns::Told;
 use beelet_core::event::{ContainerFactState, Done, LinuxResources, OpError, SandboxFact};
 use beelet_core::spec::{PodSpec, PullPolicy};
 use beelet_core::units::Micros;
@@ -17,7 +18,7 @@ use super::client::Runtime;
 use super::error::RuntimeError;
 use super::facts::state_of;
 use super::spec_to_cri::{
-    ImageUser, NodeEnv, changed_resources, container_config, needs_image_user, sandbox_config, whole_secs,
+    ImageUser, NodeEnv, changed_resources, container_config, needs_image_user, resolver, sandbox_config, whole_secs,
 };
 use super::{names, reference};
 
@@ -46,7 +47,7 @@ pub struct ContainerStart<'a> {
 }
 
 impl Runtime {
-    /// Sees that the pod's sandbox of this attempt is ready. Ends with [`Done::Sandbox`].
+    /// Sees that the pod's sandbox of this attempt is ready. Ends with [`Done::Sandbox`] and what people are told of it.
     ///
     /// # Errors
     /// `FailedCreatePodSandBox`.
@@ -56,13 +57,15 @@ impl Runtime {
         spec: &PodSpec,
         cgroup: &str,
         attempt: u32,
-    ) -> Result<Done, OpError> {
-        let config = sandbox_config(node, spec, cgroup, attempt);
-        let made = self.ready_sandbox(&config).await;
-        made.map(Done::Sandbox).map_err(|error| OpError {
+    ) -> Result<(Done, Vec<Told>), OpError> {
+        let failed = |error: &dyn std::fmt::Display| OpError {
             reason: "FailedCreatePodSandBox".to_owned(),
             message: format!("Failed to create pod sandbox: {error}"),
-        })
+        };
+        let (dns, told) = resolver(node, spec).map_err(|error| failed(&error))?;
+        let config = sandbox_config(node, spec, cgroup, attempt, dns);
+        let made = self.ready_sandbox(&config).await.map_err(|error| failed(&error))?;
+        Ok((Done::Sandbox(made), told))
     }
 
     /// Sees that the image is there. Ends with [`Done::Image`].
@@ -120,7 +123,10 @@ impl Runtime {
             _ => None,
         };
         let config = container_config(node, start, user.as_ref())?;
-        let sandbox_config = sandbox_config(node, start.spec, start.cgroup, self.sandbox_attempt(start.sandbox_id));
+        // The sandbox has its resolver; a file of the node's that was broken since is no reason not to start.
+        let dns = resolver(node, start.spec).map(|(dns, _)| dns).unwrap_or_default();
+        let attempt = self.sandbox_attempt(start.sandbox_id);
+        let sandbox_config = sandbox_config(node, start.spec, start.cgroup, attempt, dns);
         let request = cri::CreateContainerRequest {
             pod_sandbox_id: start.sandbox_id.to_owned(),
             config: Some(config),

@@ -37,6 +37,12 @@ pub fn termination_log(root: &Path, uid: &PodUid, container: &str, attempt: u32)
     pod_dir(root, uid).join("containers").join(container).join(attempt.to_string())
 }
 
+/// Where the node's seccomp profiles are.
+#[must_use]
+pub fn seccomp(root: &Path) -> PathBuf {
+    root.join("seccomp")
+}
+
 /// The folder of an emptyDir volume.
 #[must_use]
 pub fn empty_dir(root: &Path, uid: &PodUid, volume: &str) -> PathBuf {

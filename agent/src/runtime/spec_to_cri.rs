@@ -3,11 +3,14 @@
 //! Property: the same spec, node and attempt give the same request; the sandbox config that goes with each container is the
 //! one that the sandbox was made with, `privileged` included.
 
+mod security;
+
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 
+use beelet_core::dns::{self, NodeDns, ResolvConfError, Resolver, Told};
 use beelet_core::event::LinuxResources;
-use beelet_core::spec::{ContainerSpec, PodSpec};
+use beelet_core::spec::{ContainerSpec, PodSpec, VolumeKind};
 use beelet_core::units::Micros;
 use beelet_proto::cri;
 
@@ -15,6 +18,9 @@ use super::env::{Fields, expand, variables};
 use super::error::SpecError;
 use super::ops::ContainerStart;
 use super::{names, paths};
+
+pub use security::ImageUser;
+pub(super) use security::needs_image_user;
 
 /// What of the node goes into every pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,48 +35,28 @@ pub struct NodeEnv {
     pub root: PathBuf,
     /// `podLogsDir`.
     pub pod_logs_dir: PathBuf,
-    /// The text of the file that `resolvConf` names; `None` where that is "".
-    pub resolv_conf: Option<String>,
+    /// Whom its pods ask for names.
+    pub dns: NodeDns,
     /// The controllers are on cgroup v2.
     pub cgroup_v2: bool,
     /// `seccompDefault`: containers without a profile get the runtime's rather than none.
     pub seccomp_default: bool,
+    /// Paths of this machine that a container must not read, beside those of every machine.
+    pub masked: Vec<String>,
 }
-
-/// The user that an image asks for.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ImageUser {
-    /// By number.
-    pub uid: Option<i64>,
-    /// By name, "" for none.
-    pub name: String,
-}
-
-/// Paths of /proc and /sys that a container must not read (`procMount: Default`).
-const MASKED: [&str; 12] = [
-    "/proc/acpi",
-    "/proc/asound",
-    "/proc/interrupts",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/sched_debug",
-    "/proc/scsi",
-    "/proc/timer_list",
-    "/proc/timer_stats",
-    "/sys/devices/virtual/powercap",
-    "/sys/firmware",
-];
-
-/// Paths of /proc that a container must not write.
-const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// Where a container leaves its last words.
 pub(super) const TERMINATION_LOG: &str = "/dev/termination-log";
 
-/// What a sandbox is made from. `cgroup` is the pod's, relative to the hierarchies' roots.
+/// What a sandbox is made from. `cgroup` is the pod's, relative to the hierarchies' roots; `dns` is its [`resolver`].
 #[must_use]
-pub fn sandbox_config(node: &NodeEnv, spec: &PodSpec, cgroup: &str, attempt: u32) -> cri::PodSandboxConfig {
+pub fn sandbox_config(
+    node: &NodeEnv,
+    spec: &PodSpec,
+    cgroup: &str,
+    attempt: u32,
+    dns: cri::DnsConfig,
+) -> cri::PodSandboxConfig {
     let mut annotations: HashMap<String, String> = owned(&spec.annotations);
     annotations.insert(names::MANAGED.to_owned(), node.instance.clone());
     let mut labels: HashMap<String, String> = owned(&spec.labels);
@@ -85,23 +71,13 @@ pub fn sandbox_config(node: &NodeEnv, spec: &PodSpec, cgroup: &str, attempt: u32
         }),
         hostname: if spec.host_network { String::new() } else { spec.hostname.clone() },
         log_directory: paths::log_dir(&node.pod_logs_dir, spec).display().to_string(),
-        dns_config: Some(dns(node)),
+        dns_config: Some(dns),
         port_mappings: if spec.host_network { Vec::new() } else { port_mappings(spec) },
         labels,
         annotations,
         linux: Some(cri::LinuxPodSandboxConfig {
             cgroup_parent: format!("/{cgroup}"),
-            security_context: Some(cri::LinuxSandboxSecurityContext {
-                namespace_options: Some(namespaces(spec)),
-                run_as_user: spec.security.run_as_user.map(int),
-                // The runtime refuses a group without a user.
-                run_as_group: spec.security.run_as_user.and(spec.security.run_as_group).map(int),
-                supplemental_groups: groups(spec),
-                privileged: spec.all_containers().any(|c| c.security.privileged),
-                // Nothing of the pod's author runs in it, so the tightest profile fits all.
-                seccomp: Some(profile(cri::security_profile::ProfileType::RuntimeDefault)),
-                ..cri::LinuxSandboxSecurityContext::default()
-            }),
+            security_context: Some(security::of_sandbox(spec)),
             sysctls: owned(&spec.security.sysctls),
             ..cri::LinuxPodSandboxConfig::default()
         }),
@@ -126,7 +102,7 @@ pub fn container_config(
 
     let mut labels: HashMap<String, String> = pod_labels(spec).collect();
     labels.insert(names::CONTAINER_NAME.to_owned(), container.name.clone());
-    let user = user(container, image_user)?;
+    let user = security::user(container, image_user)?;
 
     Ok(cri::ContainerConfig {
         metadata: Some(cri::ContainerMetadata { name: container.name.clone(), attempt: start.attempt }),
@@ -148,16 +124,10 @@ pub fn container_config(
         tty: container.tty,
         linux: Some(cri::LinuxContainerConfig {
             resources: Some(resources(start.linux, node.cgroup_v2)),
-            security_context: Some(container_security(node, spec, container, user)),
+            security_context: Some(security::of_container(node, spec, container, user)),
         }),
         envs: env.into_iter().map(|(key, value)| cri::KeyValue { key, value: value.into_bytes() }).collect(),
     })
-}
-
-/// Making the container takes a look at the image's user: to check `runAsNonRoot`, or because a group is given without a user.
-pub(super) fn needs_image_user(container: &ContainerSpec) -> bool {
-    let security = &container.security;
-    security.run_as_user.is_none() && (security.run_as_non_root || security.run_as_group.is_some())
 }
 
 /// The resources of a new container.
@@ -211,6 +181,9 @@ fn container_annotations(
     if !container.ports.is_empty() {
         let ports = container.ports.iter().map(|port| {
             let mut entry = serde_json::json!({ "containerPort": port.container_port, "protocol": port.protocol });
+            if !port.name.is_empty() {
+                entry["name"] = port.name.clone().into();
+            }
             if port.host_port != 0 {
                 entry["hostPort"] = port.host_port.into();
             }
@@ -245,6 +218,8 @@ fn mounts(node: &NodeEnv, start: &ContainerStart<'_>, container: &ContainerSpec)
             container_path: mount.path.clone(),
             host_path: paths::volume(&node.root, &spec.uid, volume).display().to_string(),
             readonly: mount.read_only,
+            // What the pod has for itself gets its label; the node's own keeps its.
+            selinux_relabel: matches!(volume.kind, VolumeKind::EmptyDir { .. }),
             ..cri::Mount::default()
         });
     }
@@ -258,63 +233,12 @@ fn mounts(node: &NodeEnv, start: &ContainerStart<'_>, container: &ContainerSpec)
             mounts.push(cri::Mount {
                 container_path: inside.to_owned(),
                 host_path: outside.display().to_string(),
+                selinux_relabel: true,
                 ..cri::Mount::default()
             });
         }
     }
     Ok(mounts)
-}
-
-/// Whom the container runs as: user and group; `None` leaves it to the image.
-fn user(container: &ContainerSpec, image: Option<&ImageUser>) -> Result<(Option<i64>, Option<i64>), SpecError> {
-    let security = &container.security;
-    let (group, non_root) = (security.run_as_group, security.run_as_non_root);
-    match security.run_as_user {
-        Some(0) if non_root => Err(SpecError::RunsAsRoot),
-        Some(user) => Ok((Some(user), group)),
-        None if !needs_image_user(container) => Ok((None, None)),
-        None => {
-            let nobody = ImageUser::default();
-            let image = image.unwrap_or(&nobody);
-            match image.uid {
-                None if !image.name.is_empty() && non_root => Err(SpecError::ImageUserName(image.name.clone())),
-                None if !image.name.is_empty() => Err(SpecError::GroupWithoutUser(image.name.clone())),
-                // An image that names no user runs as root.
-                None | Some(0) if non_root => Err(SpecError::ImageRunsAsRoot),
-                uid => Ok((Some(uid.unwrap_or(0)), group)),
-            }
-        }
-    }
-}
-
-fn container_security(
-    node: &NodeEnv,
-    spec: &PodSpec,
-    container: &ContainerSpec,
-    (user, group): (Option<i64>, Option<i64>),
-) -> cri::LinuxContainerSecurityContext {
-    use cri::security_profile::ProfileType::{RuntimeDefault, Unconfined};
-    let security = &container.security;
-    let hidden = |paths: &[&str]| {
-        if security.privileged { Vec::new() } else { paths.iter().map(|&path| path.to_owned()).collect() }
-    };
-    cri::LinuxContainerSecurityContext {
-        capabilities: Some(cri::Capability {
-            add_capabilities: security.cap_add.clone(),
-            drop_capabilities: security.cap_drop.clone(),
-        }),
-        privileged: security.privileged,
-        namespace_options: Some(namespaces(spec)),
-        run_as_user: user.map(int),
-        run_as_group: group.map(int),
-        readonly_rootfs: security.read_only_root,
-        supplemental_groups: groups(spec),
-        no_new_privs: security.allow_privilege_escalation == Some(false),
-        masked_paths: hidden(&MASKED),
-        readonly_paths: hidden(&READ_ONLY),
-        seccomp: Some(profile(if node.seccomp_default { RuntimeDefault } else { Unconfined })),
-        ..cri::LinuxContainerSecurityContext::default()
-    }
 }
 
 fn namespaces(spec: &PodSpec) -> cri::NamespaceOption {
@@ -331,11 +255,6 @@ fn namespaces(spec: &PodSpec) -> cri::NamespaceOption {
         ipc: or_pod(spec.host_ipc),
         target_id: String::new(),
     }
-}
-
-/// `fsGroup` is one of the groups of every process.
-fn groups(spec: &PodSpec) -> Vec<i64> {
-    spec.security.fs_group.into_iter().chain(spec.security.supplemental_groups.iter().copied()).collect()
 }
 
 /// The runtime maps a port only if the node has one for it.
@@ -355,36 +274,16 @@ fn port_mappings(spec: &PodSpec) -> Vec<cri::PortMapping> {
     ports.map(mapping).collect()
 }
 
-/// `dnsPolicy: Default`: as the node's resolv.conf, cut to what the C library takes. Without a resolv.conf, names are looked up
-/// nowhere but at the pod itself.
-fn dns(node: &NodeEnv) -> cri::DnsConfig {
-    /// MaxDNSNameservers, MaxDNSSearchPaths, MaxDNSSearchListChars (pkg/apis/core/validation).
-    const MAX: (usize, usize, usize) = (3, 32, 2048);
-    let Some(text) = &node.resolv_conf else {
-        let loopback = |ip: &String| if ip.contains(':') { "::1" } else { "127.0.0.1" }.to_owned();
-        let mut servers: Vec<String> = node.host_ips.iter().map(loopback).collect();
-        servers.dedup();
-        return cri::DnsConfig { servers, searches: vec![".".to_owned()], options: Vec::new() };
-    };
-    let mut dns = cri::DnsConfig::default();
-    for line in text.lines() {
-        let mut words = line.split_whitespace();
-        match words.next() {
-            Some("nameserver") => dns.servers.extend(words.next().map(str::to_owned)),
-            // The last line of these wins.
-            Some("search") => {
-                dns.searches = words.map(|s| if s == "." { s } else { s.trim_end_matches('.') }.to_owned()).collect();
-            }
-            Some("options") => dns.options = words.map(str::to_owned).collect(),
-            _ => {}
-        }
-    }
-    dns.servers.truncate(MAX.0);
-    dns.searches.truncate(MAX.1);
-    while dns.searches.iter().map(|s| s.len() + 1).sum::<usize>() > MAX.2 + 1 {
-        dns.searches.pop();
-    }
-    dns
+/// The pod's resolver, and what people are told of it.
+///
+/// # Errors
+/// If the node's resolv.conf cannot be understood.
+pub fn resolver(node: &NodeEnv, spec: &PodSpec) -> Result<(cri::DnsConfig, Vec<Told>), ResolvConfError> {
+    let name = format!("{}_{}({})", spec.name, spec.namespace, spec.uid);
+    let wish = (&spec.dns, spec.host_network);
+    let (Resolver { servers, searches, options }, told) =
+        dns::form(&node.dns, &node.host_ips, wish, (&spec.namespace, &name))?;
+    Ok((cri::DnsConfig { servers, searches, options }, told))
 }
 
 fn pod_labels(spec: &PodSpec) -> impl Iterator<Item = (String, String)> {
@@ -400,10 +299,6 @@ pub(super) fn whole_secs(time: Micros) -> u64 {
 
 fn owned(map: &BTreeMap<String, String>) -> HashMap<String, String> {
     map.iter().map(|(key, value)| (key.clone(), value.clone())).collect()
-}
-
-fn profile(kind: cri::security_profile::ProfileType) -> cri::SecurityProfile {
-    cri::SecurityProfile { profile_type: kind.into(), localhost_ref: String::new() }
 }
 
 fn int(value: i64) -> cri::Int64Value {

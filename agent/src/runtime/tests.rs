@@ -20,9 +20,10 @@ fn node() -> NodeEnv {
         host_ips: vec!["192.0.2.1".to_owned()],
         root: "/var/lib/kubelet".into(),
         pod_logs_dir: "/var/log/pods".into(),
-        resolv_conf: None,
+        dns: beelet_core::dns::NodeDns::default(),
         cgroup_v2: true,
         seccomp_default: false,
+        masked: Vec::new(),
     }
 }
 
@@ -50,7 +51,7 @@ fn client(fake: &Fake) -> Runtime {
 
 async fn sandbox(runtime: &Runtime) -> SandboxFact {
     match runtime.start_sandbox(&node(), &spec(), "kubepods/podu1", 0).await {
-        Ok(Done::Sandbox(fact)) => fact,
+        Ok((Done::Sandbox(fact), _)) => fact,
         other => panic!("{other:?}"),
     }
 }
@@ -73,6 +74,22 @@ async fn container(runtime: &Runtime, sandbox_id: &str, attempt: u32) -> Result<
         }
         other => panic!("{other:?}"),
     }
+}
+
+#[tokio::test]
+async fn a4_16l_the_runtime_is_asked_once_for_what_it_can_do_and_anew_after_it_was_away() {
+    let mut fake = Fake::start();
+    let runtime = client(&fake);
+    let can = async |runtime: &Runtime| runtime.facts(Micros(1)).await.map(|facts| facts.features.groups_policy);
+    // A runtime without the call cannot.
+    assert!(!can(&runtime).await.expect("facts"));
+    fake.kill();
+    assert!(can(&runtime).await.is_err());
+    super::client::lock(&fake.world).groups_policy = Some(true);
+    fake.resume();
+    assert!(can(&runtime).await.expect("facts"));
+    assert!(can(&runtime).await.expect("facts"));
+    assert_eq!(super::client::lock(&fake.world).count("Status"), 1, "one answer lasts");
 }
 
 #[tokio::test]

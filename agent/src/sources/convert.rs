@@ -7,19 +7,23 @@
 //! Property: what comes out needs no further check: names are safe as file names, every mount has its volume, requests are
 //! within limits.
 
+mod network;
+mod security;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use beelet_core::ladder::{WishError, Wishes};
 use beelet_core::quantity::{parse_bytes, parse_cpu};
 use beelet_core::spec::{
-    ContainerSecurity, ContainerSpec, EnvValue, EnvVar, Mount, PodSecurity, PodSpec, PodUid, Port, PullPolicy,
-    Resources, RestartPolicy, StorageResources, Volume, VolumeKind,
+    ContainerSpec, EnvValue, EnvVar, Mount, PodSpec, PodUid, Port, PullPolicy, Resources, RestartPolicy,
+    StorageResources, Volume, VolumeKind,
 };
 use beelet_core::units::Micros;
 use k8s_openapi::api::core::v1 as api;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
-use super::names::{LABEL, is_dns1123_label};
+use self::security::OfPod;
+use super::names::{LABEL, is_dns1123_label, port_name_fault};
 use super::restart::restart;
 use crate::config::tree::{Fault, did_you_mean, join};
 
@@ -57,14 +61,16 @@ pub(super) fn one_of<T: Copy>(path: &str, given: Option<&str>, default: T, value
     })
 }
 
-/// Makes the plain pod of one whose metadata has name, namespace and UID already.
-pub(super) fn pod(pod: &api::Pod, origin: &str, warnings: &mut Vec<String>) -> Result<PodSpec, Fault> {
+/// Makes the plain pod of one whose metadata has name, namespace and UID already. `left_out` is what was found to be so before.
+pub(super) fn pod(pod: &api::Pod, origin: &str, mut left_out: Vec<String>) -> Result<PodSpec, Fault> {
     let meta = &pod.metadata;
     let spec = pod.spec.as_ref().ok_or_else(|| required("spec"))?;
     let name = meta.name.clone().unwrap_or_default();
     let volumes = volumes(spec)?;
     let names: BTreeSet<&str> = volumes.iter().map(|v| v.name.as_str()).collect();
-    let security = spec.security_context.clone().unwrap_or_default();
+    let (none, no_annotations) = (api::PodSecurityContext::default(), BTreeMap::new());
+    let annotations = meta.annotations.as_ref().unwrap_or(&no_annotations);
+    let security = OfPod::read(spec.security_context.as_ref().unwrap_or(&none), annotations, spec, &mut left_out)?;
     let host_network = spec.host_network.unwrap_or_default();
     let mut seen = BTreeSet::new();
     // Address, protocol, port, and whether it is a sidecar's.
@@ -106,8 +112,8 @@ pub(super) fn pod(pod: &api::Pod, origin: &str, warnings: &mut Vec<String>) -> R
             "ShareProcessNamespace and HostPID cannot both be enabled",
         ));
     }
-    let priority = priority(spec, warnings);
-    if let Err(WishError { key, value }) = Wishes::read(meta.annotations.as_ref().unwrap_or(&BTreeMap::new())) {
+    let priority = priority(spec, &mut left_out);
+    if let Err(WishError { key, value }) = Wishes::read(annotations) {
         return Err(invalid(format!("metadata.annotations[{key}]"), &value, "must be \"true\" or \"false\""));
     }
     Ok(PodSpec {
@@ -116,8 +122,9 @@ pub(super) fn pod(pod: &api::Pod, origin: &str, warnings: &mut Vec<String>) -> R
         hostname: hostname(spec.hostname.as_deref(), &name)?,
         name,
         labels: meta.labels.clone().unwrap_or_default(),
-        annotations: meta.annotations.clone().unwrap_or_default(),
+        annotations: annotations.clone(),
         origin: origin.to_owned(),
+        left_out,
         priority,
         restart_policy: one_of(
             "spec.restartPolicy",
@@ -134,7 +141,9 @@ pub(super) fn pod(pod: &api::Pod, origin: &str, warnings: &mut Vec<String>) -> R
         host_pid: spec.host_pid.unwrap_or_default(),
         host_ipc: spec.host_ipc.unwrap_or_default(),
         share_process_namespace: spec.share_process_namespace.unwrap_or_default(),
-        security: pod_security(&security)?,
+        dns: network::dns(spec)?,
+        host_aliases: network::host_aliases(spec)?,
+        security: security.pod(host_network, spec.host_ipc.unwrap_or_default())?,
         volumes,
         init_containers,
         containers,
@@ -161,24 +170,6 @@ fn hostname(given: Option<&str>, name: &str) -> Result<String, Fault> {
         // Cut as the kubelet does, so that it is still a name (pkg/kubelet/util, GetHostname).
         None => Ok(name.chars().take(63).collect::<String>().trim_end_matches(['-', '.']).to_owned()),
     }
-}
-
-fn pod_security(given: &api::PodSecurityContext) -> Result<PodSecurity, Fault> {
-    let mut sysctls = BTreeMap::new();
-    for (i, sysctl) in given.sysctls.iter().flatten().enumerate() {
-        let plain = |b: u8| b.is_ascii_alphanumeric() || b"._-/".contains(&b);
-        if sysctl.name.is_empty() || !sysctl.name.bytes().all(plain) || sysctl.name.contains("..") {
-            return Err(invalid(format!("spec.securityContext.sysctls[{i}].name"), &sysctl.name, "is not a sysctl"));
-        }
-        sysctls.insert(sysctl.name.clone(), sysctl.value.clone());
-    }
-    Ok(PodSecurity {
-        run_as_user: given.run_as_user,
-        run_as_group: given.run_as_group,
-        fs_group: given.fs_group,
-        supplemental_groups: given.supplemental_groups.clone().unwrap_or_default(),
-        sysctls,
-    })
 }
 
 fn volumes(spec: &api::PodSpec) -> Result<Vec<Volume>, Fault> {
@@ -236,7 +227,7 @@ fn host_path(path: &str, host: &api::HostPathVolumeSource) -> Result<VolumeKind,
 fn container(
     path: &str,
     given: &api::Container,
-    pod: &api::PodSecurityContext,
+    pod: &OfPod<'_>,
     volumes: &BTreeSet<&str>,
     host_network: bool,
 ) -> Result<ContainerSpec, Fault> {
@@ -271,7 +262,7 @@ fn container(
         mounts: mounts(path, given, volumes)?,
         resources,
         storage,
-        security: security(path, given.security_context.as_ref(), pod)?,
+        security: pod.container(path, given)?,
         stdin: given.stdin.unwrap_or_default(),
         tty: given.tty.unwrap_or_default(),
         restart: restart(path, given)?,
@@ -305,10 +296,19 @@ fn env(path: &str, given: &api::Container) -> Result<Vec<EnvVar>, Fault> {
             }
             (_, Some(from)) => {
                 let field = from.field_ref.as_ref().ok_or_else(|| required(format!("{path}.valueFrom.fieldRef")))?;
+                let version = field.api_version.as_deref().filter(|version| !matches!(*version, "" | "v1"));
+                if let Some(version) = version {
+                    let why = format!("error converting fieldPath: unsupported pod version: {version}");
+                    return Err(invalid(format!("{path}.valueFrom.fieldRef.apiVersion"), version, why));
+                }
                 EnvValue::Field(field_path(&format!("{path}.valueFrom.fieldRef.fieldPath"), &field.field_path)?)
             }
         };
         made.push(EnvVar { name: var.name.clone(), value });
+    }
+    // What refers to something was refused before.
+    if given.env_from.as_ref().is_some_and(|list| !list.is_empty()) {
+        return Err(invalid(format!("{path}.envFrom[0]"), "", "must specify one of: `configMapRef` or `secretRef`"));
     }
     Ok(made)
 }
@@ -337,9 +337,16 @@ fn ports(path: &str, given: &api::Container, host_network: bool) -> Result<Vec<P
             .filter(|v| *v > 0)
             .ok_or_else(|| invalid(path, &value.to_string(), "must be between 1 and 65535, inclusive"))
     };
-    let mut made = Vec::new();
+    let mut made: Vec<Port> = Vec::new();
     for (i, port) in given.ports.iter().flatten().enumerate() {
         let path = format!("{path}.ports[{i}]");
+        let name = port.name.clone().unwrap_or_default();
+        if let Some(why) = port_name_fault(&name) {
+            return Err(invalid(format!("{path}.name"), &name, why));
+        }
+        if !name.is_empty() && made.iter().any(|other| other.name == name) {
+            return Err(Fault::new(format!("{path}.name"), format!("Duplicate value: {name:?}")));
+        }
         let container_port = number(format!("{path}.containerPort"), port.container_port)?;
         let host_port = match port.host_port.unwrap_or_default() {
             0 if host_network => container_port,
@@ -360,7 +367,7 @@ fn ports(path: &str, given: &api::Container, host_network: bool) -> Result<Vec<P
         }
         let protocols = [("TCP", "TCP"), ("UDP", "UDP"), ("SCTP", "SCTP")];
         let protocol = one_of(&format!("{path}.protocol"), port.protocol.as_deref(), "TCP", &protocols)?.to_owned();
-        made.push(Port { container_port, host_port, host_ip, protocol });
+        made.push(Port { name, container_port, host_port, host_ip, protocol });
     }
     Ok(made)
 }
@@ -449,42 +456,4 @@ fn resources(path: &str, given: Option<&api::ResourceRequirements>) -> Result<(R
         return Err(invalid(format!("{path}.requests.ephemeral-storage"), &request.to_string(), why));
     }
     Ok((made, storage))
-}
-
-fn security(
-    path: &str,
-    given: Option<&api::SecurityContext>,
-    pod: &api::PodSecurityContext,
-) -> Result<ContainerSecurity, Fault> {
-    let given = given.cloned().unwrap_or_default();
-    let path = format!("{path}.securityContext");
-    let privileged = given.privileged.unwrap_or_default();
-    if privileged && given.allow_privilege_escalation == Some(false) {
-        let why = "cannot set `allowPrivilegeEscalation` to false and `privileged` to true";
-        return Err(invalid(format!("{path}.allowPrivilegeEscalation"), "false", why));
-    }
-    let run_as_user = given.run_as_user.or(pod.run_as_user);
-    let run_as_non_root = given.run_as_non_root.or(pod.run_as_non_root).unwrap_or_default();
-    for (field, id) in [("runAsUser", run_as_user), ("runAsGroup", given.run_as_group.or(pod.run_as_group))] {
-        if let Some(id) = id
-            && !(0..=i64::from(i32::MAX)).contains(&id)
-        {
-            return Err(invalid(
-                format!("{path}.{field}"),
-                &id.to_string(),
-                "must be between 0 and 2147483647, inclusive",
-            ));
-        }
-    }
-    let capabilities = given.capabilities.unwrap_or_default();
-    Ok(ContainerSecurity {
-        privileged,
-        read_only_root: given.read_only_root_filesystem.unwrap_or_default(),
-        run_as_user,
-        run_as_group: given.run_as_group.or(pod.run_as_group),
-        run_as_non_root,
-        allow_privilege_escalation: given.allow_privilege_escalation,
-        cap_add: capabilities.add.unwrap_or_default(),
-        cap_drop: capabilities.drop.unwrap_or_default(),
-    })
 }

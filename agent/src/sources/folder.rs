@@ -121,9 +121,6 @@ fn tell(before: &SourceState, now: &SourceState) {
     }
     for pod in now.pods.iter().filter(|p| !before.originals.contains_key(&p.uid)) {
         info!(pod = pod.full_name(), uid = %pod.uid, origin = pod.origin, "pod wanted");
-        for warning in now.warnings.get(&pod.uid).into_iter().flatten() {
-            warn!(pod = pod.full_name(), warning, "left out of the pod");
-        }
     }
 }
 
@@ -342,9 +339,6 @@ fn merge(files: &BTreeMap<PathBuf, Reading>) -> SourceState {
             names.insert(spec.full_name(), &spec.origin);
             state.pods.push(Arc::clone(spec));
             state.originals.insert(spec.uid.clone(), Arc::clone(&parsed.pod));
-            if !parsed.warnings.is_empty() {
-                state.warnings.insert(spec.uid.clone(), parsed.warnings.clone());
-            }
         }
     }
     state

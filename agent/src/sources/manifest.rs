@@ -30,8 +30,6 @@ pub struct Parsed {
     pub spec: Arc<PodSpec>,
     /// As it was written, with what the kubelet adds to a static pod: for `/pods`.
     pub pod: Arc<api::Pod>,
-    /// What is left out, each beginning with the field's name.
-    pub warnings: Vec<String>,
 }
 
 /// Why a manifest cannot be run.
@@ -128,8 +126,8 @@ fn read(document: &Node, origin: &str, node_name: &str) -> Result<Parsed, Fault>
     let mut pod: api::Pod = document.read("")?;
     let mut warnings = support::survey(document)?;
     identify(&mut pod, origin, node_name, &mut warnings)?;
-    let spec = convert::pod(&pod, origin, &mut warnings)?;
-    Ok(Parsed { spec: Arc::new(spec), pod: Arc::new(pod), warnings })
+    let spec = convert::pod(&pod, origin, warnings)?;
+    Ok(Parsed { spec: Arc::new(spec), pod: Arc::new(pod) })
 }
 
 /// Checks and completes the metadata.

@@ -37,8 +37,6 @@ pub struct SourceState {
     pub rejected: Vec<Rejected>,
     /// The pods as they were written, for `/pods`.
     pub originals: BTreeMap<PodUid, Arc<Pod>>,
-    /// Fields that are left out, by pod: for the log and for people.
-    pub warnings: BTreeMap<PodUid, Vec<String>>,
     /// Why the source could not be read just now; what it wanted before is kept.
     pub trouble: Option<String>,
 }
@@ -51,5 +49,9 @@ impl SourceState {
     }
 }
 
+#[cfg(test)]
+mod effects;
+#[cfg(test)]
+mod security_tests;
 #[cfg(test)]
 mod tests;

@@ -31,6 +31,25 @@ pub(crate) fn is_uid(uid: &str) -> bool {
     (1..=63).contains(&uid.len()) && uid.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
 }
 
+/// Why it may not be the name of a port (an IANA service name); "" is no name and fine.
+pub(crate) fn port_name_fault(name: &str) -> Option<&'static str> {
+    if name.is_empty() {
+        return None;
+    }
+    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    if name.len() > 15 {
+        Some("must be no more than 15 characters")
+    } else if !name.bytes().all(plain) {
+        Some("must contain only alpha-numeric characters (a-z, 0-9), and hyphens (-)")
+    } else if !name.bytes().any(|b| b.is_ascii_lowercase()) {
+        Some("must contain at least one letter (a-z)")
+    } else if name.contains("--") {
+        Some("must not contain consecutive hyphens")
+    } else {
+        (name.starts_with('-') || name.ends_with('-')).then_some("must not begin or end with a hyphen")
+    }
+}
+
 /// What a name of a pod has to be, in the kubelet's words.
 pub(crate) const SUBDOMAIN: &str = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', \
      and must start and end with an alphanumeric character, at most 253 of them";
@@ -60,6 +79,16 @@ mod tests {
         assert!(is_dns1123_label(&"a".repeat(63)) && !is_dns1123_label(&"a".repeat(64)) && !is_dns1123_label("a.b"));
         assert!(is_dns1123_subdomain(&"a".repeat(253)) && !is_dns1123_subdomain(&"a".repeat(254)));
         assert!(is_uid("0e9c4d51-3ab8-4c4d-9a8e-1f2d3c4b5a69") && !is_uid("../../etc"));
+    }
+
+    #[test]
+    fn f5_names_of_ports() {
+        for good in ["", "http", "a", "h2-c", "8080a"] {
+            assert_eq!(port_name_fault(good), None, "{good}");
+        }
+        for bad in ["HTTP", "a_b", "80", "-a", "a-", "a--b", "a.b", "sixteen-letters-", "abcdefghijklmnop"] {
+            assert!(port_name_fault(bad).is_some(), "{bad}");
+        }
     }
 
     proptest! {

@@ -1,8 +1,8 @@
 //! Which fields of a pod beelet acts on.
 //!
 //! Problem: a pod has hundreds of fields. One that is ignored makes either no difference, or another pod than was asked for.
-//! Approach: a table says of each field whether it is taken, has no meaning on a node without an API server, is left out with a
-//! warning, or is refused. The manifest itself is walked, not the typed pod, so no field can be forgotten.
+//! Approach: a table says of each field whether it is taken, has no meaning for a static pod, is left out with a warning, or is
+//! refused. The manifest itself is walked, not the typed pod, so no field can be forgotten.
 //!
 //! Property: a field that is not in the table is refused. An empty one never is: it asks for nothing.
 
@@ -11,8 +11,10 @@ use crate::config::tree::{Fault, Node, Value, join};
 /// What is done with a field.
 #[derive(Clone, Copy, Debug)]
 enum Verdict {
-    /// It is acted on, or has no meaning here.
+    /// It is acted on, or checked: another value makes another pod, or none (`effects` shows that of each).
     Take,
+    /// It means nothing for a static pod, to a kubelet neither.
+    NoMeaning,
     /// Its parts are looked at, each by itself.
     Group,
     /// It is left out, and the pod runs without it.
@@ -22,7 +24,7 @@ enum Verdict {
     /// Fine with this value, which is also the default.
     Unless(&'static str, &'static Verdict),
 }
-use Verdict::{Group, Refuse, Take, Unless, Warn};
+use Verdict::{Group, NoMeaning, Refuse, Take, Unless, Warn};
 
 const NOT_YET: Verdict = Refuse("not supported yet");
 const NO_EFFECT: Verdict = Warn("has no effect yet");
@@ -37,11 +39,26 @@ const SERVICE_ACCOUNTS: Verdict = Refuse("static pods may not reference servicea
 const FIELDS: &[(&str, Verdict)] = &[
     ("apiVersion", Take),
     ("kind", Take),
-    ("metadata", Take),
+    ("metadata", Group),
+    ("metadata.annotations", Take),
+    ("metadata.creationTimestamp", NoMeaning),
+    ("metadata.deletionGracePeriodSeconds", NO_EFFECT),
+    ("metadata.deletionTimestamp", NO_EFFECT),
+    ("metadata.finalizers", NoMeaning),
+    ("metadata.generateName", NoMeaning),
+    ("metadata.generation", Warn("not reported in the status yet")),
+    ("metadata.labels", Take),
+    ("metadata.managedFields", NoMeaning),
+    ("metadata.name", Take),
+    ("metadata.namespace", Take),
+    ("metadata.ownerReferences", NoMeaning),
+    ("metadata.resourceVersion", NoMeaning),
+    ("metadata.selfLink", NoMeaning),
+    ("metadata.uid", Take),
     ("spec", Group),
     ("spec.activeDeadlineSeconds", NO_EFFECT),
     ("spec.affinity", Warn("not checked yet")),
-    ("spec.automountServiceAccountToken", Take),
+    ("spec.automountServiceAccountToken", NoMeaning),
     ("spec.containers", Group),
     ("spec.containers.args", Take),
     ("spec.containers.command", Take),
@@ -50,7 +67,9 @@ const FIELDS: &[(&str, Verdict)] = &[
     ("spec.containers.env.value", Take),
     ("spec.containers.env.valueFrom", Group),
     ("spec.containers.env.valueFrom.configMapKeyRef", CONFIG_MAPS),
-    ("spec.containers.env.valueFrom.fieldRef", Take),
+    ("spec.containers.env.valueFrom.fieldRef", Group),
+    ("spec.containers.env.valueFrom.fieldRef.apiVersion", Take),
+    ("spec.containers.env.valueFrom.fieldRef.fieldPath", Take),
     ("spec.containers.env.valueFrom.secretKeyRef", SECRETS),
     ("spec.containers.envFrom", Group),
     ("spec.containers.envFrom.configMapRef", CONFIG_MAPS),
@@ -61,7 +80,12 @@ const FIELDS: &[(&str, Verdict)] = &[
     ("spec.containers.lifecycle", NOT_RUN),
     ("spec.containers.livenessProbe", NOT_RUN),
     ("spec.containers.name", Take),
-    ("spec.containers.ports", Take),
+    ("spec.containers.ports", Group),
+    ("spec.containers.ports.containerPort", Take),
+    ("spec.containers.ports.hostIP", Take),
+    ("spec.containers.ports.hostPort", Take),
+    ("spec.containers.ports.name", Take),
+    ("spec.containers.ports.protocol", Take),
     ("spec.containers.readinessProbe", NOT_RUN),
     ("spec.containers.resizePolicy", Group),
     ("spec.containers.resizePolicy.resourceName", Take),
@@ -75,16 +99,19 @@ const FIELDS: &[(&str, Verdict)] = &[
     ("spec.containers.securityContext", Group),
     ("spec.containers.securityContext.allowPrivilegeEscalation", Take),
     ("spec.containers.securityContext.appArmorProfile", Group),
-    ("spec.containers.securityContext.appArmorProfile.type", Unless("Unconfined", &NOT_YET)),
+    ("spec.containers.securityContext.appArmorProfile.localhostProfile", Take),
+    ("spec.containers.securityContext.appArmorProfile.type", Take),
     ("spec.containers.securityContext.capabilities", Take),
     ("spec.containers.securityContext.privileged", Take),
-    ("spec.containers.securityContext.procMount", Unless("Default", &NOT_YET)),
+    ("spec.containers.securityContext.procMount", Take),
     ("spec.containers.securityContext.readOnlyRootFilesystem", Take),
     ("spec.containers.securityContext.runAsGroup", Take),
     ("spec.containers.securityContext.runAsNonRoot", Take),
     ("spec.containers.securityContext.runAsUser", Take),
+    ("spec.containers.securityContext.seLinuxOptions", Take),
     ("spec.containers.securityContext.seccompProfile", Group),
-    ("spec.containers.securityContext.seccompProfile.type", Unless("Unconfined", &NOT_YET)),
+    ("spec.containers.securityContext.seccompProfile.localhostProfile", Take),
+    ("spec.containers.securityContext.seccompProfile.type", Take),
     ("spec.containers.startupProbe", NOT_RUN),
     ("spec.containers.stdin", Take),
     ("spec.containers.stdinOnce", Unless("false", &NO_EFFECT)),
@@ -98,41 +125,48 @@ const FIELDS: &[(&str, Verdict)] = &[
     ("spec.containers.volumeMounts.readOnly", Take),
     ("spec.containers.volumeMounts.recursiveReadOnly", Unless("Disabled", &NOT_YET)),
     ("spec.containers.workingDir", Take),
-    ("spec.dnsConfig", NO_EFFECT),
-    ("spec.dnsPolicy", Unless("ClusterFirst", &Unless("Default", &NO_EFFECT))),
-    ("spec.enableServiceLinks", Take),
+    ("spec.dnsConfig", Group),
+    ("spec.dnsConfig.nameservers", Take),
+    ("spec.dnsConfig.options", Take),
+    ("spec.dnsConfig.searches", Take),
+    ("spec.dnsPolicy", Take),
+    ("spec.enableServiceLinks", NoMeaning),
     ("spec.ephemeralContainers", Refuse("static pods may not have ephemeral containers")),
-    ("spec.hostAliases", NO_EFFECT),
+    ("spec.hostAliases", Take),
     ("spec.hostIPC", Take),
     ("spec.hostNetwork", Take),
     ("spec.hostPID", Take),
     ("spec.hostUsers", Unless("true", &NOT_YET)),
     ("spec.hostname", Take),
     ("spec.imagePullSecrets", SECRETS),
-    ("spec.nodeName", Take),
+    ("spec.nodeName", NoMeaning),
     ("spec.nodeSelector", Warn("not checked yet")),
     ("spec.os", Group),
     ("spec.os.name", Unless("linux", &Refuse("this node runs linux"))),
-    ("spec.preemptionPolicy", Take),
+    ("spec.preemptionPolicy", NoMeaning),
     ("spec.priority", Take),
     ("spec.priorityClassName", Take),
     ("spec.readinessGates", NO_EFFECT),
     ("spec.resourceClaims", Refuse("static pods may not reference resourceclaims")),
     ("spec.restartPolicy", Take),
-    ("spec.schedulerName", Take),
+    ("spec.schedulerName", NoMeaning),
     ("spec.securityContext", Group),
     ("spec.securityContext.appArmorProfile", Group),
-    ("spec.securityContext.appArmorProfile.type", Unless("Unconfined", &NOT_YET)),
+    ("spec.securityContext.appArmorProfile.localhostProfile", Take),
+    ("spec.securityContext.appArmorProfile.type", Take),
     ("spec.securityContext.fsGroup", Take),
     ("spec.securityContext.fsGroupChangePolicy", Unless("Always", &NO_EFFECT)),
     ("spec.securityContext.runAsGroup", Take),
     ("spec.securityContext.runAsNonRoot", Take),
     ("spec.securityContext.runAsUser", Take),
-    ("spec.securityContext.seLinuxChangePolicy", Take),
+    // Of the volumes that there are, none can be mounted with a label: the runtime labels the files in any case.
+    ("spec.securityContext.seLinuxChangePolicy", NoMeaning),
+    ("spec.securityContext.seLinuxOptions", Take),
     ("spec.securityContext.seccompProfile", Group),
-    ("spec.securityContext.seccompProfile.type", Unless("Unconfined", &NOT_YET)),
+    ("spec.securityContext.seccompProfile.localhostProfile", Take),
+    ("spec.securityContext.seccompProfile.type", Take),
     ("spec.securityContext.supplementalGroups", Take),
-    ("spec.securityContext.supplementalGroupsPolicy", Unless("Merge", &NOT_YET)),
+    ("spec.securityContext.supplementalGroupsPolicy", Take),
     ("spec.securityContext.sysctls", Take),
     ("spec.serviceAccount", SERVICE_ACCOUNTS),
     ("spec.serviceAccountName", SERVICE_ACCOUNTS),
@@ -140,8 +174,9 @@ const FIELDS: &[(&str, Verdict)] = &[
     ("spec.shareProcessNamespace", Take),
     ("spec.subdomain", NO_EFFECT),
     ("spec.terminationGracePeriodSeconds", Take),
-    ("spec.tolerations", Take),
-    ("spec.topologySpreadConstraints", Take),
+    // Nobody is turned away for a taint or a pressure yet; a static pod tolerates what evicts.
+    ("spec.tolerations", NoMeaning),
+    ("spec.topologySpreadConstraints", NoMeaning),
     ("spec.volumes", Group),
     ("spec.volumes.configMap", CONFIG_MAPS),
     ("spec.volumes.emptyDir", Group),
@@ -152,7 +187,7 @@ const FIELDS: &[(&str, Verdict)] = &[
     ("spec.volumes.name", Take),
     ("spec.volumes.persistentVolumeClaim", CLAIMS),
     ("spec.volumes.secret", SECRETS),
-    ("status", Take),
+    ("status", NoMeaning),
 ];
 
 /// Looks at every field of a manifest. Returns what is left out, by path.
@@ -192,13 +227,13 @@ fn judge(
     path: &str,
     warnings: &mut Vec<String>,
 ) -> Result<(), Fault> {
-    // An empty volume source asks for a volume of that kind all the same.
-    let volume = rule.starts_with("spec.volumes.") && matches!(node.value, Value::Map(_));
-    if asks_nothing(node) && !volume {
+    // An empty source of a volume or of variables asks for one of that kind all the same.
+    let source = ["spec.volumes.", "spec.containers.envFrom."].iter().any(|of| rule.starts_with(of));
+    if asks_nothing(node) && !(source && matches!(node.value, Value::Map(_))) {
         return Ok(());
     }
     match verdict {
-        Take => Ok(()),
+        Take | NoMeaning => Ok(()),
         Group => look(node, rule, path, warnings),
         Warn(why) => {
             warnings.push(format!("{path}: {why}"));
@@ -213,6 +248,13 @@ fn judge(
             if given == fine { Ok(()) } else { judge(node, line, *otherwise, rule, path, warnings) }
         }
     }
+}
+
+/// The rows of one kind, for tests: those that are taken, or those without a meaning.
+#[cfg(test)]
+pub(super) fn rows(taken: bool) -> impl Iterator<Item = &'static str> {
+    let is = move |verdict: &Verdict| if taken { matches!(verdict, Take) } else { matches!(verdict, NoMeaning) };
+    FIELDS.iter().filter(move |(_, verdict)| is(verdict)).map(|(name, _)| *name)
 }
 
 fn asks_nothing(node: &Node) -> bool {

@@ -30,7 +30,7 @@ fn bad(text: &str) -> String {
 
 #[test]
 fn defaults_are_filled_in() {
-    let Parsed { spec, pod, warnings } = good(&with("", ""));
+    let Parsed { spec, pod } = good(&with("", ""));
     assert_eq!(spec.full_name(), "default/web-node-1");
     assert_eq!((spec.hostname.as_str(), spec.origin.as_str()), ("web-node-1", "/pods/web.yaml"));
     assert_eq!((spec.restart_policy, spec.termination_grace), (RestartPolicy::Always, Micros::secs(30)));
@@ -38,7 +38,7 @@ fn defaults_are_filled_in() {
         (spec.containers[0].pull, spec.qos(), spec.priority),
         (PullPolicy::IfNotPresent, QosClass::BestEffort, 0)
     );
-    assert_eq!(warnings, [""; 0]);
+    assert_eq!(spec.left_out, [""; 0]);
     assert_eq!(spec.uid.as_str().len(), 32);
     assert!(spec.uid.as_str().bytes().all(|b| b.is_ascii_hexdigit()));
     assert_eq!(pod.metadata.uid.as_deref(), Some(spec.uid.as_str()));
@@ -185,10 +185,6 @@ fn what_is_wrong_is_named_with_its_place() {
             "volumeMounts[0].subPath (line 9): not supported yet",
         ),
         (
-            with("", "securityContext: {seccompProfile: {type: RuntimeDefault}}"),
-            "seccompProfile.type (line 9): not supported yet",
-        ),
-        (
             with("initContainers: [{name: side, image: a, restartPolicy: always}]", ""),
             "spec.initContainers[0].restartPolicy (line 6): Unsupported value: \"always\": supported values: Always, OnFailure, Never, \
              did you mean \"Always\"?",
@@ -212,6 +208,24 @@ fn what_is_wrong_is_named_with_its_place() {
             "restartPolicyRules[0].exitCodes.values (line 10): Invalid value: \"0\": must have 1 to 255 items",
         ),
         (with("shareProcessNamespace: true\nhostPID: true", ""), "cannot both be enabled"),
+        (with("dnsPolicy: clusterFirst", ""), "spec.dnsPolicy (line 6): Unsupported value: \"clusterFirst\""),
+        (
+            with("dnsPolicy: None", ""),
+            "spec.dnsConfig (line 5): Required value: must provide `dnsConfig` when `dnsPolicy` is None",
+        ),
+        (
+            with("dnsPolicy: None\ndnsConfig: {searches: [a]}", ""),
+            "spec.dnsConfig.nameservers (line 7): Required value: must provide at least one DNS nameserver",
+        ),
+        (with("dnsConfig: {nameservers: [a]}", ""), "dnsConfig.nameservers[0] (line 6): Invalid value: \"a\""),
+        (with("dnsConfig: {nameservers: [::1, ::2, ::3, ::4]}", ""), "must not have more than 3 nameservers"),
+        (with("dnsConfig: {searches: [a b]}", ""), "dnsConfig.searches[0] (line 6): Invalid value: \"a b\""),
+        (with("dnsConfig: {options: [{value: '1'}]}", ""), "dnsConfig.options[0] (line 6): Required value"),
+        (with("hostAliases: [{ip: x, hostnames: [a]}]", ""), "spec.hostAliases[0].ip (line 6): Invalid value: \"x\""),
+        (
+            with("hostAliases: [{ip: 192.0.2.1, hostnames: [a, B]}]", ""),
+            "spec.hostAliases[0].hostnames[1] (line 6): Invalid value: \"B\"",
+        ),
         ("{".to_owned(), "not valid YAML or JSON"),
         ("a: b: c".to_owned(), "not valid YAML or JSON"),
         ("just text".to_owned(), "cannot be run"),
@@ -226,15 +240,14 @@ fn what_is_wrong_is_named_with_its_place() {
 #[test]
 fn what_is_left_out_is_named() {
     let parsed = good(&with(
-        "nodeSelector: {a: b}\ndnsPolicy: None\nsetHostnameAsFQDN: false\npriorityClassName: mine\npriority: 5\nsubdomain: ''",
+        "nodeSelector: {a: b}\nsetHostnameAsFQDN: false\npriorityClassName: mine\npriority: 5\nsubdomain: ''",
         "livenessProbe: {httpGet: {port: 80}}\nlifecycle: {preStop: {sleep: {seconds: 1}}}\n\
          terminationMessagePath: /dev/termination-log\nresources: {requests: {ephemeral-storage: 1Gi}}",
     ));
     assert_eq!(
-        parsed.warnings,
+        parsed.spec.left_out,
         [
             "spec.nodeSelector: not checked yet",
-            "spec.dnsPolicy: has no effect yet",
             "spec.containers[0].livenessProbe: not run yet",
             "spec.containers[0].lifecycle: not run yet",
             "spec.priorityClassName: \"mine\" is not known without an API server, the priority is 5: set spec.priority",
@@ -259,7 +272,7 @@ fn the_uid_follows_all_but_resources() {
     assert_ne!(first, uid(&base.replace("name: web", "name: web\n  labels: {a: b}"), "/a", "n"));
     let given = base.replace("name: web", "name: web\n  uid: 0e9c4d51-3ab8");
     assert_eq!(uid(&given, "/a", "n"), "0e9c4d51-3ab8");
-    assert_eq!(good(&given).warnings.len(), 1);
+    assert_eq!(good(&given).spec.left_out.len(), 1);
 }
 
 #[test]

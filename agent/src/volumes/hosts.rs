@@ -15,11 +15,11 @@ const FIXED: [(&str, &str); 6] = [
 ];
 
 /// The content: the node's own file under a header for a pod on the node's network, else localhost and the pod's name at its
-/// address (left out while that is not known, i.e. "").
+/// address (left out while that is not known, i.e. ""); then the pod's aliases.
 #[must_use]
 pub fn hosts_content(spec: &PodSpec, pod_ip: &str, node_hosts: Option<&str>) -> String {
     if let Some(node) = node_hosts.filter(|_| spec.host_network) {
-        return format!("# Kubernetes-managed hosts file (host network).\n{node}");
+        return format!("# Kubernetes-managed hosts file (host network).\n{node}{}", aliases(spec));
     }
     let mut text = "# Kubernetes-managed hosts file.\n".to_owned();
     let own = [(pod_ip, spec.hostname.as_str())];
@@ -27,5 +27,13 @@ pub fn hosts_content(spec: &PodSpec, pod_ip: &str, node_hosts: Option<&str>) -> 
         // Writing to a String cannot fail.
         let _ok = writeln!(text, "{address}\t{names}");
     }
-    text
+    text + &aliases(spec)
+}
+
+fn aliases(spec: &PodSpec) -> String {
+    if spec.host_aliases.is_empty() {
+        return String::new();
+    }
+    let lines = spec.host_aliases.iter().map(|alias| format!("{}\t{}\n", alias.ip, alias.names.join("\t")));
+    format!("\n# Entries added by HostAliases.\n{}", lines.collect::<String>())
 }

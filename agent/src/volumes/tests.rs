@@ -3,7 +3,7 @@
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::os::unix::net::UnixListener;
 
-use beelet_core::spec::{ContainerSpec, Volume};
+use beelet_core::spec::{ContainerSpec, HostAlias, Volume};
 use proptest::prelude::*;
 use tempfile::TempDir;
 
@@ -81,6 +81,22 @@ fn the_host_network_has_the_nodes_hosts() {
     files.setup(&spec).unwrap();
     let hosts = fs::read_to_string(paths::etc_hosts(&files.root, &spec.uid)).unwrap();
     assert_eq!(hosts, "# Kubernetes-managed hosts file (host network).\n10.1.1.1\tnode\n");
+}
+
+#[test]
+fn a9_3b_aliases_follow_in_the_hosts_file() {
+    let alias = |ip: &str, names: &[&str]| HostAlias {
+        ip: ip.to_owned(),
+        names: names.iter().map(|name| (*name).to_owned()).collect(),
+    };
+    let host_aliases = vec![alias("192.0.2.1", &["a", "b.example"]), alias("::1", &["c"])];
+    let added = "\n# Entries added by HostAliases.\n192.0.2.1\ta\tb.example\n::1\tc\n";
+    let spec = PodSpec { host_aliases, hostname: "h".to_owned(), ..pod("u1", Vec::new()) };
+    let own = hosts_content(&spec, "10.0.0.1", None);
+    assert!(own.ends_with(&format!("fe00::2\tip6-allrouters\n10.0.0.1\th\n{added}")), "{own}");
+    let spec = PodSpec { host_network: true, ..spec };
+    let node = hosts_content(&spec, "", Some("10.1.1.1\tnode\n"));
+    assert_eq!(node, format!("# Kubernetes-managed hosts file (host network).\n10.1.1.1\tnode\n{added}"));
 }
 
 #[test]

@@ -627,7 +627,7 @@ impl Sim {
             Event::RuntimeDown { reason: "connection refused".to_owned() }
         } else {
             let containers = self.runtime.containers.values().cloned().collect();
-            Event::Runtime(RuntimeFacts { asked, sandboxes, containers, leftovers: Vec::new() })
+            Event::Runtime(RuntimeFacts { asked, sandboxes, containers, ..RuntimeFacts::default() })
         };
         let down = matches!(event, Event::RuntimeDown { .. });
         let late = self.millis(1, 20);

@@ -1,6 +1,7 @@
 //! Tables: a field of the spec, and where it must arrive.
 
 use beelet_core::event::CgroupKnobs;
+use beelet_core::security::{GroupsPolicy, Profile, SeLinux};
 use beelet_core::spec::{
     ContainerSecurity, EnvValue, EnvVar, Mount, PodSecurity, PodUid, Port, Resources, Volume, VolumeKind,
 };
@@ -15,9 +16,10 @@ fn node() -> NodeEnv {
         host_ips: vec!["192.0.2.1".to_owned(), "2001:db8::1".to_owned()],
         root: "/root".into(),
         pod_logs_dir: "/logs".into(),
-        resolv_conf: Some("nameserver 192.0.2.53\n".to_owned()),
+        dns: NodeDns { resolv_conf: Some("nameserver 192.0.2.53\n".to_owned()), ..NodeDns::default() },
         cgroup_v2: true,
         seccomp_default: false,
+        masked: Vec::new(),
     }
 }
 
@@ -39,7 +41,8 @@ fn changed(change: impl FnOnce(&mut PodSpec)) -> PodSpec {
 }
 
 fn sandbox(spec: &PodSpec) -> cri::PodSandboxConfig {
-    sandbox_config(&node(), spec, "kubepods/burstable/podu1", 3)
+    let (dns, _) = resolver(&node(), spec).expect("a resolver");
+    sandbox_config(&node(), spec, "kubepods/burstable/podu1", 3, dns)
 }
 
 fn container(spec: &PodSpec, image: Option<&ImageUser>) -> Result<cri::ContainerConfig, SpecError> {
@@ -195,6 +198,97 @@ fn the_rest_of_the_security_context_arrives() {
     assert_eq!(seccomp.expect("a profile").profile_type(), RuntimeDefault);
 }
 
+/// A profile's kind and reference.
+fn told(profile: Option<cri::SecurityProfile>) -> Option<(cri::security_profile::ProfileType, String)> {
+    profile.map(|profile| (profile.profile_type(), profile.localhost_ref))
+}
+
+#[test]
+fn a10_11_seccomp_profiles_arrive_local_ones_as_files_below_the_root() {
+    use cri::security_profile::ProfileType::{Localhost, RuntimeDefault, Unconfined};
+    let with = |seccomp: Option<Profile>| changed(|s| s.containers[0].security.seccomp = seccomp);
+    for (seccomp, expected) in [
+        (Some(Profile::RuntimeDefault), (RuntimeDefault, "")),
+        (Some(Profile::Unconfined), (Unconfined, "")),
+        (Some(Profile::Localhost("mine/a.json".to_owned())), (Localhost, "/root/seccomp/mine/a.json")),
+        (None, (Unconfined, "")),
+    ] {
+        let found = told(security(&with(seccomp.clone())).seccomp);
+        assert_eq!(found, Some((expected.0, expected.1.to_owned())), "{seccomp:?}");
+    }
+    let on = NodeEnv { seccomp_default: true, ..node() };
+    let of = |spec: &PodSpec| told(security::of_container(&on, spec, &spec.containers[0], (None, None)).seccomp);
+    assert_eq!(of(&with(None)), Some((RuntimeDefault, String::new())), "seccompDefault is for those that say nothing");
+    assert_eq!(of(&with(Some(Profile::Unconfined))), Some((Unconfined, String::new())));
+}
+
+#[test]
+fn a10_12_apparmor_is_told_only_where_it_is_asked_for() {
+    use cri::security_profile::ProfileType::{Localhost, RuntimeDefault, Unconfined};
+    for (given, expected) in [
+        (None, None),
+        (Some(Profile::Unconfined), Some((Unconfined, String::new()))),
+        (Some(Profile::RuntimeDefault), Some((RuntimeDefault, String::new()))),
+        (Some(Profile::Localhost("web".to_owned())), Some((Localhost, "web".to_owned()))),
+    ] {
+        let context = security(&changed(|s| s.containers[0].security.app_armor = given.clone()));
+        assert_eq!(told(context.apparmor), expected, "{given:?}");
+    }
+    let of_sandbox = sandbox(&changed(|s| s.containers[0].security.app_armor = Some(Profile::Unconfined)));
+    assert_eq!(of_sandbox.linux.and_then(|l| l.security_context).and_then(|s| s.apparmor), None);
+}
+
+#[test]
+fn a10_13_labels_arrive_and_what_is_the_pods_own_is_relabelled() {
+    let label = |level: &str| SeLinux { level: level.to_owned(), ..SeLinux::default() };
+    let spec = changed(|s| {
+        s.security.se_linux = Some(label("s0"));
+        s.containers[0].security.se_linux = Some(label("s1"));
+        s.volumes = vec![
+            Volume { name: "e".to_owned(), kind: VolumeKind::EmptyDir { memory: false, size_limit: None } },
+            Volume {
+                name: "h".to_owned(),
+                kind: VolumeKind::HostPath { path: "/srv".to_owned(), kind: String::new() },
+            },
+        ];
+        let mount = |volume: &str| Mount { volume: volume.to_owned(), path: format!("/{volume}"), read_only: false };
+        s.containers[0].mounts = vec![mount("e"), mount("h")];
+    });
+    let of_sandbox = sandbox(&spec).linux.and_then(|l| l.security_context).and_then(|s| s.selinux_options);
+    assert_eq!(of_sandbox.map(|l| l.level).as_deref(), Some("s0"));
+    assert_eq!(security(&spec).selinux_options.map(|l| l.level).as_deref(), Some("s1"));
+    assert_eq!(security(&pod()).selinux_options, None);
+    let mounts = container(&spec, None).expect("a config").mounts;
+    let relabelled: Vec<&str> =
+        mounts.iter().filter(|m| m.selinux_relabel).map(|m| m.container_path.as_str()).collect();
+    assert_eq!(relabelled, ["/e", "/etc/hosts", "/dev/termination-log"]);
+}
+
+#[test]
+fn a10_4_the_groups_policy_arrives_at_both() {
+    for policy in [GroupsPolicy::Merge, GroupsPolicy::Strict] {
+        let spec = changed(|s| s.security.groups_policy = policy);
+        let wanted = match policy {
+            GroupsPolicy::Merge => cri::SupplementalGroupsPolicy::Merge,
+            GroupsPolicy::Strict => cri::SupplementalGroupsPolicy::Strict,
+        };
+        assert_eq!(security(&spec).supplemental_groups_policy(), wanted);
+        let of_sandbox = sandbox(&spec).linux.and_then(|l| l.security_context).expect("a security context");
+        assert_eq!(of_sandbox.supplemental_groups_policy(), wanted);
+    }
+}
+
+#[test]
+fn a10_10_what_this_machine_has_beside_is_masked_too() {
+    let hot = NodeEnv { masked: vec!["/sys/hot".to_owned()], ..node() };
+    let of = |privileged: bool| {
+        let spec = changed(|s| s.containers[0].security.privileged = privileged);
+        security::of_container(&hot, &spec, &spec.containers[0], (None, None)).masked_paths
+    };
+    assert!(of(false).contains(&"/sys/hot".to_owned()) && of(false).contains(&"/proc/kcore".to_owned()));
+    assert_eq!(of(true), [""; 0]);
+}
+
 #[test]
 fn variables_come_from_the_pod_and_expand_in_order() {
     let literal = |name: &str, text: &str| EnvVar { name: name.to_owned(), value: EnvValue::Literal(text.to_owned()) };
@@ -281,8 +375,13 @@ fn volumes_hosts_and_termination_log_are_mounted() {
 fn a_container_carries_what_a_restarted_agent_reads() {
     let spec = changed(|s| {
         s.termination_grace = Micros(1_500_000);
-        s.containers[0].ports =
-            vec![Port { container_port: 80, host_port: 8080, host_ip: String::new(), protocol: "TCP".to_owned() }];
+        s.containers[0].ports = vec![Port {
+            name: "http".to_owned(),
+            container_port: 80,
+            host_port: 8080,
+            host_ip: String::new(),
+            protocol: "TCP".to_owned(),
+        }];
     });
     let config = container(&spec, None).expect("a config");
     assert_eq!(config.metadata, Some(cri::ContainerMetadata { name: "c".to_owned(), attempt: 2 }));
@@ -292,7 +391,7 @@ fn a_container_carries_what_a_restarted_agent_reads() {
         (names::TERMINATION_GRACE, "2"),
         (names::TERMINATION_MESSAGE_PATH, "/dev/termination-log"),
         (names::MANAGED, "i1"),
-        (names::PORTS, r#"[{"containerPort":80,"hostPort":8080,"protocol":"TCP"}]"#),
+        (names::PORTS, r#"[{"containerPort":80,"hostPort":8080,"name":"http","protocol":"TCP"}]"#),
     ] {
         assert_eq!(config.annotations.get(name).map(String::as_str), Some(value), "{name}");
     }
@@ -329,21 +428,18 @@ fn no_limit_is_0_for_a_new_container_and_minus_1_for_a_changed_one() {
 }
 
 #[test]
-fn dns_is_the_nodes_within_limits() {
-    let of = |text: Option<&str>| dns(&NodeEnv { resolv_conf: text.map(str::to_owned), ..node() });
-    let config = of(Some(
-        "# a comment\nnameserver 192.0.2.1\nnameserver 192.0.2.2\nsearch old.example\nnameserver 192.0.2.3\n\
-         nameserver 192.0.2.4\n search a.example. b.example .\noptions ndots:2 edns0\n; nameserver 192.0.2.9\n",
-    ));
-    assert_eq!(config.servers, ["192.0.2.1", "192.0.2.2", "192.0.2.3"]);
-    assert_eq!(config.searches, ["a.example", "b.example", "."]);
-    assert_eq!(config.options, ["ndots:2", "edns0"]);
-    let nowhere = of(None);
-    assert_eq!(
-        (nowhere.servers, nowhere.searches),
-        (vec!["127.0.0.1".to_owned(), "::1".to_owned()], vec![".".to_owned()])
-    );
-    let many: Vec<String> = (0..31).map(|n| format!("{n:0>99}")).collect();
-    let cut = of(Some(&format!("search {}\n", many.join(" ")))).searches;
-    assert!(cut.join(" ").len() <= 2048 && cut.join(" ").len() > 1900, "{}", cut.len());
+fn a9_2_the_resolver_is_the_pods() {
+    use beelet_core::dns::{PodDns, Policy};
+    let config = |spec: &PodSpec| resolver(&node(), spec).expect("a resolver");
+    let (plain, told) = config(&pod());
+    assert_eq!((plain.servers, plain.searches, told.len()), (vec!["192.0.2.53".to_owned()], Vec::new(), 0));
+    let wish =
+        Resolver { servers: vec!["192.0.2.9".to_owned()], options: vec!["rotate".to_owned()], ..Resolver::default() };
+    let spec = changed(|s| s.dns = PodDns { policy: Some(Policy::None), config: wish });
+    let (own, _) = config(&spec);
+    assert_eq!((own.servers, own.options), (vec!["192.0.2.9".to_owned()], vec!["rotate".to_owned()]));
+    let (_, told) = config(&changed(|s| s.dns.policy = Some(Policy::ClusterFirst)));
+    assert!(told[0].0 == "MissingClusterDNS" && told[0].1.starts_with("pod: \"p_ns(u1)\". kubelet"), "{told:?}");
+    let given = sandbox(&spec).dns_config.expect("a resolver");
+    assert_eq!(given.servers, ["192.0.2.9"]);
 }
