@@ -180,6 +180,24 @@ pub struct ContainerSpec {
     pub stdin: bool,
     /// `tty`.
     pub tty: bool,
+    /// `terminationMessagePath` and `terminationMessagePolicy`.
+    #[serde(default)]
+    pub last_words: LastWords,
+}
+
+/// Where a container's message about its end comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastWords {
+    /// `terminationMessagePath`: the file in the container.
+    pub path: String,
+    /// `terminationMessagePolicy: FallbackToLogsOnError`: of one that fails and leaves that file empty, the end of its log.
+    pub from_log: bool,
+}
+
+impl Default for LastWords {
+    fn default() -> Self {
+        Self { path: "/dev/termination-log".to_owned(), from_log: false }
+    }
 }
 
 /// `imagePullPolicy`.
@@ -312,6 +330,7 @@ impl ContainerSpec {
             security: ContainerSecurity::default(),
             stdin: false,
             tty: false,
+            last_words: LastWords::default(),
         }
     }
 }

@@ -12,8 +12,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use beelet_core::ladder::{WishError, Wishes};
 use beelet_core::quantity::{parse_bytes, parse_cpu};
 use beelet_core::spec::{
-    ContainerSecurity, ContainerSpec, EnvValue, EnvVar, Mount, PodSecurity, PodSpec, PodUid, Port, PullPolicy,
-    Resources, RestartPolicy, StorageResources, Volume, VolumeKind,
+    ContainerSecurity, ContainerSpec, EnvValue, EnvVar, LastWords, Mount, PodSecurity, PodSpec, PodUid, Port,
+    PullPolicy, Resources, RestartPolicy, StorageResources, Volume, VolumeKind,
 };
 use beelet_core::units::Micros;
 use k8s_openapi::api::core::v1 as api;
@@ -270,6 +270,22 @@ fn container(
         security: security(path, given.security_context.as_ref(), pod)?,
         stdin: given.stdin.unwrap_or_default(),
         tty: given.tty.unwrap_or_default(),
+        last_words: last_words(path, given)?,
+    })
+}
+
+fn last_words(path: &str, given: &api::Container) -> Result<LastWords, Fault> {
+    let default = LastWords::default();
+    let file = given.termination_message_path.clone().filter(|file| !file.is_empty()).unwrap_or(default.path);
+    Ok(LastWords {
+        // As the kubelet makes it absolute (pkg/volume/util, MakeAbsolutePath).
+        path: if file.starts_with('/') { file } else { format!("/{file}") },
+        from_log: one_of(
+            &format!("{path}.terminationMessagePolicy"),
+            given.termination_message_policy.as_deref(),
+            default.from_log,
+            &[("File", false), ("FallbackToLogsOnError", true)],
+        )?,
     })
 }
 

@@ -1,5 +1,5 @@
 use super::*;
-use crate::spec::{ContainerSecurity, PodUid, PullPolicy, StorageResources};
+use crate::spec::{ContainerSecurity, LastWords, PodUid, PullPolicy, StorageResources};
 use proptest::prelude::*;
 
 const MIB: u64 = 1 << 20;
@@ -30,6 +30,7 @@ fn container(name: &str, (cpu_request, cpu_limit, memory_request, memory_limit):
         security: ContainerSecurity::default(),
         stdin: false,
         tty: false,
+        last_words: LastWords::default(),
     }
 }
 
