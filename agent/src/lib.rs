@@ -2,17 +2,19 @@
 //!
 //! The rooms, in the order in which facts flow through them: [`kernel`] reads, [`measure`] merges the readings into samples,
 //! [`sources`] tells which pods are wanted, [`runtime`] talks to containerd; `beelet_core` decides; [`act`] executes with
-//! [`cgroup`] and [`volumes`]; [`report`], [`server`] and [`top`] show. [`agent`] ties them together: one task owns the state;
-//! [`protect`] and [`heap`] keep it alive and small.
+//! [`cgroup`] and [`volumes`]; [`logs`] keeps what containers say small; [`report`], [`server`] and [`top`] show. [`agent`] ties them
+//! together: one task owns the state; [`protect`] and [`heap`] keep it alive and small.
 
 pub mod act;
 pub mod agent;
+mod blocking;
 pub mod cgroup;
 pub mod clock;
 pub mod config;
 pub mod heap;
 pub mod kernel;
 pub mod kubelet;
+pub mod logs;
 pub mod measure;
 pub mod protect;
 pub mod report;

@@ -25,6 +25,7 @@ pub mod health;
 pub mod images;
 mod judge;
 pub mod ladder;
+pub mod logs;
 pub mod model;
 pub mod node;
 pub mod pod;

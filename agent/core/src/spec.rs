@@ -195,9 +195,27 @@ pub struct ContainerSpec {
     pub stdin: bool,
     /// `tty`.
     pub tty: bool,
+    /// `terminationMessagePath` and `terminationMessagePolicy`.
+    #[serde(default)]
+    pub last_words: LastWords,
     /// `restartPolicy` and `restartPolicyRules`; `None` where the pod's counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restart: Option<ContainerRestart>,
+}
+
+/// Where a container's message about its end comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastWords {
+    /// `terminationMessagePath`: the file in the container.
+    pub path: String,
+    /// `terminationMessagePolicy: FallbackToLogsOnError`: of one that fails and leaves that file empty, the end of its log.
+    pub from_log: bool,
+}
+
+impl Default for LastWords {
+    fn default() -> Self {
+        Self { path: "/dev/termination-log".to_owned(), from_log: false }
+    }
 }
 
 /// `imagePullPolicy`.
@@ -343,6 +361,7 @@ impl ContainerSpec {
             stdin: false,
             tty: false,
             restart: None,
+            last_words: LastWords::default(),
         }
     }
 }

@@ -9,6 +9,7 @@ use beelet_core::spec::PodUid;
 
 use super::killer::Killer;
 use super::knobs::Knobs;
+use crate::blocking::blocking;
 use crate::cgroup::{self, Tree};
 use crate::volumes::{self, Volumes};
 
@@ -83,18 +84,6 @@ fn resize_error(message: &dyn ToString) -> OpError {
     OpError { reason: "ResizeError".to_owned(), message: message.to_string() }
 }
 
-/// Runs what blocks on a thread for that; a panic in it goes on in the caller.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(done) => done,
-        Err(failed) => match failed.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            // Cancelled: the tokio runtime is going down, and nothing awaits this any more.
-            Err(_) => std::future::pending().await,
-        },
-    }
-}
-
 impl<R: PodRuntime> Context<R> {
     /// Does it.
     pub(super) async fn perform(&self, uid: &PodUid, what: PodOp) -> Result<Done, OpError> {
@@ -122,6 +111,7 @@ impl<R: PodRuntime> Context<R> {
                     let (container, attempt) = (container.clone(), *attempt);
                     let made = blocking(move || {
                         files.write_hosts(&spec, &ip)?;
+                        files.forget_runs(&spec, &container, attempt)?;
                         files.termination_log(&spec.uid, &container, attempt)
                     });
                     made.await.map_err(|e| mount_error(&e))?;

@@ -46,6 +46,7 @@ use crate::kernel::drop_reasons::DropReasons;
 use crate::kernel::loader::{LoadOptions, Programs};
 use crate::kernel::preflight;
 use crate::kernel::programs::entries;
+use crate::logs::keeper;
 use crate::measure::{
     Command, NodeSources, Sampler, SamplerParts, SamplerThread, Slow, SlowParts, project_quota, slot,
 };
@@ -356,6 +357,15 @@ pub async fn run(
     });
     tasks.spawn("heap", heap);
     tasks.spawn("disk stats", slow.clone().follow_runtime(Arc::clone(&runtime)));
+    if !options.beside {
+        if let Some(policy) = kubelet.logs {
+            let interval = Duration::from_micros(kubelet.log_interval.0);
+            let settings = keeper::Settings { policy, workers: kubelet.log_workers, interval };
+            let kept = keeper::keep(Arc::clone(&runtime), settings, runtime.log_health(), runtime.running_logs());
+            tasks.spawn_vital("logs", kept);
+        }
+        tasks.spawn("log links", watchers::log_links(Arc::clone(&runtime), kubelet.pod_logs_dir.clone()));
+    }
     let tidier = (!options.beside).then(|| disks::Tidier {
         runtime: Arc::clone(&runtime),
         published: published.clone(),

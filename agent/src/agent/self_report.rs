@@ -78,7 +78,7 @@ impl SelfReporter {
     }
 
     fn report_now(&self, meter: &BpfMeter, wakeups: &Wakeups) -> SelfReport {
-        let health = self.sampler.health();
+        let (health, logs) = (self.sampler.health(), self.runtime.log_health());
         let count = |n: &AtomicU64| n.load(Ordering::Relaxed);
         let maps = health.maps.load();
         let uses =
@@ -94,6 +94,8 @@ impl SelfReporter {
             wakeups: wakeups.total(),
             looks: self.looks(),
             readings: vec![("made".to_owned(), count(&health.readings)), ("held".to_owned(), count(&health.held))],
+            logs: logs.done(),
+            log_faults: logs.faults(),
             ..SelfReport::clone(&self.report.current())
         }
     }

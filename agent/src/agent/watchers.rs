@@ -172,6 +172,14 @@ pub(super) async fn memory_events(
     }
 }
 
+/// Removes links to logs that are gone, as often as the kubelet (pkg/kubelet/kubelet.go, ContainerGCPeriod).
+pub(super) async fn log_links(runtime: Arc<Runtime>, pod_logs: PathBuf) {
+    loop {
+        runtime.remove_dangling_links(&pod_logs).await;
+        tokio::time::sleep(Duration::from_secs(60)).await;
+    }
+}
+
 /// Passes on which pods are wanted.
 pub(super) async fn wishes(
     source: PodSource,

@@ -13,7 +13,8 @@ use std::path::PathBuf;
 use beelet_core::event::ResourceList;
 use beelet_core::evict::{Signal, Soft, Threshold, disk};
 use beelet_core::images;
-use beelet_core::quantity::{Quantity, parse_bytes, parse_cpu};
+use beelet_core::logs;
+use beelet_core::quantity::{Quantity, QuantityError, parse_bytes, parse_cpu};
 use beelet_core::sysctl::{Pattern, PatternError};
 use beelet_core::units::{Bytes, Micros, MilliCpu, Ppm};
 use serde::Deserialize;
@@ -42,6 +43,12 @@ pub struct Kubelet {
     pub file_check: Micros,
     /// `podLogsDir`, default /var/log/pods.
     pub pod_logs_dir: PathBuf,
+    /// `containerLogMaxSize` and `containerLogMaxFiles`; `None` where the size is negative: logs are not rotated.
+    pub logs: Option<logs::Policy>,
+    /// `containerLogMaxWorkers`, default 1: so many rotated logs are compressed at a time.
+    pub log_workers: usize,
+    /// `containerLogMonitorInterval`, default 10 s: quiet logs are looked at so often; one that grows as fast as it does.
+    pub log_interval: Micros,
     /// `cgroupRoot`, without slashes at its ends.
     pub cgroup_root: String,
     /// `cpuCFSQuota`, default true.
@@ -105,6 +112,9 @@ impl Default for Kubelet {
             static_pod_path: None,
             file_check: Micros::secs(20),
             pod_logs_dir: PathBuf::from("/var/log/pods"),
+            logs: Some(logs::Policy::default()),
+            log_workers: 1,
+            log_interval: Micros::secs(10),
             cgroup_root: String::new(),
             cpu_quota: true,
             cpu_period: Micros::millis(100),
@@ -160,6 +170,10 @@ struct Document {
     static_pod_path: String,
     file_check_frequency: Duration,
     pod_logs_dir: String,
+    container_log_max_size: String,
+    container_log_max_files: Option<i32>,
+    container_log_max_workers: Option<i32>,
+    container_log_monitor_interval: Option<Duration>,
     cgroup_root: String,
     cgroup_driver: String,
     #[serde(rename = "cpuCFSQuota")]
@@ -215,6 +229,10 @@ const HONOURED: &[&str] = &[
     "staticPodPath",
     "fileCheckFrequency",
     "podLogsDir",
+    "containerLogMaxSize",
+    "containerLogMaxFiles",
+    "containerLogMaxWorkers",
+    "containerLogMonitorInterval",
     "cgroupRoot",
     "cgroupDriver",
     "cpuCFSQuota",
@@ -346,6 +364,8 @@ fn resolve(document: Document, warn: &mut dyn FnMut(&str, &str)) -> Result<Kubel
     })?;
     let (minimum_reclaim, disk_reclaim) = reclaim(&document.eviction_minimum_reclaim, warn)?;
     let image_policy = image_policy(&document)?;
+    let logs = log_policy(&document, warn)?;
+    let (log_workers, log_interval) = log_pace(&document)?;
     let enforce = document.enforce_node_allocatable.unwrap_or_else(|| vec!["pods".to_owned()]);
     for (index, name) in enforce.iter().enumerate() {
         let field = format!("enforceNodeAllocatable[{index}]");
@@ -380,6 +400,9 @@ fn resolve(document: Document, warn: &mut dyn FnMut(&str, &str)) -> Result<Kubel
         static_pod_path: Some(document.static_pod_path).filter(|p| !p.is_empty()).map(PathBuf::from),
         file_check: or(document.file_check_frequency, default.file_check),
         pod_logs_dir: path(document.pod_logs_dir, default.pod_logs_dir),
+        logs,
+        log_workers,
+        log_interval,
         cgroup_root: cgroup_root(&document.cgroup_root)?,
         cpu_quota: document.cpu_cfs_quota.unwrap_or(default.cpu_quota),
         cpu_period,
@@ -417,6 +440,48 @@ fn allowed_sysctls(given: &[String]) -> Result<Vec<Pattern>, Fault> {
         text.parse().map_err(|error: PatternError| Fault::new(format!("allowedUnsafeSysctls[{i}]"), error.to_string()))
     };
     given.iter().enumerate().map(read).collect()
+}
+
+/// As the kubelet, which takes a negative size for "no rotation" (pkg/kubelet/apis/config/validation and pkg/kubelet/logs, release 1.36).
+fn log_policy(document: &Document, warn: &mut dyn FnMut(&str, &str)) -> Result<Option<logs::Policy>, Fault> {
+    const LEAST: Bytes = Bytes(4_096);
+    let default = logs::Policy::default();
+    let files = document.container_log_max_files.unwrap_or(5);
+    let max_files = u32::try_from(files)
+        .ok()
+        .filter(|files| *files > 1)
+        .ok_or_else(|| Fault::new("containerLogMaxFiles", format!("{files} is not greater than 1")))?;
+    let text = &document.container_log_max_size;
+    let max_size = match parse_bytes(text) {
+        _ if text.is_empty() => default.max_size,
+        Ok(size) => size,
+        Err(QuantityError::Negative(_)) => {
+            warn("containerLogMaxSize", "negative, so no log is rotated: a pod may fill the disk");
+            return Ok(None);
+        }
+        Err(error) => return Err(Fault::new("containerLogMaxSize", error.to_string())),
+    };
+    if max_size < LEAST {
+        warn("containerLogMaxSize", "less than 4Ki, a log would be rotated at every look; 4Ki is in effect");
+    }
+    Ok(Some(logs::Policy { max_size: max_size.max(LEAST), max_files }))
+}
+
+/// `containerLogMaxWorkers` and `containerLogMonitorInterval`.
+fn log_pace(document: &Document) -> Result<(usize, Micros), Fault> {
+    let workers = document.container_log_max_workers.unwrap_or(1);
+    let log_workers = usize::try_from(workers)
+        .ok()
+        .filter(|workers| *workers > 0)
+        .ok_or_else(|| Fault::new("containerLogMaxWorkers", format!("{workers} is not greater than or equal to 1")))?;
+    let interval = document.container_log_monitor_interval.map_or(Micros::secs(10), |interval| interval.0);
+    if interval < Micros::secs(3) {
+        return Err(Fault::new(
+            "containerLogMonitorInterval",
+            format!("{interval} is not greater than or equal to 3s"),
+        ));
+    }
+    Ok((log_workers, interval))
 }
 
 fn ip(field: &str, text: &str) -> Result<IpAddr, Fault> {

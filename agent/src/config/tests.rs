@@ -3,9 +3,9 @@
 use std::io::Write;
 
 use beelet_core::evict::{Signal, Soft, Threshold, disk};
-use beelet_core::images;
 use beelet_core::node::Enforce;
 use beelet_core::units::{Micros, Ppm};
+use beelet_core::{images, logs};
 use proptest::prelude::*;
 
 use super::*;
@@ -56,10 +56,14 @@ fn honoured_fields_arrive() {
          evictionMaxPodGracePeriod: 45\nevictionPressureTransitionPeriod: 1m30s\nsystemReserved: {cpu: 100m, memory: 128Mi}\nkubeReserved: {memory: 1Gi}\n\
          failCgroupV1: false\ncontainerRuntimeEndpoint: unix:///run/x.sock\nruntimeRequestTimeout: 10s\n\
          crashLoopBackOff: {maxContainerRestartPeriod: 30s}\nclusterDNS: [10.0.0.10]\nresolvConf: ''\noomScoreAdj: -500\n\
-         podLogsDir: /logs",
+         podLogsDir: /logs\ncontainerLogMaxSize: 1Mi\ncontainerLogMaxFiles: 2\n\
+         containerLogMaxWorkers: 3\ncontainerLogMonitorInterval: 3s",
     )
     .unwrap();
     assert_eq!(warnings, [""; 0]);
+    let logs = logs::Policy { max_size: Bytes::mib(1), max_files: 2 };
+    assert_eq!((config.kubelet.logs, config.kubelet.log_workers), (Some(logs), 3));
+    assert_eq!(config.kubelet.log_interval, Micros::secs(3));
     assert_eq!(config.kubelet.server_address().to_string(), "127.0.0.1:10255");
     assert_eq!(config.kubelet.static_pod_path.as_deref(), Some(Path::new("/etc/pods")));
     assert_eq!(config.kubelet.runtime_socket, Path::new("/run/x.sock"));
@@ -117,6 +121,8 @@ fn what_is_not_acted_on_is_named() {
             "node.yaml:3: evictionHard[allocatableMemory.available]: no effect: it follows memory.available",
         ),
         ("evictionHard: {nodefs.available: 10%}", "no threshold for memory.available"),
+        ("containerLogMaxSize: '-1'", "containerLogMaxSize: negative, so no log is rotated"),
+        ("containerLogMaxSize: 1k", "containerLogMaxSize: less than 4Ki"),
         (
             "evictionSoft: {containerfs.inodesFree: 1k}\nevictionSoftGracePeriod: {containerfs.inodesFree: 1m}",
             "node.yaml:3: evictionSoft[containerfs.inodesFree]: no effect",
@@ -268,6 +274,13 @@ fn what_is_wrong_is_named() {
         ("crashLoopBackOff: {maxContainerRestartPeriod: 301s}", "301s is not between 1s and 300s"),
         ("crashLoopBackOff: {max: 1s}", "crashLoopBackOff.max (line 3): unknown field"),
         ("oomScoreAdj: -1001", "-1001 is not between"),
+        ("containerLogMaxFiles: 1", "containerLogMaxFiles (line 3): 1 is not greater than 1"),
+        ("containerLogMaxWorkers: 0", "containerLogMaxWorkers (line 3): 0 is not greater than or equal to 1"),
+        (
+            "containerLogMonitorInterval: 2s",
+            "containerLogMonitorInterval (line 3): 2s is not greater than or equal to 3s",
+        ),
+        ("containerLogMaxSize: 10MB", "containerLogMaxSize (line 3): \"10MB\" is not a quantity"),
         ("evictionHard: {memory.avail: 1Gi}", "unknown eviction signal, did you mean \"memory.available\"?"),
         ("evictionHard: {memory.available: 100MB}", "\"100MB\" is not a quantity"),
         ("evictionHard: {memory.available: 120%}", "is not a share between 0% and 100%"),

@@ -555,6 +555,12 @@ fn itself(rows: &mut Rows, picture: &Snapshot, agent: &SelfReport) {
         rows.put("beelet_bpf_map_entries", &[&map.name], map.entries as f64);
         rows.put("beelet_bpf_map_max_entries", &[&map.name], map.max_entries as f64);
     }
+    for (how, count) in &agent.logs {
+        rows.put("beelet_container_logs_total", &[how], *count as f64);
+    }
+    for (what, count) in &agent.log_faults {
+        rows.put("beelet_container_log_errors_total", &[what], *count as f64);
+    }
     for (what, count) in &agent.events_lost {
         rows.put("beelet_events_lost_total", &[what], *count as f64);
     }

@@ -119,6 +119,12 @@ pub struct SelfReport {
     /// Cgroups in looks, by whether their files were read: `made`, `held`.
     #[serde(default)]
     pub readings: Vec<(String, u64)>,
+    /// Container logs: `rotated`, `compressed`, `removed`.
+    #[serde(default)]
+    pub logs: Vec<(String, u64)>,
+    /// What failed with them: `look`, `rename`, `reopen`, `compress`, `remove`, `link`.
+    #[serde(default)]
+    pub log_faults: Vec<(String, u64)>,
     /// How often its threads went to sleep and were woken, since its start.
     #[serde(default)]
     pub wakeups: u64,

@@ -286,6 +286,8 @@ pub(crate) fn agent() -> SelfReport {
         capabilities: vec![Capability { name: "btf".into(), available: true, reason: String::new() }],
         programs: vec![program("sched_switch", true, ""), program("mark_victim", false, "no such tracepoint")],
         maps: vec![MapUse { name: "CPU".into(), entries: 3, max_entries: 8192 }],
+        logs: vec![("rotated".into(), 3)],
+        log_faults: vec![("reopen".into(), 1)],
         events_lost: vec![("exit".into(), 0)],
         unimplemented_rpcs: vec!["UpdatePodSandboxResources".into()],
         started: Micros::secs(900),

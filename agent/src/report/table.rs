@@ -172,6 +172,7 @@ pub static METRICS: &[MetricDef] = &[
     def(Kubelet, Gauge, "kubelet_node_name", "", &["node"], "The node's name; always 1."),
     def(Kubelet, Gauge, "kubelet_running_pods", "", &[], "Pods with at least one running container."),
     def(Kubelet, Gauge, "kubelet_running_containers", "", &["container_state"], "Containers by state: created, exited, running."),
+    def(Kubelet, Gauge, "kubelet_container_log_filesystem_used_bytes", "bytes", &["namespace", "pod", "container", "uid"], "Bytes used by the container's logs on the file system."),
     def(Kubelet, Counter, "kubelet_evictions", "", &["eviction_signal"], "Pods evicted, by signal."),
     def(Kubelet, Histogram, "kubelet_eviction_stats_age_seconds", "seconds", &["eviction_signal"], "Age of the reading that an eviction was decided on, by signal."),
     def(Kubelet, Counter, "kubelet_started_pods_total", "", &[], "Sandboxes that the agent tried to start."),
@@ -309,6 +310,8 @@ pub static METRICS: &[MetricDef] = &[
     def(Agent, Counter, "beelet_series_forgotten_total", "", &[], "Series of counters that outlive their pods that were forgotten, because there were too many of pods that are gone."),
     def(Agent, Gauge, "beelet_bpf_map_entries", "", &["map"], "Entries in the eBPF map."),
     def(Agent, Gauge, "beelet_bpf_map_max_entries", "", &["map"], "Entries that fit into the eBPF map."),
+    def(Agent, Counter, "beelet_container_logs_total", "", &["how"], "Container logs: how=\"rotated\" (one was full), \"compressed\" (a rotated file), \"removed\" (a rotated file, because there were too many)."),
+    def(Agent, Counter, "beelet_container_log_errors_total", "", &["what"], "What failed with container logs: what=\"look\" (its size), \"rename\", \"reopen\" (the runtime did not), \"compress\", \"remove\", \"link\" (in /var/log/containers)."),
     def(Agent, Counter, "beelet_events_lost_total", "", &["what"], "What was lost, by what it was: kernel events (what=\"events\" for a full ring buffer, \"flood\" for too many at once) and counts (\"cpu\", \"net\", \"reclaim\", \"tcp\", \"dns\", \"ports\", \"drops\", \"disk\", \"life\", \"tasks\" for a full eBPF map). No loss: \"sample\" (looks that nobody took), \"stranger\" (kernel events of cgroups that were no pod's)."),
 
     def(Process, Counter, "process_cpu_seconds_total", "seconds", &[], "User and system CPU time of the agent."),

@@ -43,7 +43,7 @@ pub(super) fn pod(rows: &mut Rows, view: &PodView, now: Micros) {
     }
     if let Some(detail) = &view.detail {
         network(rows, [namespace, name], detail);
-        storage(rows, [namespace, name], detail);
+        storage(rows, [namespace, name], view.uid().as_str(), detail);
     }
 }
 
@@ -273,8 +273,12 @@ fn network(rows: &mut Rows, place: [&str; 2], detail: &PodDetail) {
     }
 }
 
-fn storage(rows: &mut Rows, [namespace, pod]: [&str; 2], detail: &PodDetail) {
+fn storage(rows: &mut Rows, [namespace, pod]: [&str; 2], uid: &str, detail: &PodDetail) {
     let Some(storage) = &detail.storage else { return };
+    for (container, used) in &storage.logs {
+        let labels = [namespace, pod, container, uid];
+        rows.put("kubelet_container_log_filesystem_used_bytes", &labels, bytes(used.used));
+    }
     for (kind, uses) in [("rootfs", &storage.rootfs), ("logs", &storage.logs), ("volume", &storage.volumes)] {
         for (name, used) in uses {
             let labels = [namespace, pod, kind, name];

@@ -16,6 +16,7 @@ use tonic::{Response, Status};
 
 use super::error::RuntimeError;
 use super::facts::Cache;
+use super::logs::Logs;
 
 /// The largest message that is read: a full listing of a large node is above gRPC's usual 4 MiB.
 pub const MAX_MESSAGE: usize = 16 << 20;
@@ -36,6 +37,7 @@ pub struct Runtime {
     pub(super) timeout: Duration,
     unimplemented: Mutex<BTreeSet<&'static str>>,
     pub(super) cache: Mutex<Cache>,
+    pub(super) logs: Logs,
 }
 
 /// Who answers.
@@ -74,6 +76,7 @@ impl Runtime {
             timeout,
             unimplemented: Mutex::default(),
             cache: Mutex::default(),
+            logs: Logs::default(),
         })
     }
 

@@ -9,8 +9,7 @@
 //! Properties: one object that is bad or hangs does not hide the others, and is told as it was known last; nothing is kept of an object that is no longer listed.
 
 use std::collections::{HashMap, HashSet};
-use std::io::{Read as _, Seek as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use beelet_core::event::{CgroupKnobs, ContainerFact, ContainerFactState, Exit, RuntimeFacts, SandboxFact};
@@ -23,15 +22,14 @@ use futures::stream;
 
 use super::client::{Runtime, lock};
 use super::error::RuntimeError;
+use super::last_words::LastWords;
 use super::names;
-use super::spec_to_cri::TERMINATION_LOG;
+use crate::blocking::blocking;
 
 /// How many objects are asked about at the same time.
 const AT_ONCE: usize = 16;
 /// How long the question about one object may take. Its answer is in the runtime's memory, unless the object hangs.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(5);
-/// Of a container's last words this much is taken, from the end (pkg/kubelet/container, MaxContainerTerminationMessageLength).
-const LAST_WORDS: u64 = 4_096;
 
 /// What was asked once.
 #[derive(Debug, Default)]
@@ -60,6 +58,8 @@ struct ContainerDetails {
     state: ContainerFactState,
     /// The resources that the runtime reported when the container was first seen by this life of the agent.
     reported: Option<cri::LinuxContainerResources>,
+    /// Where its log is, "" for none.
+    log: String,
 }
 
 impl Runtime {
@@ -68,6 +68,7 @@ impl Runtime {
     /// # Errors
     /// See [`RuntimeError`].
     pub async fn facts(&self, asked: Micros) -> Result<RuntimeFacts, RuntimeError> {
+        let noted = self.noted_logs();
         let listed =
             self.list_sandboxes(cri::PodSandboxFilter::default()).await.inspect_err(|_| self.forget_features())?;
         let containers = self.list_containers(cri::ContainerFilter::default()).await?;
@@ -84,8 +85,11 @@ impl Runtime {
 
         let sandboxes: Vec<_> = stream::iter(listed).map(|s| self.sandbox_fact(s)).buffered(AT_ONCE).collect().await;
         let uids = &uids;
+        let ours = containers.iter().filter(|c| c.annotations.get(names::MANAGED) == Some(&self.instance));
+        let states: HashMap<String, cri::ContainerState> = ours.map(|c| (c.id.clone(), c.state())).collect();
         let containers: Vec<_> =
             stream::iter(containers).map(|c| self.container_fact(c, uids)).buffered(AT_ONCE).collect().await;
+        self.logs_listed(&noted, &states, self.logs_of(&states));
         Ok(RuntimeFacts {
             asked,
             sandboxes: known(sandboxes)?,
@@ -255,10 +259,18 @@ impl Runtime {
         })
     }
 
+    /// The logs of those that run.
+    fn logs_of(&self, states: &HashMap<String, cri::ContainerState>) -> Vec<(String, PathBuf)> {
+        let cache = lock(&self.cache);
+        let running = states.iter().filter(|(_, state)| **state == cri::ContainerState::ContainerRunning);
+        let log = running.filter_map(|(id, _)| Some((id.clone(), PathBuf::from(&cache.containers.get(id)?.log))));
+        log.filter(|(_, log)| log.is_absolute()).collect()
+    }
+
     async fn container_details(&self, listed: &cri::Container) -> Result<ContainerDetails, RuntimeError> {
         use cri::ContainerState as Cri;
         let (id, created, listed) = (&*listed.id, listed.created_at, listed.state());
-        let plain = |state| ContainerDetails { state, reported: None };
+        let plain = |state| ContainerDetails { state, reported: None, log: String::new() };
         match listed {
             Cri::ContainerCreated => return Ok(plain(ContainerFactState::Created)),
             Cri::ContainerUnknown => return Ok(plain(ContainerFactState::Unknown)),
@@ -286,18 +298,18 @@ impl Runtime {
             Err(error) => return Err(error),
         };
         let reported = status.resources.as_ref().and_then(|resources| resources.linux.clone());
-        let words = status.mounts.iter().find(|mount| mount.container_path == TERMINATION_LOG);
-        let words = words.map(|mount| mount.host_path.clone());
+        let words = LastWords::of(&status);
+        let log = status.log_path.clone();
         let mut state = state_of(status);
-        if let ContainerFactState::Exited(exit) = &mut state
-            && exit.message.is_empty()
-            && let Some(file) = words
-        {
-            // What cannot be read was not said.
-            exit.message =
-                tokio::task::spawn_blocking(move || last_words(&file).ok()).await.ok().flatten().unwrap_or_default();
+        if let ContainerFactState::Exited(exit) = &mut state {
+            let failed = exit.code != 0 && exit.reason != "ContainerCannotRun";
+            let said = blocking(move || words.read(failed)).await;
+            if !exit.message.is_empty() && !said.is_empty() {
+                exit.message += ": ";
+            }
+            exit.message += &said;
         }
-        let details = ContainerDetails { state, reported };
+        let details = ContainerDetails { state, reported, log };
         lock(&self.cache).containers.insert(id.to_owned(), details.clone());
         Ok(details)
     }
@@ -323,22 +335,6 @@ pub(super) fn state_of(status: cri::ContainerStatus) -> ContainerFactState {
         }),
         cri::ContainerState::ContainerUnknown => ContainerFactState::Unknown,
     }
-}
-
-/// What a container wrote to its termination log, from its end.
-fn last_words(file: &str) -> std::io::Result<String> {
-    // It is the container's to write: no link out of it, no pipe to wait for.
-    let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
-    let flags = i32::try_from(flags.bits()).unwrap_or_default();
-    let mut file = std::fs::OpenOptions::new().read(true).custom_flags(flags).open(file)?;
-    let meta = file.metadata()?;
-    if !meta.is_file() {
-        return Ok(String::new());
-    }
-    file.seek(std::io::SeekFrom::Start(meta.len().saturating_sub(LAST_WORDS)))?;
-    let mut bytes = Vec::new();
-    file.take(LAST_WORDS).read_to_end(&mut bytes)?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// Which pod a sandbox is of. One that another CRI client made without a UID stands for itself.

@@ -283,7 +283,9 @@ impl RuntimeService for Service {
         world.calls.push("CreateContainer".to_owned());
         let request = request.into_inner();
         let config = request.config.ok_or_else(|| missing("config"))?;
-        world.sandbox_configs.push(request.sandbox_config.ok_or_else(|| missing("sandbox_config"))?);
+        let sandbox_config = request.sandbox_config.ok_or_else(|| missing("sandbox_config"))?;
+        let log_path = format!("{}/{}", sandbox_config.log_directory, config.log_path);
+        world.sandbox_configs.push(sandbox_config);
         let metadata = config.metadata.clone().ok_or_else(|| missing("metadata"))?;
         let name = format!("{}_{}_{}", metadata.name, request.pod_sandbox_id, metadata.attempt);
         if let Some(holder) = world.reserved.get(&name).cloned() {
@@ -296,6 +298,7 @@ impl RuntimeService for Service {
             image: config.image,
             labels: config.labels,
             annotations: config.annotations,
+            log_path,
             resources: Some(cri::ContainerResources { linux: config.linux.and_then(|linux| linux.resources) }),
             ..Default::default()
         };
@@ -430,9 +433,16 @@ impl RuntimeService for Service {
 
     async fn reopen_container_log(
         &self,
-        _: Request<cri::ReopenContainerLogRequest>,
+        request: Request<cri::ReopenContainerLogRequest>,
     ) -> Result<Response<cri::ReopenContainerLogResponse>, Status> {
-        lacks()
+        let id = request.into_inner().container_id;
+        let mut world = lock(&self.world);
+        world.calls.push(format!("ReopenContainerLog {id}"));
+        match world.containers.get(&id).map(cri::ContainerStatus::state) {
+            Some(cri::ContainerState::ContainerRunning) => Ok(Response::new(Default::default())),
+            Some(_) => Err(Status::unknown("container is not running")),
+            None => Err(Status::not_found("no such container")),
+        }
     }
 
     type GetContainerEventsStream = Pin<Box<dyn Stream<Item = Result<cri::ContainerEventResponse, Status>> + Send>>;

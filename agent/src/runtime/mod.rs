@@ -19,6 +19,8 @@ mod events;
 mod facts;
 mod images;
 mod instance;
+mod last_words;
+mod logs;
 pub mod names;
 mod ops;
 pub mod paths;

@@ -20,7 +20,8 @@ use super::facts::state_of;
 use super::spec_to_cri::{
     ImageUser, NodeEnv, changed_resources, container_config, needs_image_user, resolver, sandbox_config, whole_secs,
 };
-use super::{names, reference};
+use super::{names, paths, reference};
+use crate::logs::links;
 
 /// How often a name that is taken is tried again. The holder may be a call of an earlier life of the agent that the runtime is
 /// still busy with.
@@ -133,12 +134,16 @@ impl Runtime {
             sandbox_config: Some(sandbox_config),
         };
         let (id, state) = self.made_container(&request).await.map_err(|e| e.because("CreateContainerError"))?;
+        let log = paths::log_dir(&node.pod_logs_dir, start.spec).join(paths::log_path(start.container, start.attempt));
+        self.log_begins(&id, log.clone());
         if state == cri::ContainerState::ContainerCreated {
             let request = cri::StartContainerRequest { container_id: id.clone() };
             self.call("StartContainer", self.timeout, self.pods().start_container(request))
                 .await
                 .map_err(|e| e.because("RunContainerError"))?;
         }
+        let link = links::name(&start.spec.name, &start.spec.namespace, start.container, &id);
+        self.link_log(log, link).await;
         // It runs. When it was started can be learnt later too, so a failure here is none of the container.
         let started = match self.container_status(&id).await.map(state_of) {
             Ok(ContainerFactState::Running { started }) => started,
@@ -269,6 +274,9 @@ impl Runtime {
     }
 
     async fn remove_container(&self, id: &str) -> Result<(), RuntimeError> {
+        // Before the container, which is removed again if the agent dies in between.
+        self.remove_log(id).await;
+        self.log_ends(id);
         let request = cri::RemoveContainerRequest { container_id: id.to_owned() };
         gone_is_done(self.call("RemoveContainer", self.timeout, self.pods().remove_container(request)).await)
     }

@@ -17,7 +17,7 @@ use beelet_proto::cri;
 use super::env::{Fields, expand, variables};
 use super::error::SpecError;
 use super::ops::ContainerStart;
-use super::{names, paths};
+use super::{last_words, names, paths};
 
 pub use security::ImageUser;
 pub(super) use security::needs_image_user;
@@ -44,9 +44,6 @@ pub struct NodeEnv {
     /// Paths of this machine that a container must not read, beside those of every machine.
     pub masked: Vec<String>,
 }
-
-/// Where a container leaves its last words.
-pub(super) const TERMINATION_LOG: &str = "/dev/termination-log";
 
 /// What a sandbox is made from. `cgroup` is the pod's, relative to the hierarchies' roots; `dns` is its [`resolver`].
 #[must_use]
@@ -166,13 +163,14 @@ fn container_annotations(
     start: &ContainerStart<'_>,
     container: &ContainerSpec,
 ) -> HashMap<String, String> {
+    let policy = if container.last_words.from_log { last_words::FROM_LOG } else { last_words::FROM_FILE };
     // These types have no map with odd keys and no custom code, so writing them as JSON cannot fail.
     let json = |value: serde_json::Result<String>| value.unwrap_or_default();
     let mut annotations = HashMap::from([
         (names::CONTAINER_HASH, format!("{:x}", hash(container))),
         (names::RESTART_COUNT, start.attempt.to_string()),
-        (names::TERMINATION_MESSAGE_PATH, TERMINATION_LOG.to_owned()),
-        (names::TERMINATION_MESSAGE_POLICY, "File".to_owned()),
+        (names::TERMINATION_MESSAGE_PATH, container.last_words.path.clone()),
+        (names::TERMINATION_MESSAGE_POLICY, policy.to_owned()),
         (names::TERMINATION_GRACE, whole_secs(start.spec.termination_grace).to_string()),
         (names::MANAGED, node.instance.clone()),
         (names::RESOURCES, json(serde_json::to_string(&start.linux.resources))),
@@ -225,7 +223,7 @@ fn mounts(node: &NodeEnv, start: &ContainerStart<'_>, container: &ContainerSpec)
     }
     let files = [
         ("/etc/hosts", paths::etc_hosts(&node.root, &spec.uid)),
-        (TERMINATION_LOG, paths::termination_log(&node.root, &spec.uid, &container.name, start.attempt)),
+        (&*container.last_words.path, paths::termination_log(&node.root, &spec.uid, &container.name, start.attempt)),
     ];
     for (inside, outside) in files {
         // What the pod's author mounts there goes first.

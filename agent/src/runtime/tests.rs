@@ -11,7 +11,9 @@ use tokio::time::{Instant, timeout};
 use tonic::Status;
 
 use super::fake::Fake;
-use super::{ContainerStart, NodeEnv, Runtime, RuntimeError, Wake};
+use super::{ContainerStart, NodeEnv, Runtime, RuntimeError, Wake, paths};
+use crate::logs::keeper::Writer as _;
+use crate::logs::links;
 
 fn node() -> NodeEnv {
     NodeEnv {
@@ -57,6 +59,10 @@ async fn sandbox(runtime: &Runtime) -> SandboxFact {
 }
 
 async fn container(runtime: &Runtime, sandbox_id: &str, attempt: u32) -> Result<String, OpError> {
+    container_on(&node(), runtime, sandbox_id, attempt).await
+}
+
+async fn container_on(node: &NodeEnv, runtime: &Runtime, sandbox_id: &str, attempt: u32) -> Result<String, OpError> {
     let (spec, linux) = (spec(), linux(Some(Bytes::mib(64))));
     let start = ContainerStart {
         spec: &spec,
@@ -67,7 +73,7 @@ async fn container(runtime: &Runtime, sandbox_id: &str, attempt: u32) -> Result<
         cgroup: "kubepods/podu1",
         linux: &linux,
     };
-    match runtime.start_container(&node(), &start).await? {
+    match runtime.start_container(node, &start).await? {
         Done::Container { id, started } => {
             assert_eq!(started, Micros::secs(7));
             Ok(id)
@@ -219,6 +225,49 @@ async fn a_containers_last_words_are_told() {
     let facts = runtime.facts(Micros(1)).await.expect("facts");
     let ContainerFactState::Exited(exit) = &facts.containers[0].state else { panic!("{facts:?}") };
     assert!(exit.message.len() == 4_096 && exit.message.ends_with("xthe end"), "{}", exit.message);
+}
+
+#[tokio::test]
+async fn a4_18c_of_one_that_fails_and_says_nothing_the_end_of_its_log_is_told() {
+    let (fake, dir) = (Fake::start(), tempfile::tempdir().expect("a folder"));
+    let runtime = client(&fake);
+    let made = sandbox(&runtime).await;
+    let (file, log) = (dir.path().join("words"), dir.path().join("0.log"));
+    std::fs::write(&log, "2026-01-01T00:00:00Z stderr F out of luck\n").expect("written");
+    let cases = [
+        ("", 1, "Error", "", "out of luck\n"),
+        ("", 1, "Error", "the runtime's", "the runtime's: out of luck\n"),
+        ("said", 1, "Error", "", "said"),
+        ("said", 0, "Completed", "the runtime's", "the runtime's: said"),
+        ("", 0, "Completed", "", ""),
+        ("", 128, "ContainerCannotRun", "the runtime's", "the runtime's"),
+    ];
+    for (run, (said, code, reason, runtimes, told)) in (0..).zip(cases) {
+        std::fs::write(&file, said).expect("written");
+        let id = container(&runtime, &made.id, run).await.expect("started");
+        fake.with(|w| {
+            let container = w.containers.get_mut(&id).expect("made");
+            container.mounts.push(cri::Mount {
+                container_path: "/words".to_owned(),
+                host_path: file.display().to_string(),
+                ..cri::Mount::default()
+            });
+            let annotations = [
+                ("io.kubernetes.container.terminationMessagePath", "/words"),
+                ("io.kubernetes.container.terminationMessagePolicy", "FallbackToLogsOnError"),
+            ];
+            container.annotations.extend(annotations.map(|(key, value)| (key.to_owned(), value.to_owned())));
+            container.log_path = log.display().to_string();
+            container.set_state(cri::ContainerState::ContainerExited);
+            container.exit_code = code;
+            container.reason = reason.to_owned();
+            container.message = runtimes.to_owned();
+        });
+        let facts = runtime.facts(Micros(1)).await.expect("facts");
+        let fact = facts.containers.iter().find(|fact| fact.id == id).expect("listed");
+        let ContainerFactState::Exited(exit) = &fact.state else { panic!("{fact:?}") };
+        assert_eq!(exit.message, told, "{said:?} {code} {reason}");
+    }
 }
 
 #[tokio::test]
@@ -416,4 +465,81 @@ async fn a_runtime_without_events_says_so_once() {
     assert_eq!(runtime.unimplemented(), ["GetContainerEvents"]);
     assert_eq!(runtime.systemd_cgroups().await, Err(RuntimeError::Unimplemented { rpc: "Status" }));
     assert_eq!(runtime.unimplemented(), ["GetContainerEvents", "RuntimeConfig", "Status"]);
+}
+
+#[tokio::test]
+async fn a15_4_the_logs_of_what_runs_are_known_from_their_first_byte() {
+    let fake = Fake::start();
+    let runtime = client(&fake);
+    let running = runtime.running_logs();
+    let logs = || running.borrow().clone();
+    let made = sandbox(&runtime).await;
+    // A listing that began before it was made does not know of it.
+    let noted = runtime.noted_logs();
+    let id = container(&runtime, &made.id, 0).await.expect("started");
+    let expected = std::collections::BTreeMap::from([(id.clone(), "/var/log/pods/default_p_u1/c/0.log".into())]);
+    assert_eq!(logs(), expected);
+    runtime.logs_listed(&noted, &std::collections::HashMap::new(), Vec::new());
+    assert_eq!(logs(), expected);
+    runtime.facts(Micros(1)).await.expect("facts");
+    assert_eq!(logs(), expected);
+    // Another life learns of it from the listing.
+    let second = client(&fake);
+    second.facts(Micros(1)).await.expect("facts");
+    assert_eq!(second.noted_logs(), expected);
+    second.reopen(&id).await.expect("reopened");
+
+    runtime.stop_containers(std::slice::from_ref(&id), Micros::ZERO).await.expect("stopped");
+    runtime.facts(Micros(2)).await.expect("facts");
+    assert_eq!(logs().len(), 0, "it has ended");
+    assert!(runtime.reopen(&id).await.is_err_and(|error| error.contains("not running")));
+    // One that cannot be started.
+    fake.with(|w| w.start_error = Some(Status::unknown("no such file")));
+    container(&runtime, &made.id, 1).await.expect_err("not started");
+    let left = logs().into_keys().next().expect("noted");
+    runtime.remove_containers(&[left]).await.expect("removed");
+    assert_eq!(logs().len(), 0);
+    // Somebody else's.
+    fake.with(|w| {
+        w.containers.values_mut().for_each(|c| {
+            c.annotations.clear();
+            c.set_state(cri::ContainerState::ContainerRunning);
+        });
+    });
+    let third = client(&fake);
+    third.facts(Micros(3)).await.expect("facts");
+    assert_eq!(third.noted_logs().len(), 0);
+}
+
+#[tokio::test]
+async fn a4_12g_a_container_that_is_removed_takes_its_log_and_link_along() {
+    let (fake, dir) = (Fake::start(), tempfile::tempdir().expect("a folder"));
+    let runtime = client(&fake);
+    let node = NodeEnv { pod_logs_dir: dir.path().join("pods"), ..node() };
+    let Ok((Done::Sandbox(made), _)) = runtime.start_sandbox(&node, &spec(), "kubepods/podu1", 0).await else {
+        panic!("no sandbox")
+    };
+    let folder = paths::log_dir(&node.pod_logs_dir, &spec()).join("c");
+    std::fs::create_dir_all(&folder).expect("the folder of logs");
+    let mut ids = Vec::new();
+    for run in 0..2 {
+        std::fs::write(folder.join(format!("{run}.log")), "text").expect("a log");
+        std::fs::write(folder.join(format!("{run}.log.20260101-000000.gz")), "").expect("a log");
+        ids.push(container_on(&node, &runtime, &made.id, run).await.expect("started"));
+    }
+    let link = |id: &str| dir.path().join("containers").join(links::name("p", "default", "c", id));
+    assert_eq!(std::fs::read_to_string(link(&ids[0])).expect("a link to the log"), "text");
+    runtime.remove_containers(&ids[..1]).await.expect("removed");
+    let mut left: Vec<_> = std::fs::read_dir(&folder).expect("logs").flatten().map(|e| e.file_name()).collect();
+    left.sort();
+    assert_eq!(left, ["1.log", "1.log.20260101-000000.gz"]);
+    assert!(!link(&ids[0]).is_symlink() && link(&ids[1]).exists());
+
+    // In the middle of a rotation the log is not there, and the link stays.
+    std::fs::remove_file(folder.join("1.log")).expect("removed");
+    runtime.remove_dangling_links(&node.pod_logs_dir).await;
+    assert!(link(&ids[1]).is_symlink());
+    runtime.stop_containers(&ids[1..], Micros::ZERO).await.expect("stopped");
+    runtime.remove_dangling_links(&node.pod_logs_dir).await;
+    assert!(!link(&ids[1]).is_symlink());
 }

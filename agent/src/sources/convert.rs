@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use beelet_core::ladder::{WishError, Wishes};
 use beelet_core::quantity::{parse_bytes, parse_cpu};
 use beelet_core::spec::{
-    ContainerSpec, EnvValue, EnvVar, Mount, PodSpec, PodUid, Port, PullPolicy, Resources, RestartPolicy,
+    ContainerSpec, EnvValue, EnvVar, LastWords, Mount, PodSpec, PodUid, Port, PullPolicy, Resources, RestartPolicy,
     StorageResources, Volume, VolumeKind,
 };
 use beelet_core::units::Micros;
@@ -266,6 +266,22 @@ fn container(
         stdin: given.stdin.unwrap_or_default(),
         tty: given.tty.unwrap_or_default(),
         restart: restart(path, given)?,
+        last_words: last_words(path, given)?,
+    })
+}
+
+fn last_words(path: &str, given: &api::Container) -> Result<LastWords, Fault> {
+    let default = LastWords::default();
+    let file = given.termination_message_path.clone().filter(|file| !file.is_empty()).unwrap_or(default.path);
+    Ok(LastWords {
+        // As the kubelet makes it absolute (pkg/volume/util, MakeAbsolutePath).
+        path: if file.starts_with('/') { file } else { format!("/{file}") },
+        from_log: one_of(
+            &format!("{path}.terminationMessagePolicy"),
+            given.termination_message_policy.as_deref(),
+            default.from_log,
+            &[("File", false), ("FallbackToLogsOnError", true)],
+        )?,
     })
 }
 

@@ -1,6 +1,6 @@
 //! Tables of manifests: what they become, what is left out, what is refused.
 
-use beelet_core::spec::{PullPolicy, QosClass, RestartPolicy, VolumeKind};
+use beelet_core::spec::{LastWords, PullPolicy, QosClass, RestartPolicy, VolumeKind};
 use beelet_core::units::{Bytes, Micros, MilliCpu};
 use proptest::prelude::*;
 
@@ -173,6 +173,7 @@ fn what_is_wrong_is_named_with_its_place() {
             with("volumes: [{name: a, nfs: {server: s, path: /}}]", ""),
             "spec.volumes[0].nfs (line 6): not supported yet",
         ),
+        (with("", "terminationMessagePolicy: Logs"), "supported values: File, FallbackToLogsOnError"),
         (with("serviceAccountName: x", ""), "static pods may not reference serviceaccounts"),
         (with("imagePullSecrets: [{name: x}]", ""), "static pods may not reference secrets"),
         (with("ephemeralContainers: [{name: x}]", ""), "static pods may not have ephemeral containers"),
@@ -234,6 +235,19 @@ fn what_is_wrong_is_named_with_its_place() {
     ] {
         let error = bad(&text);
         assert!(error.contains(said), "{error}\nwanted: {said}\n{text}");
+    }
+}
+
+#[test]
+fn a4_18b_last_words_are_where_the_manifest_says() {
+    let words = |fields: &str| good(&with("", fields)).spec.containers[0].last_words.clone();
+    for (fields, path, from_log) in [
+        ("", "/dev/termination-log", false),
+        ("terminationMessagePath: /tmp/words", "/tmp/words", false),
+        ("terminationMessagePath: words\nterminationMessagePolicy: FallbackToLogsOnError", "/words", true),
+        ("terminationMessagePath: ''\nterminationMessagePolicy: File", "/dev/termination-log", false),
+    ] {
+        assert_eq!(words(fields), LastWords { path: path.to_owned(), from_log }, "{fields}");
     }
 }
 

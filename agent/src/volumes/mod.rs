@@ -10,7 +10,7 @@
 //! Terms: a *mark* is the note that beelet made the files and the cgroup of a pod; it is there before them and goes after them. A
 //! root may be shared with a kubelet, and its pods are not ours.
 //!
-//! Properties: nothing outside of the pod's folder and its log folder is ever removed; a volume that is there keeps its content;
+//! Properties: nothing outside of the pod's folder and its log folder is ever removed, but links to its logs; a volume that is there keeps its content;
 //! an error names the path, and for a full disk says what to do.
 
 mod empty_dir;
@@ -29,6 +29,7 @@ use std::path::{Path, PathBuf};
 use beelet_core::spec::{PodSpec, PodUid, VolumeKind};
 use beelet_core::units::Bytes;
 
+use crate::logs::{files, links};
 use crate::runtime::paths;
 
 pub use error::Error;
@@ -142,6 +143,31 @@ impl Volumes {
         set_mode(&file, 0o666)
     }
 
+    /// Removes what runs of a container before the last one left: logs, and files of last words. Of these the kubelet keeps one run
+    /// (pkg/kubelet/kubelet.go, MaxPerPodContainer), whose containers the runtime has still; what is left of others, which went with
+    /// a sandbox or another life of the runtime, nobody else would remove as long as the pod is there.
+    ///
+    /// # Errors
+    /// If a name is not plain, a folder cannot be read or a file not removed.
+    pub fn forget_runs(&self, spec: &PodSpec, container: &str, attempt: u32) -> Result<(), Error> {
+        for name in [spec.uid.as_str(), container, &paths::log_dir_name(spec)] {
+            plain(name)?;
+        }
+        let before = attempt.saturating_sub(1);
+        let logs = paths::log_dir(&self.pod_logs, spec).join(container);
+        files::remove_runs_before(&logs, before).map_err(|e| Error::io("tidy", &logs, e))?;
+        let words = paths::termination_log(&self.root, &spec.uid, container, 0);
+        let Some(folder) = words.parent() else { return Ok(()) };
+        let Ok(entries) = fs::read_dir(folder) else { return Ok(()) };
+        for entry in entries.flatten() {
+            let of = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok());
+            if of.is_some_and(|of| of < before) {
+                fs::remove_file(entry.path()).map_err(|e| Error::io("remove", &entry.path(), e))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Unmounts and removes the pod's folder; unless `keep_logs`, also its log folder, which the mark names, and then the mark.
     /// What is not there is removed. Blocks for a few hundred milliseconds where a mount is busy.
     ///
@@ -159,7 +185,9 @@ impl Volumes {
             // A mark that was cut off names nothing, and nothing was made after it.
             Ok(logs) if logs.ends_with(&format!("_{uid}")) => {
                 plain(&logs)?;
-                remove::tree(&self.pod_logs.join(logs))?;
+                let logs = self.pod_logs.join(logs);
+                links::unlink_pod(&self.pod_logs, &logs).map_err(|e| Error::io("remove the links to", &logs, e))?;
+                remove::tree(&logs)?;
             }
             Err(e) if !gone(&e) => return Err(Error::io("read", &mark, e)),
             _ => {}

@@ -72,6 +72,29 @@ fn setup_and_teardown_can_be_repeated() {
 }
 
 #[test]
+fn a15_5b_of_a_containers_runs_the_last_one_is_kept() {
+    let dir = TempDir::new().unwrap();
+    let (files, spec) = (volumes(&dir), pod("u1", Vec::new()));
+    files.setup(&spec).unwrap();
+    let logs = paths::log_dir(&files.pod_logs, &spec).join("c");
+    fs::create_dir_all(&logs).unwrap();
+    for run in 0..4 {
+        fs::write(logs.join(format!("{run}.log")), "").unwrap();
+        fs::write(logs.join(format!("{run}.log.20260101-000000")), "").unwrap();
+        files.termination_log(&spec.uid, "c", run).unwrap();
+    }
+    let count = |path: &Path| fs::read_dir(path).unwrap().count();
+    let words = paths::termination_log(&files.root, &spec.uid, "c", 3);
+    for (attempt, left) in [(0, 4), (1, 4), (2, 3), (4, 1), (0, 1)] {
+        files.forget_runs(&spec, "c", attempt).unwrap();
+        assert_eq!((count(&logs), count(words.parent().unwrap())), (2 * left, left), "run {attempt}");
+    }
+    assert!(logs.join("3.log").exists() && words.exists());
+    files.forget_runs(&spec, "never-started", 7).unwrap();
+    assert!(files.forget_runs(&spec, "../c", 7).is_err());
+}
+
+#[test]
 fn the_host_network_has_the_nodes_hosts() {
     let dir = TempDir::new().unwrap();
     let node = dir.path().join("hosts");

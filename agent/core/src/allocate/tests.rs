@@ -1,6 +1,6 @@
 use super::*;
 use crate::restart::ContainerRestart;
-use crate::spec::{ContainerSecurity, PodUid, PullPolicy, RestartPolicy, StorageResources};
+use crate::spec::{ContainerSecurity, LastWords, PodUid, PullPolicy, RestartPolicy, StorageResources};
 use proptest::prelude::*;
 
 const MIB: u64 = 1 << 20;
@@ -32,6 +32,7 @@ fn container(name: &str, (cpu_request, cpu_limit, memory_request, memory_limit):
         stdin: false,
         tty: false,
         restart: None,
+        last_words: LastWords::default(),
     }
 }
 

@@ -3,7 +3,7 @@
 use beelet_core::event::CgroupKnobs;
 use beelet_core::security::{GroupsPolicy, Profile, SeLinux};
 use beelet_core::spec::{
-    ContainerSecurity, EnvValue, EnvVar, Mount, PodSecurity, PodUid, Port, Resources, Volume, VolumeKind,
+    ContainerSecurity, EnvValue, EnvVar, LastWords, Mount, PodSecurity, PodUid, Port, Resources, Volume, VolumeKind,
 };
 use beelet_core::units::{Bytes, MilliCpu};
 
@@ -375,6 +375,7 @@ fn volumes_hosts_and_termination_log_are_mounted() {
 fn a_container_carries_what_a_restarted_agent_reads() {
     let spec = changed(|s| {
         s.termination_grace = Micros(1_500_000);
+        s.containers[0].last_words = LastWords { path: "/words".to_owned(), from_log: true };
         s.containers[0].ports = vec![Port {
             name: "http".to_owned(),
             container_port: 80,
@@ -386,10 +387,12 @@ fn a_container_carries_what_a_restarted_agent_reads() {
     let config = container(&spec, None).expect("a config");
     assert_eq!(config.metadata, Some(cri::ContainerMetadata { name: "c".to_owned(), attempt: 2 }));
     assert_eq!(config.log_path, "c/2.log");
+    assert!(config.mounts.iter().any(|mount| mount.container_path == "/words"), "{:?}", config.mounts);
     for (name, value) in [
         (names::RESTART_COUNT, "2"),
         (names::TERMINATION_GRACE, "2"),
-        (names::TERMINATION_MESSAGE_PATH, "/dev/termination-log"),
+        (names::TERMINATION_MESSAGE_PATH, "/words"),
+        (names::TERMINATION_MESSAGE_POLICY, "FallbackToLogsOnError"),
         (names::MANAGED, "i1"),
         (names::PORTS, r#"[{"containerPort":80,"hostPort":8080,"name":"http","protocol":"TCP"}]"#),
     ] {
