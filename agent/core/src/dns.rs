@@ -11,6 +11,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::spec::PodSpec;
+
 /// Servers that a C library asks (MaxDNSNameservers, pkg/apis/core/validation).
 pub const MAX_SERVERS: usize = 3;
 /// Domains in a search list (MaxDNSSearchPaths).
@@ -70,6 +72,41 @@ pub enum ResolvConfError {
     /// `nameserver` without an address.
     #[error("Encountered error while parsing resolv conf file. Error: nameserver list is empty")]
     NoServer,
+}
+
+/// Longest host name that the kernel takes.
+const MAX_HOST_NAME: usize = 64;
+
+/// The whole name does not fit the kernel.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "failed to construct FQDN from pod hostname and cluster domain, FQDN {fqdn} is too long \
+     ({MAX_HOST_NAME} characters is the max, {} characters requested)", fqdn.len()
+)]
+pub struct NameTooLong {
+    fqdn: String,
+}
+
+/// The domain of a pod that names a `subdomain`; "" for one that does not (pkg/kubelet/kubelet_pods.go, GeneratePodHostNameAndDomain).
+#[must_use]
+pub fn domain_of(pod: &PodSpec, cluster_domain: &str) -> String {
+    match pod.subdomain.as_str() {
+        "" => String::new(),
+        subdomain => format!("{subdomain}.{}.svc.{cluster_domain}", pod.namespace),
+    }
+}
+
+/// The host name that the kernel of the pod tells (pkg/kubelet/util/util.go, GetNodenameForKernel).
+///
+/// # Errors
+/// With `setHostnameAsFQDN`, if the whole name is too long.
+pub fn host_name_of(pod: &PodSpec, cluster_domain: &str) -> Result<String, NameTooLong> {
+    let domain = domain_of(pod, cluster_domain);
+    if domain.is_empty() || !pod.hostname_as_fqdn {
+        return Ok(pod.hostname.clone());
+    }
+    let fqdn = format!("{}.{domain}", pod.hostname);
+    if fqdn.len() > MAX_HOST_NAME { Err(NameTooLong { fqdn }) } else { Ok(fqdn) }
 }
 
 /// What is told of a pod's resolver: a reason and a message.
@@ -307,6 +344,21 @@ mod tests {
         assert_eq!(parse(text), Ok(expected));
         assert_eq!(parse("nameserver\n"), Err(ResolvConfError::NoServer));
         assert_eq!(parse(""), Ok(Resolver::default()));
+    }
+
+    #[test]
+    fn a9_3e_the_host_name_is_the_whole_one_where_the_pod_says_so_and_it_fits() {
+        let mut pod = PodSpec::unknown("u".into());
+        (pod.hostname, pod.namespace) = ("web".to_owned(), "ns".to_owned());
+        let name = |pod: &PodSpec| host_name_of(pod, "cluster.local").map_err(|error| error.to_string());
+        pod.hostname_as_fqdn = true;
+        assert_eq!((name(&pod), domain_of(&pod, "cluster.local")), (Ok("web".to_owned()), String::new()));
+        pod.subdomain = "sub".to_owned();
+        assert_eq!(name(&pod), Ok("web.sub.ns.svc.cluster.local".to_owned()));
+        assert_eq!(name(&PodSpec { hostname_as_fqdn: false, ..pod.clone() }), Ok("web".to_owned()));
+        pod.hostname = "w".repeat(41);
+        let said = "is too long (64 characters is the max, 66 characters requested)";
+        assert!(name(&pod).is_err_and(|error| error.ends_with(said)), "{:?}", name(&pod));
     }
 
     #[test]

@@ -77,6 +77,12 @@ pub struct PodSpec {
     pub share_process_namespace: bool,
     /// `spec.hostname`, else the pod's name cut to 63 characters.
     pub hostname: String,
+    /// `spec.subdomain`, "" for none.
+    #[serde(default)]
+    pub subdomain: String,
+    /// `spec.setHostnameAsFQDN`.
+    #[serde(default)]
+    pub hostname_as_fqdn: bool,
     /// `spec.dnsPolicy` and `spec.dnsConfig`.
     #[serde(default)]
     pub dns: PodDns,
@@ -386,6 +392,8 @@ impl PodSpec {
             host_ipc: false,
             share_process_namespace: false,
             hostname: String::new(),
+            subdomain: String::new(),
+            hostname_as_fqdn: false,
             dns: PodDns::default(),
             host_aliases: Vec::new(),
             security: PodSecurity::default(),

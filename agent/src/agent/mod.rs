@@ -272,6 +272,7 @@ pub async fn run(
     };
     let mut volumes = Volumes::new(&options.root, &kubelet.pod_logs_dir);
     volumes.memory_default = Some(node.allocatable().memory);
+    volumes.cluster_domain.clone_from(&kubelet.cluster_domain);
     let volumes = Arc::new(volumes);
     let leftovers = tree.as_ref().map_or(Ok(Vec::new()), |tree| leftovers(tree, &volumes, &node.kubepods))?;
     let executor = match tree {

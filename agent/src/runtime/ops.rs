@@ -64,7 +64,7 @@ impl Runtime {
             message: format!("Failed to create pod sandbox: {error}"),
         };
         let (dns, told) = resolver(node, spec).map_err(|error| failed(&error))?;
-        let config = sandbox_config(node, spec, cgroup, attempt, dns);
+        let config = sandbox_config(node, spec, cgroup, attempt, dns).map_err(|error| failed(&error))?;
         let made = self.ready_sandbox(&config).await.map_err(|error| failed(&error))?;
         Ok((Done::Sandbox(made), told))
     }
@@ -127,7 +127,8 @@ impl Runtime {
         // The sandbox has its resolver; a file of the node's that was broken since is no reason not to start.
         let dns = resolver(node, start.spec).map(|(dns, _)| dns).unwrap_or_default();
         let attempt = self.sandbox_attempt(start.sandbox_id);
-        let sandbox_config = sandbox_config(node, start.spec, start.cgroup, attempt, dns);
+        let sandbox_config = sandbox_config(node, start.spec, start.cgroup, attempt, dns)
+            .map_err(|error| OpError { reason: "CreateContainerConfigError".to_owned(), message: error.to_string() })?;
         let request = cri::CreateContainerRequest {
             pod_sandbox_id: start.sandbox_id.to_owned(),
             config: Some(config),

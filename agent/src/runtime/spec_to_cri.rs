@@ -8,7 +8,7 @@ mod security;
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 
-use beelet_core::dns::{self, NodeDns, ResolvConfError, Resolver, Told};
+use beelet_core::dns::{self, NameTooLong, NodeDns, ResolvConfError, Resolver, Told};
 use beelet_core::event::LinuxResources;
 use beelet_core::spec::{ContainerSpec, PodSpec, VolumeKind};
 use beelet_core::units::Micros;
@@ -46,27 +46,30 @@ pub struct NodeEnv {
 }
 
 /// What a sandbox is made from. `cgroup` is the pod's, relative to the hierarchies' roots; `dns` is its [`resolver`].
-#[must_use]
+///
+/// # Errors
+/// If the host name that the pod asks for is too long.
 pub fn sandbox_config(
     node: &NodeEnv,
     spec: &PodSpec,
     cgroup: &str,
     attempt: u32,
     dns: cri::DnsConfig,
-) -> cri::PodSandboxConfig {
+) -> Result<cri::PodSandboxConfig, NameTooLong> {
     let mut annotations: HashMap<String, String> = owned(&spec.annotations);
     annotations.insert(names::MANAGED.to_owned(), node.instance.clone());
     let mut labels: HashMap<String, String> = owned(&spec.labels);
     labels.extend(pod_labels(spec));
 
-    cri::PodSandboxConfig {
+    let hostname = if spec.host_network { String::new() } else { dns::host_name_of(spec, &node.dns.cluster_domain)? };
+    Ok(cri::PodSandboxConfig {
         metadata: Some(cri::PodSandboxMetadata {
             name: spec.name.clone(),
             uid: spec.uid.as_str().to_owned(),
             namespace: spec.namespace.clone(),
             attempt,
         }),
-        hostname: if spec.host_network { String::new() } else { spec.hostname.clone() },
+        hostname,
         log_directory: paths::log_dir(&node.pod_logs_dir, spec).display().to_string(),
         dns_config: Some(dns),
         port_mappings: if spec.host_network { Vec::new() } else { port_mappings(spec) },
@@ -78,7 +81,7 @@ pub fn sandbox_config(
             sysctls: owned(&spec.security.sysctls),
             ..cri::LinuxPodSandboxConfig::default()
         }),
-    }
+    })
 }
 
 /// What a container is made from. `image_user` is needed only where [`needs_image_user`] says so.

@@ -141,6 +141,8 @@ pub(super) fn pod(pod: &api::Pod, origin: &str, mut left_out: Vec<String>) -> Re
         host_pid: spec.host_pid.unwrap_or_default(),
         host_ipc: spec.host_ipc.unwrap_or_default(),
         share_process_namespace: spec.share_process_namespace.unwrap_or_default(),
+        subdomain: network::subdomain(spec)?,
+        hostname_as_fqdn: spec.set_hostname_as_fqdn.unwrap_or_default(),
         dns: network::dns(spec)?,
         host_aliases: network::host_aliases(spec)?,
         security: security.pod(host_network, spec.host_ipc.unwrap_or_default())?,

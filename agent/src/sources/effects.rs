@@ -154,7 +154,9 @@ fn samples() -> BTreeMap<&'static str, (String, String)> {
         ("spec.securityContext.supplementalGroups", context("supplementalGroups: [1]")),
         ("spec.securityContext.supplementalGroupsPolicy", context("supplementalGroupsPolicy: Strict")),
         ("spec.securityContext.sysctls", context("sysctls: [{name: kernel.sem, value: '1'}]")),
+        ("spec.setHostnameAsFQDN", pod("", "setHostnameAsFQDN: true")),
         ("spec.shareProcessNamespace", pod("", "shareProcessNamespace: true")),
+        ("spec.subdomain", pod("", "subdomain: sub")),
         ("spec.terminationGracePeriodSeconds", pod("", "terminationGracePeriodSeconds: 1")),
         (
             "spec.volumes.emptyDir.sizeLimit",

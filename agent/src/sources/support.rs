@@ -170,9 +170,9 @@ const FIELDS: &[(&str, Verdict)] = &[
     ("spec.securityContext.sysctls", Take),
     ("spec.serviceAccount", SERVICE_ACCOUNTS),
     ("spec.serviceAccountName", SERVICE_ACCOUNTS),
-    ("spec.setHostnameAsFQDN", Unless("false", &NO_EFFECT)),
+    ("spec.setHostnameAsFQDN", Take),
     ("spec.shareProcessNamespace", Take),
-    ("spec.subdomain", NO_EFFECT),
+    ("spec.subdomain", Take),
     ("spec.terminationGracePeriodSeconds", Take),
     // Nobody is turned away for a taint or a pressure yet; a static pod tolerates what evicts.
     ("spec.tolerations", NoMeaning),

@@ -47,13 +47,21 @@ pub struct Volumes {
     pub node_hosts: PathBuf,
     /// The size of a memory volume when neither it nor its pod has a limit.
     pub memory_default: Option<Bytes>,
+    /// `clusterDomain`, "" for none.
+    pub cluster_domain: String,
 }
 
 impl Volumes {
     /// Below these folders, with the node's `/etc/hosts`.
     #[must_use]
     pub fn new(root: impl Into<PathBuf>, pod_logs: impl Into<PathBuf>) -> Self {
-        Self { root: root.into(), pod_logs: pod_logs.into(), node_hosts: "/etc/hosts".into(), memory_default: None }
+        Self {
+            root: root.into(),
+            pod_logs: pod_logs.into(),
+            node_hosts: "/etc/hosts".into(),
+            memory_default: None,
+            cluster_domain: String::new(),
+        }
     }
 
     /// Writes down that what is made from now on for this pod is ours, and where its logs are. To be called before anything is.
@@ -113,7 +121,7 @@ impl Volumes {
         } else {
             None
         };
-        let content = hosts_content(spec, pod_ip, node.as_deref());
+        let content = hosts_content(spec, pod_ip, &self.cluster_domain, node.as_deref());
         let file = paths::etc_hosts(&self.root, &spec.uid);
         if fs::read_to_string(&file).is_ok_and(|old| old == content) {
             return Ok(());

@@ -115,10 +115,13 @@ fn a9_3b_aliases_follow_in_the_hosts_file() {
     let host_aliases = vec![alias("192.0.2.1", &["a", "b.example"]), alias("::1", &["c"])];
     let added = "\n# Entries added by HostAliases.\n192.0.2.1\ta\tb.example\n::1\tc\n";
     let spec = PodSpec { host_aliases, hostname: "h".to_owned(), ..pod("u1", Vec::new()) };
-    let own = hosts_content(&spec, "10.0.0.1", None);
+    let own = hosts_content(&spec, "10.0.0.1", "cluster.local", None);
     assert!(own.ends_with(&format!("fe00::2\tip6-allrouters\n10.0.0.1\th\n{added}")), "{own}");
+    let named = PodSpec { subdomain: "sub".to_owned(), ..spec.clone() };
+    let own = hosts_content(&named, "10.0.0.1", "cluster.local", None);
+    assert!(own.contains("10.0.0.1\th.sub.default.svc.cluster.local\th\n"), "{own}");
     let spec = PodSpec { host_network: true, ..spec };
-    let node = hosts_content(&spec, "", Some("10.1.1.1\tnode\n"));
+    let node = hosts_content(&spec, "", "", Some("10.1.1.1\tnode\n"));
     assert_eq!(node, format!("# Kubernetes-managed hosts file (host network).\n10.1.1.1\tnode\n{added}"));
 }
 

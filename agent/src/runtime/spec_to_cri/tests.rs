@@ -42,7 +42,7 @@ fn changed(change: impl FnOnce(&mut PodSpec)) -> PodSpec {
 
 fn sandbox(spec: &PodSpec) -> cri::PodSandboxConfig {
     let (dns, _) = resolver(&node(), spec).expect("a resolver");
-    sandbox_config(&node(), spec, "kubepods/burstable/podu1", 3, dns)
+    sandbox_config(&node(), spec, "kubepods/burstable/podu1", 3, dns).expect("a config")
 }
 
 fn container(spec: &PodSpec, image: Option<&ImageUser>) -> Result<cri::ContainerConfig, SpecError> {

@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1 as api;
 
 use super::{invalid, one_of};
 use crate::config::tree::Fault;
-use crate::sources::names::{SUBDOMAIN, is_dns1123_subdomain};
+use crate::sources::names::{LABEL, SUBDOMAIN, is_dns1123_label, is_dns1123_subdomain};
 
 /// `dnsPolicy` and `dnsConfig`.
 pub(super) fn dns(spec: &api::PodSpec) -> Result<PodDns, Fault> {
@@ -70,6 +70,12 @@ pub(super) fn dns(spec: &api::PodSpec) -> Result<PodDns, Fault> {
         options.push(value.map_or(name.clone(), |value| format!("{name}:{value}")));
     }
     Ok(PodDns { policy, config: Resolver { servers, searches, options } })
+}
+
+/// `subdomain`.
+pub(super) fn subdomain(spec: &api::PodSpec) -> Result<String, Fault> {
+    let given = spec.subdomain.clone().unwrap_or_default();
+    if given.is_empty() || is_dns1123_label(&given) { Ok(given) } else { Err(invalid("spec.subdomain", &given, LABEL)) }
 }
 
 /// `hostAliases`.
