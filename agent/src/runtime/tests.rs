@@ -487,7 +487,7 @@ async fn a15_4_the_logs_of_what_runs_are_known_from_their_first_byte() {
         w.containers.values_mut().for_each(|c| {
             c.annotations.clear();
             c.set_state(cri::ContainerState::ContainerRunning);
-        })
+        });
     });
     let third = client(&fake);
     third.facts(Micros(3)).await.expect("facts");
