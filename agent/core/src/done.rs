@@ -4,7 +4,7 @@
 //! the back-off of what failed (image, container, or the pod's own parts) and asks for a listing, because it may have got half way.
 
 use crate::backoff::Backoff;
-use crate::event::{Action, ContainerFact, ContainerFactState, Done, OpError, OpId, PodOp};
+use crate::event::{Action, CANCELLED, ContainerFact, ContainerFactState, Done, OpError, OpId, PodOp};
 use crate::pod::PodState;
 use crate::spec::PodUid;
 use crate::units::{Micros, Now};
@@ -93,12 +93,16 @@ impl World {
                 // It may be over already; the facts know how it ended and which image it has.
                 self.act(Action::Relist);
             }
-            (Some(PodOp::StopContainers { .. }), _) => {
-                if let PodState::Terminating { why, deadline, .. } = pod.state.clone() {
-                    pod.needs_facts = true;
+            (Some(PodOp::StopContainers { ids, .. }), _) => {
+                pod.needs_facts = true;
+                // It may have begun before the pod had to go, for one container only.
+                let all = pod.live_containers().all(|c| ids.contains(&c.id));
+                if let PodState::Terminating { why, deadline, .. } = pod.state.clone()
+                    && all
+                {
                     self.go(uid, PodState::Terminating { why, deadline, stopped: true }, now);
-                    self.act(Action::Relist);
                 }
+                self.act(Action::Relist);
             }
             (Some(PodOp::RemoveSandboxes { ids }), _) => {
                 let in_them = |c: &ContainerFact| ids.contains(&c.sandbox_id);
@@ -184,6 +188,14 @@ impl World {
             }
         };
         pod.needs_facts = true;
+        if let Some(PodOp::StopContainers { .. }) = op
+            && error.reason == CANCELLED
+        {
+            // It is told anew, with the time that is left now.
+            pod.retry_at = Micros::ZERO;
+            self.act(Action::Relist);
+            return;
+        }
         // A runtime that cannot stop a pod in its time does not keep it alive.
         let overdue = matches!(&pod.state, PodState::Terminating { deadline, .. } if now.mono >= *deadline);
         if overdue && matches!(op, Some(PodOp::StopContainers { .. } | PodOp::RemoveSandboxes { .. })) {

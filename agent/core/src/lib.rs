@@ -27,6 +27,8 @@ pub mod ladder;
 pub mod model;
 pub mod node;
 pub mod pod;
+pub mod probe;
+mod probes;
 pub mod quantity;
 pub mod sample;
 pub mod score;

@@ -9,7 +9,7 @@
 //! Terms: *latest run* of a container: the fact with the highest attempt. *Ended*: it will not be run again.
 //!
 //! Properties: at most one operation is under way; at most one live sandbox; an illegal transition changes nothing; what
-//! runs is never touched unless the pod must go, its sandbox is dead or its resources changed.
+//! runs is never touched unless the pod must go, its sandbox is dead, its resources changed or a probe of it failed.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -27,6 +27,9 @@ use crate::snapshot::Phase;
 use crate::spec::{ContainerSpec, PodSpec, RestartPolicy};
 use crate::track::{ContainerTrack, PodMeter};
 use crate::units::{Bytes, Micros, Now};
+
+/// A container that is stopped by itself is given this long at least (pkg/kubelet/kuberuntime, minimumGracePeriodInSeconds).
+const LEAST_GRACE: Micros = Micros::secs(2);
 
 /// Why a pod has to go.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -229,6 +232,8 @@ pub struct Pod {
     pub resize: String,
     /// The last thing done or decided, for people.
     pub last_action: String,
+    /// When it is to be planned again although nothing happens (monotonic).
+    pub(crate) wake: Option<Micros>,
 }
 
 impl Pod {
@@ -263,6 +268,7 @@ impl Pod {
             resize_plan: None,
             resize: String::new(),
             last_action: String::new(),
+            wake: None,
         }
     }
 
@@ -424,6 +430,9 @@ impl Pod {
                 None => Step::Become(PodState::SandboxStarting),
             };
         }
+        if let Some(op) = self.plan_stop_by_probe() {
+            return self.after_trouble(now, || Step::Do(op));
+        }
         let (mut wait, mut all_ended, mut all_ok) = (None::<Micros>, true, true);
         for container in &self.spec.containers {
             match self.plan_container(config, container, now) {
@@ -457,6 +466,22 @@ impl Pod {
         wait.map_or(Step::Idle, Step::Wait)
     }
 
+    /// Stops a container that a probe has failed. The others go on.
+    fn plan_stop_by_probe(&self) -> Option<PodOp> {
+        self.spec.containers.iter().find_map(|container| {
+            let (run, kind) = self.failed_probe(&container.name)?;
+            let grace = container.probes.get(kind).and_then(|probe| probe.grace).unwrap_or(self.spec.termination_grace);
+            Some(PodOp::StopContainers { ids: vec![run.to_owned()], grace: grace.max(LEAST_GRACE) })
+        })
+    }
+
+    /// Whether a container that ended is run again.
+    pub(crate) fn runs_again(&self, fact: &ContainerFact, is_init: bool, ok: bool) -> bool {
+        let policy = self.spec.restart_policy;
+        let by_probe = self.tracks.get(&fact.name).is_some_and(|track| track.stopped_by_probe == fact.id);
+        policy.runs_again(is_init, ok) || by_probe && policy != RestartPolicy::Never
+    }
+
     fn plan_container(&self, config: &NodeConfig, spec: &ContainerSpec, now: Now) -> Plan {
         let Some(track) = self.tracks.get(&spec.name) else { return Plan::Nothing };
         let is_init = self.spec.init_containers.iter().any(|c| c.name == spec.name);
@@ -467,7 +492,7 @@ impl Pod {
                 ContainerFactState::Created | ContainerFactState::Unknown => (fact.attempt, Micros::ZERO),
                 ContainerFactState::Exited(exit) => {
                     let ok = exit.code == 0;
-                    if !self.spec.restart_policy.runs_again(is_init, ok) {
+                    if !self.runs_again(fact, is_init, ok) {
                         return Plan::Ended { ok };
                     }
                     (fact.attempt + 1, track.crash.ready_at(track.exit_seen, config.max_backoff))

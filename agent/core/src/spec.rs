@@ -15,6 +15,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::units::{Bytes, Micros, MilliCpu};
 
+mod probe;
+pub use probe::{Handler, Probe, ProbeKind, Probes};
+
 /// A pod's UID: `metadata.uid`, or for a manifest without one a hash of its content, its file and the node's name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -180,6 +183,9 @@ pub struct ContainerSpec {
     pub stdin: bool,
     /// `tty`.
     pub tty: bool,
+    /// `startupProbe`, `readinessProbe` and `livenessProbe`.
+    #[serde(default, skip_serializing_if = "Probes::is_empty")]
+    pub probes: Probes,
 }
 
 /// `imagePullPolicy`.
@@ -214,6 +220,9 @@ pub enum EnvValue {
 /// A port of a container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Port {
+    /// `name`, unique in the container; "" for none.
+    #[serde(default)]
+    pub name: String,
     /// `containerPort`.
     pub container_port: u16,
     /// `hostPort`; 0 for none.
@@ -312,6 +321,7 @@ impl ContainerSpec {
             security: ContainerSecurity::default(),
             stdin: false,
             tty: false,
+            probes: Probes::default(),
         }
     }
 }

@@ -1,11 +1,12 @@
 //! The runtime's operations as the executor wants them.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use beelet_core::event::{Done, LinuxResources, OpError, PodOp};
 
 use super::pod_ops::PodRuntime;
-use crate::runtime::{ContainerStart, NodeEnv, Runtime};
+use crate::runtime::{ContainerStart, ExecError, ExecOutput, NodeEnv, Runtime};
 
 /// [`Runtime`] with what of the node goes into pods.
 #[derive(Clone, Debug)]
@@ -38,5 +39,9 @@ impl PodRuntime for CriRuntime {
 
     async fn update_container(&self, id: &str, linux: &LinuxResources) -> Result<(), OpError> {
         self.runtime.update_resources(id, linux).await.map(drop)
+    }
+
+    async fn exec(&self, id: &str, command: &[String], timeout: Duration) -> Result<ExecOutput, ExecError> {
+        self.runtime.exec(id, command, timeout).await
     }
 }

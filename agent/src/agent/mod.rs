@@ -268,6 +268,7 @@ pub async fn run(
                 runtime: Arc::new(CriRuntime { runtime: Arc::clone(&runtime), node: Arc::new(env) }),
                 journal: Journal::open(options.root.join("journal"))?,
                 guard: Some(Guard::new(options.root.clone())),
+                host_ip: host_ip.clone(),
                 events: events_to.clone(),
             })
             .map_err(AgentError::Thread)?,

@@ -12,7 +12,7 @@ use beelet_core::snapshot::{
     ContainerState, ContainerView, ExitKind, NodeView, OwnCost, Phase, PodView, Snapshot, Totals,
 };
 use beelet_core::spec::{
-    ContainerSecurity, ContainerSpec, PodSecurity, PodSpec, PullPolicy, QosClass, Resources, RestartPolicy,
+    ContainerSecurity, ContainerSpec, PodSecurity, PodSpec, Probes, PullPolicy, QosClass, Resources, RestartPolicy,
     StorageResources,
 };
 use beelet_core::units::{Bytes, Micros, MilliCpu, Now, Ppm};
@@ -61,6 +61,7 @@ pub(crate) fn spec(uid: &str, name: &str, container: &str) -> PodSpec {
             security: ContainerSecurity::default(),
             stdin: false,
             tty: false,
+            probes: Probes::default(),
         }],
     }
 }
@@ -109,6 +110,9 @@ fn container(name: &str, id: &str, state: ContainerState) -> ContainerView {
         last: None,
         restarts: 0,
         ready: true,
+        started: true,
+        turned: None,
+        probes: Vec::new(),
         reading: Some(reading(Micros::millis(12_500))),
         detail: None,
         cpu: Some(MilliCpu(120)),

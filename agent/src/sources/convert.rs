@@ -20,6 +20,7 @@ use k8s_openapi::api::core::v1 as api;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use super::names::{LABEL, is_dns1123_label};
+use super::probe::{port_name_fault, port_number, probes};
 use crate::config::tree::{Fault, did_you_mean, join};
 
 const NODE_CRITICAL: (&str, i32) = ("system-node-critical", 2_000_001_000);
@@ -39,15 +40,15 @@ const FIELD_PATHS: &[&str] = &[
     "status.podIPs",
 ];
 
-fn invalid(path: impl Into<String>, value: &str, why: impl std::fmt::Display) -> Fault {
+pub(super) fn invalid(path: impl Into<String>, value: &str, why: impl std::fmt::Display) -> Fault {
     Fault::new(path, format!("Invalid value: {value:?}: {why}"))
 }
 
-fn required(path: impl Into<String>) -> Fault {
+pub(super) fn required(path: impl Into<String>) -> Fault {
     Fault::new(path, "Required value")
 }
 
-fn one_of<T: Copy>(path: &str, given: Option<&str>, default: T, values: &[(&str, T)]) -> Result<T, Fault> {
+pub(super) fn one_of<T: Copy>(path: &str, given: Option<&str>, default: T, values: &[(&str, T)]) -> Result<T, Fault> {
     let Some(given) = given.filter(|g| !g.is_empty()) else { return Ok(default) };
     values.iter().find(|(name, _)| *name == given).map(|(_, value)| *value).ok_or_else(|| {
         let names: Vec<_> = values.iter().map(|(name, _)| *name).collect();
@@ -250,6 +251,8 @@ fn container(
         return Err(invalid(format!("{path}.image"), &image, "must not have white space"));
     }
     let (resources, storage) = resources(&format!("{path}.resources"), given.resources.as_ref())?;
+    let (env, ports) = (env(path, given)?, ports(path, given, host_network)?);
+    let probes = probes(path, given, &env, &ports)?;
     Ok(ContainerSpec {
         name: given.name.clone(),
         pull: one_of(
@@ -262,14 +265,15 @@ fn container(
         command: given.command.clone().unwrap_or_default(),
         args: given.args.clone().unwrap_or_default(),
         working_dir: given.working_dir.clone().unwrap_or_default(),
-        env: env(path, given)?,
-        ports: ports(path, given, host_network)?,
+        env,
+        ports,
         mounts: mounts(path, given, volumes)?,
         resources,
         storage,
         security: security(path, given.security_context.as_ref(), pod)?,
         stdin: given.stdin.unwrap_or_default(),
         tty: given.tty.unwrap_or_default(),
+        probes,
     })
 }
 
@@ -326,20 +330,21 @@ fn field_path(path: &str, given: &str) -> Result<String, Fault> {
 }
 
 fn ports(path: &str, given: &api::Container, host_network: bool) -> Result<Vec<Port>, Fault> {
-    let number = |path: String, value: i32| {
-        u16::try_from(value)
-            .ok()
-            .filter(|v| *v > 0)
-            .ok_or_else(|| invalid(path, &value.to_string(), "must be between 1 and 65535, inclusive"))
-    };
-    let mut made = Vec::new();
+    let mut made: Vec<Port> = Vec::new();
     for (i, port) in given.ports.iter().flatten().enumerate() {
         let path = format!("{path}.ports[{i}]");
-        let container_port = number(format!("{path}.containerPort"), port.container_port)?;
+        let name = port.name.clone().unwrap_or_default();
+        if let Some(why) = port_name_fault(&name).filter(|_| !name.is_empty()) {
+            return Err(invalid(format!("{path}.name"), &name, why));
+        }
+        if !name.is_empty() && made.iter().any(|other| other.name == name) {
+            return Err(Fault::new(format!("{path}.name"), format!("Duplicate value: {name:?}")));
+        }
+        let container_port = port_number(format!("{path}.containerPort"), port.container_port)?;
         let host_port = match port.host_port.unwrap_or_default() {
             0 if host_network => container_port,
             0 => 0,
-            given => number(format!("{path}.hostPort"), given)?,
+            given => port_number(format!("{path}.hostPort"), given)?,
         };
         if host_network && host_port != container_port {
             let why = "must match `containerPort` when `hostNetwork` is true";
@@ -355,7 +360,7 @@ fn ports(path: &str, given: &api::Container, host_network: bool) -> Result<Vec<P
         }
         let protocols = [("TCP", "TCP"), ("UDP", "UDP"), ("SCTP", "SCTP")];
         let protocol = one_of(&format!("{path}.protocol"), port.protocol.as_deref(), "TCP", &protocols)?.to_owned();
-        made.push(Port { container_port, host_port, host_ip, protocol });
+        made.push(Port { name, container_port, host_port, host_ip, protocol });
     }
     Ok(made)
 }

@@ -216,7 +216,6 @@ fn what_is_left_out_is_named() {
         [
             "spec.nodeSelector: not checked yet",
             "spec.dnsPolicy: has no effect yet",
-            "spec.containers[0].livenessProbe: not run yet",
             "spec.containers[0].lifecycle: not run yet",
             "spec.priorityClassName: \"mine\" is not known without an API server, the priority is 5: set spec.priority",
         ]

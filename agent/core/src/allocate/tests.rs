@@ -30,6 +30,7 @@ fn container(name: &str, (cpu_request, cpu_limit, memory_request, memory_limit):
         security: ContainerSecurity::default(),
         stdin: false,
         tty: false,
+        probes: Default::default(),
     }
 }
 

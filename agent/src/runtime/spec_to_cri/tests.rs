@@ -281,8 +281,13 @@ fn volumes_hosts_and_termination_log_are_mounted() {
 fn a_container_carries_what_a_restarted_agent_reads() {
     let spec = changed(|s| {
         s.termination_grace = Micros(1_500_000);
-        s.containers[0].ports =
-            vec![Port { container_port: 80, host_port: 8080, host_ip: String::new(), protocol: "TCP".to_owned() }];
+        s.containers[0].ports = vec![Port {
+            name: String::new(),
+            container_port: 80,
+            host_port: 8080,
+            host_ip: String::new(),
+            protocol: "TCP".to_owned(),
+        }];
     });
     let config = container(&spec, None).expect("a config");
     assert_eq!(config.metadata, Some(cri::ContainerMetadata { name: "c".to_owned(), attempt: 2 }));
