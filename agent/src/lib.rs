@@ -2,7 +2,7 @@
 //!
 //! The rooms, in the order in which facts flow through them: [`kernel`] reads, [`measure`] merges the readings into samples,
 //! [`sources`] tells which pods are wanted, [`runtime`] talks to containerd; `beelet_core` decides; [`act`] executes with
-//! [`cgroup`] and [`volumes`]; [`logs`] keeps what containers say small; [`report`], [`server`] and [`top`] show. [`agent`] ties them
+//! [`cgroup`], [`volumes`] and `probe`; [`logs`] keeps what containers say small; [`report`], [`server`] and [`top`] show. [`agent`] ties them
 //! together: one task owns the state; [`protect`] and [`heap`] keep it alive and small.
 
 pub mod act;
@@ -16,6 +16,7 @@ pub mod kernel;
 pub mod kubelet;
 pub mod logs;
 pub mod measure;
+mod probe;
 pub mod protect;
 pub mod report;
 pub mod runtime;

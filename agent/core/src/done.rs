@@ -4,7 +4,7 @@
 //! the back-off of what failed (image, container, or the pod's own parts) and asks for a listing, because it may have got half way.
 
 use crate::backoff::Backoff;
-use crate::event::{Action, ContainerFact, ContainerFactState, Done, OpError, OpId, PodOp};
+use crate::event::{Action, CANCELLED, ContainerFact, ContainerFactState, Done, OpError, OpId, PodOp};
 use crate::pod::PodState;
 use crate::restart;
 use crate::spec::{ContainerSpec, PodUid, PullPolicy};
@@ -96,13 +96,18 @@ impl World {
                 self.act(Action::Relist);
             }
             (Some(PodOp::StopContainers { ids, .. }), _) => {
+                pod.needs_facts = true;
                 if let PodState::Terminating { why, deadline, told } = pod.state.clone() {
-                    pod.needs_facts = true;
-                    let of = pod.containers.iter().filter(|c| ids.contains(&c.id));
-                    let told = of.map(|c| restart::stage(&pod.spec, &c.name) + 1).max().unwrap_or(0).max(told);
+                    // It may have begun before the pod had to go, for one container only.
+                    let stage = |c: &ContainerFact| restart::stage(&pod.spec, &c.name);
+                    let (of, others): (Vec<_>, Vec<_>) = pod.containers.iter().partition(|c| ids.contains(&c.id));
+                    let reached = of.into_iter().map(stage).max().map_or(0, |stage| stage + 1);
+                    let lives = |c: &&ContainerFact| c.exit_code().is_none();
+                    let left = others.into_iter().filter(lives).map(stage).min().unwrap_or(usize::MAX);
+                    let told = reached.min(left).max(told);
                     self.go(uid, PodState::Terminating { why, deadline, told }, now);
-                    self.act(Action::Relist);
                 }
+                self.act(Action::Relist);
             }
             (Some(PodOp::RemoveSandboxes { ids }), _) => {
                 let in_them = |c: &ContainerFact| ids.contains(&c.sandbox_id);
@@ -189,6 +194,14 @@ impl World {
             }
         };
         pod.needs_facts = true;
+        if let Some(PodOp::StopContainers { .. }) = op
+            && error.reason == CANCELLED
+        {
+            // It is told anew, with the time that is left now.
+            pod.retry_at = Micros::ZERO;
+            self.act(Action::Relist);
+            return;
+        }
         // A runtime that cannot stop a pod in its time does not keep it alive.
         let overdue = matches!(&pod.state, PodState::Terminating { deadline, .. } if now.mono >= *deadline);
         if overdue && matches!(op, Some(PodOp::StopContainers { .. } | PodOp::RemoveSandboxes { .. })) {

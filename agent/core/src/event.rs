@@ -11,9 +11,10 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::evict::disk;
+use crate::probe::Answer;
 use crate::sample::{KernelEvent, Sample};
 use crate::security::RuntimeFeatures;
-use crate::spec::{PodSpec, PodUid, Resources};
+use crate::spec::{Handler, PodSpec, PodUid, ProbeKind, Resources};
 use crate::units::{Bytes, Micros, MilliCpu};
 
 /// Something that happened.
@@ -42,6 +43,21 @@ pub enum Event {
         op: OpId,
         /// How.
         result: Result<Done, OpError>,
+    },
+    /// [`Action::Probe`] ended.
+    Probe {
+        /// Whose.
+        uid: PodUid,
+        /// The container's name.
+        container: String,
+        /// The run that was asked: the runtime's id.
+        run: String,
+        /// Which of its probes.
+        kind: ProbeKind,
+        /// What came of it.
+        answer: Answer,
+        /// How long it took.
+        took: Micros,
     },
     /// A measurement.
     Sample(Sample),
@@ -218,6 +234,23 @@ pub enum Action {
         /// What.
         what: PodOp,
     },
+    /// Ask a container whether it is well. Ends with [`Event::Probe`]. Of a run and a kind there is one under way at most.
+    Probe {
+        /// Which pod.
+        uid: PodUid,
+        /// The container's name.
+        container: String,
+        /// The run: the runtime's id.
+        run: String,
+        /// For what.
+        kind: ProbeKind,
+        /// How.
+        handler: Handler,
+        /// One try ends after this time.
+        timeout: Micros,
+        /// The pod's address, "" for none (host network).
+        ip: String,
+    },
     /// Kill every process of a pod now, past all queues: the kernel's OOM killer is near. Nothing is awaited.
     Kill {
         /// Which pod.
@@ -225,7 +258,8 @@ pub enum Action {
         /// The pod's cgroup, relative to the hierarchies' roots.
         cgroup: String,
     },
-    /// Give up what is under way for this pod if it may take long (an image pull); it ends as failed.
+    /// Give up what is under way for this pod if it may take long (an image pull, a stop); it ends as failed, with the reason
+    /// [`CANCELLED`].
     Cancel {
         /// Which pod.
         uid: PodUid,
@@ -418,6 +452,9 @@ pub enum Done {
         started: Micros,
     },
 }
+
+/// The reason of an operation that was given up by [`Action::Cancel`].
+pub const CANCELLED: &str = "Cancelled";
 
 /// How an operation failed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

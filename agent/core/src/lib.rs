@@ -29,6 +29,8 @@ pub mod logs;
 pub mod model;
 pub mod node;
 pub mod pod;
+pub mod probe;
+mod probes;
 pub mod quantity;
 pub mod restart;
 pub mod sample;

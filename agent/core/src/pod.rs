@@ -9,7 +9,7 @@
 //! Terms: *latest run* of a container: the fact with the highest attempt. *Ended*: it will not be run again.
 //!
 //! Properties: at most one operation is under way; at most one live sandbox; an illegal transition changes nothing; what
-//! runs is never touched unless the pod must go, its sandbox is dead or its resources changed.
+//! runs is never touched unless the pod must go, its sandbox is dead, its resources changed or a probe of it failed.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -28,6 +28,9 @@ use crate::snapshot::Phase;
 use crate::spec::{ContainerSpec, PodSpec, RestartPolicy};
 use crate::track::{ContainerTrack, PodMeter};
 use crate::units::{Bytes, Micros, Now};
+
+/// A container that is stopped by itself is given this long at least (pkg/kubelet/kuberuntime, minimumGracePeriodInSeconds).
+const LEAST_GRACE: Micros = Micros::secs(2);
 
 /// Why a pod has to go.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -230,6 +233,8 @@ pub struct Pod {
     pub resize: String,
     /// The last thing done or decided, for people.
     pub last_action: String,
+    /// When it is to be planned again although nothing happens (monotonic).
+    pub(crate) wake: Option<Micros>,
 }
 
 impl Pod {
@@ -264,6 +269,7 @@ impl Pod {
             resize_plan: None,
             resize: String::new(),
             last_action: String::new(),
+            wake: None,
         }
     }
 
@@ -401,6 +407,9 @@ impl Pod {
         if self.ready_sandbox().is_none() {
             return Step::Become(PodState::SandboxStarting);
         }
+        if let Some(op) = self.plan_stop_by_probe() {
+            return self.after_trouble(now, || Step::Do(op));
+        }
         // Once an ordinary container has run, the initialisation is over, also for an agent that did not see it.
         let begun = self.spec.containers.iter().any(|c| self.latest(&c.name).is_some());
         let Some(container) = self.spec.init_containers.get(index).filter(|_| !begun) else {
@@ -416,7 +425,7 @@ impl Pod {
             Plan::Do(op) => Step::Do(op),
             Plan::Wait(until) => Step::Wait(wait.map_or(until, |wait| wait.min(until))),
             // One that runs is started: those after it need not wait for its end.
-            Plan::Nothing if restart::is_sidecar(&self.spec, container) && self.runs(&container.name) => {
+            Plan::Nothing if restart::is_sidecar(&self.spec, container) && self.has_started(container) => {
                 Step::Become(PodState::Initializing { index: index + 1 })
             }
             Plan::Nothing => wait.map_or(Step::Idle, Step::Wait),
@@ -437,9 +446,12 @@ impl Pod {
         Ok(wait)
     }
 
-    /// Whether the latest run of a container has not ended.
-    fn runs(&self, name: &str) -> bool {
-        self.latest(name).is_some_and(|fact| matches!(fact.state, ContainerFactState::Running { .. }))
+    /// Whether the latest run of a container runs, and its startup probe, if it has one, has said yes.
+    fn has_started(&self, container: &ContainerSpec) -> bool {
+        let running = |fact: &&ContainerFact| matches!(fact.state, ContainerFactState::Running { .. });
+        let run = self.latest(&container.name).filter(running);
+        let track = self.tracks.get(&container.name);
+        run.zip(track).is_some_and(|(run, track)| track.probes.status(container, &run.id).0)
     }
 
     fn plan_running(&self, config: &NodeConfig, now: Now) -> Step {
@@ -448,6 +460,9 @@ impl Pod {
                 Some(phase) => Step::Become(self.terminating(Why::Ended { phase }, now)),
                 None => Step::Become(PodState::SandboxStarting),
             };
+        }
+        if let Some(op) = self.plan_stop_by_probe() {
+            return self.after_trouble(now, || Step::Do(op));
         }
         let (mut all_ended, mut all_ok) = (true, true);
         let all_over = self.spec.containers.iter().all(|c| self.is_over(c));
@@ -490,8 +505,25 @@ impl Pod {
 
     /// It ended, and is not run again.
     fn is_over(&self, container: &ContainerSpec) -> bool {
-        let code = self.latest(&container.name).and_then(ContainerFact::exit_code);
-        code.is_some_and(|code| !restart::runs_again(&self.spec, container, code))
+        let fact = self.latest(&container.name);
+        let ended = fact.and_then(|fact| Some((fact, fact.exit_code()?)));
+        ended.is_some_and(|(fact, code)| !self.runs_again(fact, container, code))
+    }
+
+    /// Stops a container that a probe has failed. The others go on.
+    fn plan_stop_by_probe(&self) -> Option<PodOp> {
+        self.spec.all_containers().find_map(|container| {
+            let (run, kind) = self.failed_probe(&container.name)?;
+            let grace = container.probes.get(kind).and_then(|probe| probe.grace).unwrap_or(self.spec.termination_grace);
+            Some(PodOp::StopContainers { ids: vec![run.to_owned()], grace: grace.max(LEAST_GRACE) })
+        })
+    }
+
+    /// Whether a container that ended with this code is run again.
+    pub(crate) fn runs_again(&self, fact: &ContainerFact, container: &ContainerSpec, code: i32) -> bool {
+        let by_probe = self.tracks.get(&fact.name).is_some_and(|track| track.stopped_by_probe == fact.id);
+        let never = restart::policy(&self.spec, container) == RestartPolicy::Never;
+        restart::runs_again(&self.spec, container, code) || by_probe && !never
     }
 
     fn plan_container(&self, config: &NodeConfig, spec: &ContainerSpec, now: Now) -> Plan {
@@ -502,7 +534,7 @@ impl Pod {
                 ContainerFactState::Running { .. } => return Plan::Nothing,
                 ContainerFactState::Created | ContainerFactState::Unknown => (fact.attempt, Micros::ZERO),
                 ContainerFactState::Exited(exit) => {
-                    if !restart::runs_again(&self.spec, spec, exit.code) {
+                    if !self.runs_again(fact, spec, exit.code) {
                         return Plan::Ended { ok: exit.code == 0 };
                     }
                     (fact.attempt + 1, track.crash.ready_at(track.exit_seen, config.max_backoff))

@@ -12,9 +12,10 @@ use crate::event::{Record, Rejected, ResourceList};
 use crate::evict::EvictionCounts;
 use crate::health::Verdict;
 use crate::ladder::Rung;
+use crate::probe::ProbeCounts;
 use crate::sample::{CgroupReading, NetworkReading, NodeReading};
 pub use crate::score::{Scope, Score};
-use crate::spec::{PodSpec, PodUid, QosClass};
+use crate::spec::{PodSpec, PodUid, ProbeKind, QosClass};
 pub use crate::telemetry::ExitKind;
 use crate::telemetry::{CgroupDetail, NodeDetail, PodDetail};
 use crate::units::{Bytes, Micros, MilliCpu, Now};
@@ -172,8 +173,17 @@ pub struct ContainerView {
     pub last: Option<crate::event::Exit>,
     /// `status.restartCount`.
     pub restarts: u32,
-    /// Ready (without a probe: it runs).
+    /// Ready (without a readiness probe: it has started).
     pub ready: bool,
+    /// It has started (without a startup probe: it runs).
+    #[serde(default)]
+    pub started: bool,
+    /// When a readiness probe last changed `ready` of this run (wall clock).
+    #[serde(default)]
+    pub turned: Option<Micros>,
+    /// What is counted of its probes.
+    #[serde(default)]
+    pub probes: Vec<(ProbeKind, ProbeCounts)>,
     /// The last reading of its cgroup.
     pub reading: Option<CgroupReading>,
     /// Its details.

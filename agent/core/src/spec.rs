@@ -18,6 +18,9 @@ use crate::restart::ContainerRestart;
 use crate::security::{GroupsPolicy, Profile, SeLinux};
 use crate::units::{Bytes, Micros, MilliCpu};
 
+mod probe;
+pub use probe::{Handler, Probe, ProbeKind, Probes};
+
 /// A pod's UID: `metadata.uid`, or for a manifest without one a hash of its content, its file and the node's name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -207,6 +210,9 @@ pub struct ContainerSpec {
     /// `restartPolicy` and `restartPolicyRules`; `None` where the pod's counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restart: Option<ContainerRestart>,
+    /// `startupProbe`, `readinessProbe` and `livenessProbe`.
+    #[serde(default, skip_serializing_if = "Probes::is_empty")]
+    pub probes: Probes,
 }
 
 /// Where a container's message about its end comes from.
@@ -368,6 +374,7 @@ impl ContainerSpec {
             tty: false,
             restart: None,
             last_words: LastWords::default(),
+            probes: Probes::default(),
         }
     }
 }

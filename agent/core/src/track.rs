@@ -16,6 +16,7 @@ use crate::allocate::BurstController;
 use crate::backoff::Backoff;
 use crate::event::{ContainerFact, ContainerFactState, Exit, OpError};
 use crate::model::CgroupModel;
+use crate::probe::Probing;
 use crate::sample::{CgroupReading, MemoryReading, NetworkReading};
 use crate::spec::Resources;
 use crate::telemetry::{CgroupDetail, ExitKind, PodDetail};
@@ -58,6 +59,10 @@ pub struct ContainerTrack {
     pub oom: OomCount,
     /// It was seen alive: an OOM kill that is told of later happened while the agent looked.
     pub watched: bool,
+    /// What is known of its probes.
+    pub probes: Probing,
+    /// The run that was stopped because a probe failed: it is run again however it ends, unless nothing is.
+    pub stopped_by_probe: String,
     /// The id whose end was counted last.
     counted: String,
     /// Ends of processes of that run that were counted.

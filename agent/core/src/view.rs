@@ -158,6 +158,13 @@ fn container_view(config: &NodeConfig, pod: &Pod, spec: &ContainerSpec, init: bo
         _ => None,
     };
     let last = if shown_end.is_some() { None } else { track.last_exit.clone() };
+    let run = latest.map(|f| f.id.as_str()).unwrap_or_default();
+    let (started, ready) = match &state {
+        ContainerState::Running { .. } if init && !sidecar => (true, false),
+        ContainerState::Running { .. } => track.probes.status(spec, run),
+        ContainerState::Terminated(exit) => (false, init && !sidecar && exit.code == 0),
+        ContainerState::Waiting { .. } => (false, false),
+    };
     ContainerView {
         name: spec.name.clone(),
         id: latest.map(|f| f.id.clone()).unwrap_or_default(),
@@ -165,11 +172,10 @@ fn container_view(config: &NodeConfig, pod: &Pod, spec: &ContainerSpec, init: bo
         sidecar,
         image: spec.image.clone(),
         image_id: latest.map(|f| f.image_id.clone()).unwrap_or_default(),
-        ready: match &state {
-            ContainerState::Running { .. } => !init || sidecar,
-            ContainerState::Terminated(exit) => init && !sidecar && exit.code == 0,
-            ContainerState::Waiting { .. } => false,
-        },
+        ready,
+        started,
+        turned: track.probes.turned(),
+        probes: track.probes.counts(spec).map(|(kind, counts)| (kind, counts.clone())).collect(),
         state,
         last,
         restarts: track.restarts(),
@@ -193,7 +199,7 @@ fn container_state(
     if let Some(fact) = pod.latest(&spec.name) {
         match &fact.state {
             ContainerFactState::Running { started } => return ContainerState::Running { started: *started },
-            ContainerFactState::Exited(exit) if over || !restart::runs_again(&pod.spec, spec, exit.code) => {
+            ContainerFactState::Exited(exit) if over || !pod.runs_again(fact, spec, exit.code) => {
                 return ContainerState::Terminated(exit.clone());
             }
             _ => {}

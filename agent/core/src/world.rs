@@ -22,10 +22,11 @@ use crate::ladder::{Ladder, Rung};
 use crate::model::NodeModel;
 use crate::node::NodeConfig;
 use crate::pod::{Pod, PodState, Step, Why};
+use crate::probes::Answered;
 use crate::sample::{KernelEvent, KernelEventKind, Sample};
 use crate::score::{Scope, Score, Scores};
 use crate::security::{self, Refusal, RuntimeFeatures};
-use crate::spec::{PodSpec, PodUid};
+use crate::spec::{PodSpec, PodUid, RestartPolicy};
 use crate::totals::Counts;
 use crate::units::{Micros, Now};
 
@@ -92,6 +93,18 @@ impl Sizes {
     }
 }
 
+/// Which pods are planned after an event.
+enum Plans {
+    /// All: any of them may be concerned.
+    All,
+    /// That one only.
+    Of(PodUid),
+    /// Those whose time has come.
+    Due,
+    /// None, unless the event led to an action.
+    Hardly,
+}
+
 /// The state of the node.
 #[derive(Debug)]
 pub struct World {
@@ -128,6 +141,10 @@ pub struct World {
     pub(crate) budget: Budget,
     /// The stretch that was last asked for.
     pub(crate) stretched: u32,
+    /// When the first event came (monotonic).
+    pub(crate) born: Micros,
+    /// How often an answer to a probe changed what is shown of a container.
+    pub(crate) probe_news: u64,
     /// The cgroups above the pods' as they were last asked for.
     tree: Vec<PodCgroup>,
     next_op: u64,
@@ -167,6 +184,8 @@ impl World {
             scores: Scores::default(),
             budget,
             stretched: budget::NONE,
+            born: Micros::ZERO,
+            probe_news: 0,
             tree: Vec::new(),
             next_op: 0,
             waking: None,
@@ -235,10 +254,16 @@ impl World {
     /// One event in, the actions that follow from it out.
     pub fn step(&mut self, event: Event, now: Now) -> Vec<Action> {
         self.out = Vec::new();
-        // A look at the node alone changes no plan, unless it led to a decision; nor does one at its disks, or the agent's own cost.
+        if self.born == Micros::ZERO {
+            self.born = now.mono;
+        }
         let plans = match &event {
-            Event::Sample(sample) => sample.pods.is_some(),
-            event => !matches!(event, Event::OwnCost { .. } | Event::Disks { .. }),
+            // A look at the node alone changes no plan, unless it led to a decision; nor does one at its disks, or the agent's own cost.
+            Event::Sample(sample) if sample.pods.is_none() => Plans::Hardly,
+            Event::OwnCost { .. } | Event::Disks { .. } => Plans::Hardly,
+            Event::Probe { uid, .. } => Plans::Of(uid.clone()),
+            Event::Tick => Plans::Due,
+            _ => Plans::All,
         };
         match event {
             Event::Pods { pods, rejected } => self.on_wishes(pods, rejected, now),
@@ -253,10 +278,17 @@ impl World {
                 self.on_own_cost(Spent { all: cpu + bpf.unwrap_or_default(), looking }, now);
             }
             Event::Told { uid, reason, message } => self.say(&uid, None, now, true, &reason, message),
+            Event::Probe { uid, container, run, kind, answer, took } => {
+                self.on_probe(&uid, Answered { container, run, kind, answer, took }, now);
+            }
             Event::Tick => self.waking = None,
         }
-        if plans || !self.out.is_empty() {
-            self.plan_all(now);
+        match plans {
+            Plans::All => self.plan_all(now),
+            Plans::Hardly if self.out.is_empty() => {}
+            Plans::Hardly => self.plan_all(now),
+            Plans::Of(uid) => self.plan_some(now, &|other, _| *other == uid),
+            Plans::Due => self.plan_some(now, &|_, pod| pod.wake.is_some_and(|wake| wake <= now.mono)),
         }
         std::mem::take(&mut self.out)
     }
@@ -412,7 +444,7 @@ impl World {
     // === planning ===
 
     fn plan_all(&mut self, now: Now) {
-        if !(self.config.beside || self.wishes_known && self.facts_known) {
+        if !self.may_plan() {
             return;
         }
         for (uid, cgroup) in std::mem::take(&mut self.leftovers) {
@@ -432,26 +464,38 @@ impl World {
         let is_there = |ns: &str, name: &str| self.pods.values().any(|p| p.spec.namespace == ns && p.spec.name == name);
         self.totals.prune(now.mono, is_there);
         self.plan_tree();
-        let mut wake;
-        // A pod that is forgotten makes its name free for another one.
-        loop {
-            wake = None::<Micros>;
-            let uids: Vec<PodUid> = self.pods.keys().cloned().collect();
-            for uid in &uids {
-                if let Some(until) = self.plan_pod(uid, now) {
-                    wake = Some(wake.map_or(until, |w| w.min(until)));
-                }
-            }
-            if self.pods.len() == uids.len() {
-                break;
+        self.plan_some(now, &|_, _| true);
+    }
+
+    /// Plans some of the pods, and says when to come back.
+    fn plan_some(&mut self, now: Now, concerned: &dyn Fn(&PodUid, &Pod) -> bool) {
+        if !self.may_plan() {
+            return;
+        }
+        let uids: Vec<PodUid> =
+            self.pods.iter().filter(|(uid, pod)| concerned(uid, pod)).map(|(uid, _)| uid.clone()).collect();
+        let before = self.pods.len();
+        for uid in &uids {
+            let wakes = [self.plan_pod(uid, now), self.plan_probes(uid, now)];
+            if let Some(pod) = self.pods.get_mut(uid) {
+                pod.wake = wakes.into_iter().flatten().min();
             }
         }
+        // A pod that is forgotten makes its name free for another one.
+        if self.pods.len() != before {
+            return self.plan_some(now, &|_, _| true);
+        }
+        let wake = self.pods.values().filter_map(|pod| pod.wake).min();
         if let Some(wake) = wake
             && self.waking != Some(wake)
         {
             self.waking = Some(wake);
             self.out.push(Action::WakeAt(wake));
         }
+    }
+
+    fn may_plan(&self) -> bool {
+        self.config.beside || self.wishes_known && self.facts_known
     }
 
     /// `kubepods` and the QoS classes, whose weights follow from the pods in them.
@@ -602,11 +646,28 @@ impl World {
         let op = OpId(self.next_op);
         pod.in_flight = Some((op, what.name()));
         pod.doing = Some(what.clone());
+        let mut said = None;
         match &what {
             PodOp::Prepare { cgroup, .. } => pod.home = Some(cgroup.path.clone()),
             PodOp::StartContainer { container, .. } => {
                 if let Some(track) = pod.tracks.get_mut(container) {
                     track.start(self.config.max_backoff, now);
+                }
+            }
+            PodOp::StopContainers { ids, .. } if pod.state.is_live() => {
+                let policy = pod.spec.restart_policy;
+                for container in pod.spec.all_containers() {
+                    let Some((run, kind)) = pod.failed_probe(&container.name).filter(|(run, _)| ids[..] == [*run])
+                    else {
+                        continue;
+                    };
+                    let (run, kind) = (run.to_owned(), kind.as_str().to_lowercase());
+                    let again = if policy == RestartPolicy::Never { "" } else { ", will be restarted" };
+                    let message = format!("Container {} failed {kind} probe{again}", container.name);
+                    said = Some((container.name.clone(), message));
+                    if let Some(track) = pod.tracks.get_mut(&container.name) {
+                        track.stopped_by_probe = run;
+                    }
                 }
             }
             PodOp::StopContainers { ids, .. }
@@ -619,6 +680,9 @@ impl World {
             _ => {}
         }
         self.out.push(Action::Pod { uid: uid.clone(), op, what });
+        if let Some((container, message)) = said {
+            self.say(uid, Some(container), now, false, "Killing", message);
+        }
     }
 
     /// Go to another state, if that is allowed.
@@ -634,11 +698,14 @@ impl World {
             PodState::Rejected { reason, message } => Some((reason.clone(), message.clone())),
             _ => None,
         };
+        let lived = pod.state.is_live();
         pod.state = next;
         pod.retry_at = Micros::ZERO;
         let mut also = Vec::new();
         if let PodState::Terminating { why, told: 0, .. } = &pod.state {
-            if pod.in_flight.is_some_and(|(_, name)| name == "ensure_image") {
+            // A pull, or the stop of one container with a time of its own.
+            let long = |name| name == "ensure_image" || name == "stop_containers" && lived;
+            if pod.in_flight.is_some_and(|(_, name)| long(name)) {
                 also.push(Action::Cancel { uid: uid.clone() });
             }
             // Written down before anything is removed: an agent that is killed meanwhile must not run it again.

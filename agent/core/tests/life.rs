@@ -5,14 +5,18 @@ use std::sync::Arc;
 
 use beelet_core::World;
 use beelet_core::event::{
-    Action, ContainerFact, ContainerFactState, Done, Event, Exit, OpError, PodOp, RuntimeFacts, SandboxFact,
+    Action, ContainerFact, ContainerFactState, Done, Event, Exit, OpError, OpId, PodOp, RuntimeFacts, SandboxFact,
 };
 use beelet_core::node::NodeConfig;
+use beelet_core::probe::Answer;
 use beelet_core::restart::{ContainerRestart, RestartRule};
 use beelet_core::security::{GroupsPolicy, NodeSecurity, Profile, RuntimeFeatures, SeLinux};
 use beelet_core::snapshot::{ContainerState, Phase, PodView};
-use beelet_core::spec::{ContainerSpec, PodSpec, PullPolicy, RestartPolicy};
+use beelet_core::spec::{ContainerSpec, PodSpec, PodUid, ProbeKind, PullPolicy, RestartPolicy};
 use beelet_core::units::{Bytes, Micros, MilliCpu, Now};
+
+#[path = "life/probes.rs"]
+mod probes;
 
 /// A node whose runtime obeys at once.
 struct Node {
@@ -27,6 +31,13 @@ struct Node {
     fail: BTreeMap<&'static str, VecDeque<OpError>>,
     /// All actions so far.
     actions: Vec<Action>,
+    /// What probes answer that do not succeed, by container.
+    answers: BTreeMap<(String, ProbeKind), Answer>,
+    /// How a container ends that is stopped.
+    stop_code: i32,
+    /// Stops are begun and not ended; these are.
+    hold_stops: bool,
+    held: Vec<(PodUid, OpId)>,
 }
 
 impl Node {
@@ -41,6 +52,10 @@ impl Node {
             done: Vec::new(),
             fail: BTreeMap::new(),
             actions: Vec::new(),
+            answers: BTreeMap::new(),
+            stop_code: 143,
+            hold_stops: false,
+            held: Vec::new(),
         }
     }
 
@@ -52,6 +67,9 @@ impl Node {
             for action in self.world.step(event, self.now) {
                 self.actions.push(action.clone());
                 match action {
+                    Action::Pod { uid, op, what: PodOp::StopContainers { .. } } if self.hold_stops => {
+                        self.held.push((uid, op));
+                    }
                     Action::Pod { uid, op, what } => {
                         self.done.push(what.name().to_owned());
                         let failure = self.fail.get_mut(what.name()).and_then(VecDeque::pop_front);
@@ -60,6 +78,10 @@ impl Node {
                     }
                     Action::Relist => inbox.push_back(Event::Runtime(RuntimeFacts::default())),
                     Action::WakeAt(at) => self.wake = Some(at),
+                    Action::Probe { uid, container, run, kind, .. } => {
+                        let answer = self.answers.get(&(container.clone(), kind)).cloned().unwrap_or(Answer::Success);
+                        inbox.push_back(Event::Probe { uid, container, run, kind, answer, took: Micros(10) });
+                    }
                     _ => {}
                 }
             }
@@ -138,7 +160,7 @@ impl Node {
             PodOp::EnsureImage { .. } => Done::Image { pulled: None },
             PodOp::StopContainers { ids, .. } => {
                 for id in ids {
-                    self.end_id(id, 143);
+                    self.end_id(id, self.stop_code);
                 }
                 Done::Ok
             }

@@ -1,4 +1,5 @@
-//! The gRPC interfaces that beelet speaks: today the Container Runtime Interface, later CSI, device plugins and others.
+//! The gRPC interfaces that beelet speaks: today the Container Runtime Interface and gRPC's health protocol, later CSI, device plugins
+//! and others.
 //!
 //! Problem: a kubelet must be understood by every CRI v1 runtime, but most of the interface is of no use to beelet, and a
 //! generator that needs `protoc` would need it on every machine that builds beelet. Approach: `proto/cri.proto` has the part
@@ -17,4 +18,16 @@
 )]
 pub mod cri {
     tonic::include_proto!("runtime.v1");
+}
+
+/// gRPC's health protocol (`grpc.health.v1`). Documented in `proto/health.proto`.
+#[expect(
+    missing_docs,
+    unused_qualifications,
+    clippy::doc_markdown,
+    clippy::missing_errors_doc,
+    reason = "generated code"
+)]
+pub mod health {
+    tonic::include_proto!("grpc.health.v1");
 }

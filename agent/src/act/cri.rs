@@ -2,13 +2,14 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use beelet_core::event::{Done, Event, LinuxResources, OpError, PodOp};
 use tokio::io::AsyncReadExt as _;
 use tokio::sync::mpsc;
 
 use super::pod_ops::PodRuntime;
-use crate::runtime::{ContainerStart, NodeEnv, Runtime};
+use crate::runtime::{ContainerStart, ExecError, ExecOutput, NodeEnv, Runtime};
 
 /// [`Runtime`] with what of the node goes into pods.
 #[derive(Clone, Debug)]
@@ -75,5 +76,9 @@ impl PodRuntime for CriRuntime {
 
     async fn update_container(&self, id: &str, linux: &LinuxResources) -> Result<(), OpError> {
         self.runtime.update_resources(id, linux).await.map(drop)
+    }
+
+    async fn exec(&self, id: &str, command: &[String], timeout: Duration) -> Result<ExecOutput, ExecError> {
+        self.runtime.exec(id, command, timeout).await
     }
 }

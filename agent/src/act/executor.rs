@@ -6,8 +6,9 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use beelet_core::event::{Action, Done, Event, OpError, OpId, PodOp};
-use beelet_core::spec::PodUid;
+use beelet_core::event::{Action, CANCELLED, Done, Event, OpError, OpId, PodOp};
+use beelet_core::spec::{PodUid, ProbeKind};
+use beelet_core::units::Micros;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio_util::sync::CancellationToken;
 
@@ -18,6 +19,7 @@ use super::knobs::Knobs;
 use super::pod_ops::{Context, PodRuntime, reason, time_limit};
 use super::reclaim::Reclaimer;
 use crate::cgroup::Tree;
+use crate::probe::{self, Question};
 use crate::volumes::Volumes;
 
 /// What an executor is made of.
@@ -33,6 +35,8 @@ pub struct Parts<R> {
     pub journal: Journal,
     /// Who turns back what holds pods up if the agent is killed; without one such knobs are not turned.
     pub guard: Option<Guard>,
+    /// The node's address, where pods in its network are asked whether they are well; "" where unknown.
+    pub host_ip: String,
     /// Where results go. Without a bound, so that an operation that has ended never waits for the loop and the loop, which starts
     /// operations, never waits for one: a bound on both ways could deadlock, and losing a result would hang its pod. It cannot
     /// grow without end, as the core has at most one operation of a pod under way.
@@ -55,9 +59,9 @@ pub(super) struct Queue {
     running: Option<CancellationToken>,
 }
 
-/// What may take long and leaves nothing half made. All else ends by its own limits.
+/// What may take long and leaves nothing half made: a stop that is given up can be ordered anew. All else ends by its own limits.
 fn can_be_cancelled(what: &PodOp) -> bool {
-    matches!(what, PodOp::EnsureImage { .. })
+    matches!(what, PodOp::EnsureImage { .. } | PodOp::StopContainers { .. })
 }
 
 type Limit = fn(&PodOp) -> Duration;
@@ -70,6 +74,7 @@ pub struct Executor<R> {
     queues: Arc<Mutex<HashMap<PodUid, Queue>>>,
     events: UnboundedSender<Event>,
     reclaimer: Arc<Reclaimer>,
+    host_ip: Arc<str>,
     limit: Limit,
 }
 
@@ -80,6 +85,7 @@ impl<R> Clone for Executor<R> {
             queues: Arc::clone(&self.queues),
             events: self.events.clone(),
             reclaimer: Arc::clone(&self.reclaimer),
+            host_ip: Arc::clone(&self.host_ip),
             limit: self.limit,
         }
     }
@@ -100,7 +106,8 @@ impl<R: PodRuntime> Executor<R> {
         let reclaimer = Arc::new(Reclaimer::spawn(Arc::clone(&parts.tree))?);
         let context =
             Arc::new(Context { tree: parts.tree, volumes: parts.volumes, runtime: parts.runtime, killer, knobs });
-        Ok(Self { context, queues: Arc::default(), events: parts.events, reclaimer, limit })
+        let host_ip = if parts.host_ip.is_empty() { "127.0.0.1" } else { &parts.host_ip }.into();
+        Ok(Self { context, queues: Arc::default(), events: parts.events, reclaimer, host_ip, limit })
     }
 
     /// Takes an action and returns at once; gives back one that is not for it. To be called within a tokio runtime.
@@ -109,6 +116,11 @@ impl<R: PodRuntime> Executor<R> {
         match action {
             Action::Pod { uid, op, what } => self.enqueue(uid, op, what),
             Action::Cancel { uid } => self.cancel(&uid),
+            Action::Probe { uid, container, run, kind, handler, timeout, ip } => {
+                let address = if ip.is_empty() { self.host_ip.to_string() } else { ip };
+                let timeout = Duration::from_micros(timeout.get());
+                self.probe(uid, container, kind, Question { run, handler, timeout, address });
+            }
             Action::Kill { uid, cgroup } => self.context.killer.kill(uid, cgroup),
             Action::Cgroups(cgroups) => self.context.knobs.cgroups(cgroups),
             Action::ReclaimMemory { cgroup, bytes } => self.reclaimer.reclaim(cgroup, bytes),
@@ -146,6 +158,19 @@ impl<R: PodRuntime> Executor<R> {
                 tokio::spawn(async move { executor.work(uid).await });
             }
         }
+    }
+
+    /// On a task of its own: the core has at most one of a run and kind under way, and each ends by its own limits.
+    fn probe(&self, uid: PodUid, container: String, kind: ProbeKind, question: Question) {
+        let (context, events) = (Arc::clone(&self.context), self.events.clone());
+        tokio::spawn(async move {
+            let began = tokio::time::Instant::now();
+            let answer = probe::ask(&*context.runtime, &question).await;
+            let took = Micros(u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX));
+            tracing::trace!(%uid, container, ?kind, ?answer, "probed");
+            // Nobody takes it any more while the agent stops.
+            let _ = events.send(Event::Probe { uid, container, run: question.run, kind, answer, took });
+        });
     }
 
     /// The one under way and those that wait, too: which of them the core meant cannot be told apart, and need not be.
@@ -197,7 +222,7 @@ impl<R: PodRuntime> Executor<R> {
             () = cancel.cancelled() => {
                 task.abort();
                 let message = format!("{name} was given up: its pod has to go");
-                return Err(OpError { reason: "Cancelled".to_owned(), message });
+                return Err(OpError { reason: CANCELLED.to_owned(), message });
             }
             ended = tokio::time::timeout(limit, &mut task) => ended,
         };

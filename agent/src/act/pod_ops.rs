@@ -11,6 +11,7 @@ use super::killer::Killer;
 use super::knobs::Knobs;
 use crate::blocking::blocking;
 use crate::cgroup::{self, Tree};
+use crate::runtime::{ExecError, ExecOutput};
 use crate::volumes::{self, Volumes};
 
 /// How long the processes of a pod that is removed may take to die after SIGKILL.
@@ -25,6 +26,14 @@ pub trait PodRuntime: Send + Sync + 'static {
 
     /// Gives a running container other resources.
     fn update_container(&self, id: &str, linux: &LinuxResources) -> impl Future<Output = Result<(), OpError>> + Send;
+
+    /// Runs a command in a running container.
+    fn exec(
+        &self,
+        id: &str,
+        command: &[String],
+        timeout: Duration,
+    ) -> impl Future<Output = Result<ExecOutput, ExecError>> + Send;
 }
 
 /// How long an operation may take before it counts as failed. Longer than the runtime client's own limits, which give better

@@ -16,6 +16,7 @@ use super::knobs::Worker;
 use super::*;
 use crate::cgroup::tests::{Bed, inside};
 use crate::cgroup::{Hierarchies, Tree};
+use crate::runtime::{ExecError, ExecOutput};
 use crate::volumes::tests::{pod, volumes};
 
 /// Notes what it is asked. Images: `slow` takes 50 ms, `hang` never ends, `panic` panics.
@@ -56,6 +57,11 @@ impl PodRuntime for Fake {
         }
         Ok(())
     }
+
+    async fn exec(&self, id: &str, command: &[String], _: Duration) -> Result<ExecOutput, ExecError> {
+        self.note(format!("exec {command:?} in {id}"));
+        Ok(ExecOutput::default())
+    }
 }
 
 struct Rig {
@@ -75,6 +81,7 @@ fn rig(tree: Tree, fake: Fake) -> Rig {
         runtime: Arc::clone(&runtime),
         journal: Journal::open(dir.path().join("journal")).unwrap(),
         guard: None,
+        host_ip: String::new(),
         events,
     };
     let executor = Executor::spawn_with(parts, |what| match what {
@@ -397,6 +404,7 @@ async fn knobs_are_turned_back_at_the_end_and_after_a_crash() {
         runtime: Arc::new(Fake::default()),
         journal: Journal::open(first.dir.path().join("journal")).unwrap(),
         guard: None,
+        host_ip: String::new(),
         events,
     };
     let second = Executor::spawn(parts).unwrap();

@@ -127,10 +127,16 @@ impl Cycle {
                 | Event::Done { .. }
                 | Event::Remembered(_)
         );
+        let known = self.world.probe_news();
         for action in self.world.step(event, now) {
-            news |= !matches!(action, Action::SampleEvery { .. } | Action::LookAtDisks { .. } | Action::WakeAt(_));
+            let hardly = matches!(
+                action,
+                Action::SampleEvery { .. } | Action::LookAtDisks { .. } | Action::WakeAt(_) | Action::Probe { .. }
+            );
+            news |= !hardly;
             match action {
                 Action::Pod { .. }
+                | Action::Probe { .. }
                 | Action::Cancel { .. }
                 | Action::Kill { .. }
                 | Action::Knob(_)
@@ -161,7 +167,7 @@ impl Cycle {
                 Action::Record(record) => tell(&record),
             }
         }
-        news
+        news || self.world.probe_news() != known
     }
 
     /// Tells the sampler which pods there are, if that has changed.

@@ -288,6 +288,7 @@ pub async fn run(
                 }),
                 journal: Journal::open(options.root.join("journal"))?,
                 guard: Some(Guard::new(options.root.clone())),
+                host_ip: host_ip.clone(),
                 events: events_to.clone(),
             })
             .map_err(AgentError::Thread)?,

@@ -40,6 +40,8 @@ const ROW_ULIMIT: &[&str] = &["container", "id", "image", "name", "namespace", "
 const VERSION: &[&str] = &["cadvisorRevision", "cadvisorVersion", "dockerVersion", "kernelVersion", "osVersion"];
 const CONTAINER: &[&str] = &["container", "namespace", "pod"];
 const POD: &[&str] = &["namespace", "pod"];
+const PROBE: &[&str] = &["container", "namespace", "pod", "probe_type"];
+const PROBE_RESULT: &[&str] = &["container", "namespace", "pod", "pod_uid", "probe_type", "result"];
 
 /// `/metrics/cadvisor`.
 #[rustfmt::skip]
@@ -129,8 +131,12 @@ pub static RESOURCE: &[MetricDef] = &[
     def(Gauge, "resource_scrape_error", "", &[], "1 if the node or its containers could not be measured."),
 ];
 
-/// `/metrics/probes`: none yet.
-pub static PROBES: &[MetricDef] = &[];
+/// `/metrics/probes`.
+#[rustfmt::skip]
+pub static PROBES: &[MetricDef] = &[
+    def(Kind::Histogram, "prober_probe_duration_seconds", "seconds", PROBE, "Time of successful probes."),
+    def(Counter, "prober_probe_total", "", PROBE_RESULT, "Answers to probes: `successful` or `failed`. Probes that could not be made are not counted."),
+];
 
 /// A difference from the stock kubelet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -299,9 +305,9 @@ pub const SUMMARY_OTHER: &[Difference] = &[
 #[rustfmt::skip]
 pub const ALL_OTHER: &[Difference] = &[
     diff(&["OpenMetrics"], "Served where the client asks for it; the stock kubelet's text endpoints know the text format (and protobuf, which beelet does not serve)."),
-    diff(&["/metrics/probes"], "Empty: beelet runs no probes yet, it tells from the kernel whether a pod is well."),
     diff(&["Process-Start-Time-Unix"], "The header is not sent; `process_start_time_seconds` stands in /metrics."),
     diff(&["bounds"], "At most 256 series per row and 4000 rows; what is left out is counted in `beelet_series_dropped_total`. The bounds of `/metrics` are in [metrics.md](metrics.md)."),
+    diff(&["/metrics/probes"], "Empty beside a kubelet, whose probes are its own."),
 ];
 
 /// Whether that family of `/metrics/cadvisor` is left out on purpose.
@@ -355,6 +361,8 @@ pub fn markdown_section() -> String {
     rows(&mut out, CADVISOR);
     out.push_str("\n### GET /metrics/resource\n");
     rows(&mut out, RESOURCE);
+    out.push_str("\n### GET /metrics/probes\n");
+    rows(&mut out, PROBES);
     out
 }
 
@@ -398,7 +406,7 @@ mod tests {
 
     #[test]
     fn tables_are_sorted_and_follow_the_conventions() {
-        for table in [CADVISOR, RESOURCE] {
+        for table in [CADVISOR, RESOURCE, PROBES] {
             assert!(table.is_sorted_by(|a, b| a.name < b.name), "sorted, none twice");
             for m in table {
                 assert!(m.labels.is_sorted_by(|a, b| a < b), "labels of {}", m.name);

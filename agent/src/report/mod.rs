@@ -26,6 +26,7 @@ pub mod exposition;
 pub mod machine;
 pub mod metrics;
 pub mod podlist;
+pub mod probes;
 pub mod process;
 pub mod resource;
 #[cfg(test)]

@@ -127,6 +127,7 @@ fn container(spec: &spec::ContainerSpec) -> Container {
         EnvValue::Field(_) => None,
     });
     let ports = spec.ports.iter().map(|p| ContainerPort {
+        name: text(&p.name),
         container_port: i32::from(p.container_port),
         host_port: Some(i32::from(p.host_port)).filter(|&port| port != 0),
         protocol: Some(p.protocol.clone()),
@@ -230,7 +231,7 @@ fn container_status(view: &PodView, container: &ContainerView) -> ContainerStatu
         state: Some(state),
         last_state: last,
         ready: container.ready,
-        started: Some(matches!(container.state, State::Running { .. })),
+        started: Some(container.started),
         restart_count: i32::try_from(container.restarts).unwrap_or(i32::MAX),
         resources: view.spec.container(&container.name).and_then(|c| resources(&c.resources)),
         ..ContainerStatus::default()
@@ -281,7 +282,8 @@ fn conditions(view: &PodView) -> Vec<PodCondition> {
         State::Terminated(exit) => Some(exit.finished),
         State::Waiting { .. } => c.last.as_ref().map(|exit| exit.finished),
     });
-    let changed = changed.max().unwrap_or(view.since);
+    let turned = view.containers.iter().filter_map(|c| c.turned);
+    let changed = changed.chain(turned).max().unwrap_or(view.since);
 
     let initialized = starting.is_empty() || begun || view.phase == Phase::Succeeded;
     let ready = !over && unready.is_empty() && view.phase == Phase::Running;

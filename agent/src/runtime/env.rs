@@ -67,7 +67,7 @@ impl Fields<'_> {
 }
 
 /// Replaces `$(NAME)`. Of two variables of one name the later counts.
-pub(super) fn expand(text: &str, variables: &[(String, String)]) -> String {
+pub(crate) fn expand(text: &str, variables: &[(String, String)]) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(at) = rest.find('$') {

@@ -431,6 +431,28 @@ impl RuntimeService for Service {
         Ok(Response::new(cri::ListContainerStatsResponse { stats: world.stats.clone() }))
     }
 
+    async fn exec_sync(
+        &self,
+        request: Request<cri::ExecSyncRequest>,
+    ) -> Result<Response<cri::ExecSyncResponse>, Status> {
+        let request = request.into_inner();
+        lock(&self.world).calls.push(format!(
+            "ExecSync {} {} {}",
+            request.container_id,
+            request.cmd.join(" "),
+            request.timeout
+        ));
+        self.hang(&request.cmd.join(" ")).await;
+        match request.cmd.first().map(String::as_str) {
+            Some("slow") => Err(Status::deadline_exceeded("timeout 1s exceeded")),
+            Some("missing") => Err(Status::unknown("no such program")),
+            Some("fail") => {
+                Ok(Response::new(cri::ExecSyncResponse { stdout: b"out ".into(), stderr: b"err".into(), exit_code: 3 }))
+            }
+            _ => Ok(Response::new(cri::ExecSyncResponse { stdout: b"fine".into(), ..Default::default() })),
+        }
+    }
+
     async fn reopen_container_log(
         &self,
         request: Request<cri::ReopenContainerLogRequest>,

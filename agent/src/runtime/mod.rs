@@ -13,9 +13,10 @@
 //! [`Runtime::start_sandbox`]; what is gone already counts as stopped and removed.
 
 mod client;
-mod env;
+pub(crate) mod env;
 mod error;
 mod events;
+mod exec;
 mod facts;
 mod images;
 mod instance;
@@ -36,6 +37,7 @@ mod tests;
 pub use client::{DEFAULT_TIMEOUT, MAX_MESSAGE, Runtime, Version};
 pub use error::{RuntimeError, SpecError};
 pub use events::Wake;
+pub use exec::{ExecError, ExecOutput};
 pub use instance::instance;
 pub use ops::ContainerStart;
 pub use spec_to_cri::{ImageUser, NodeEnv, container_config, resolver, sandbox_config};

@@ -16,12 +16,11 @@ use tokio::sync::Mutex;
 
 use super::ServerState;
 use crate::report::cadvisor::Cadvisor;
-use crate::report::dropin_table;
-use crate::report::exposition::{Caps, Format, Writer, Written, accepts_gzip, gzip};
+use crate::report::exposition::{Caps, Format, Written, accepts_gzip, gzip};
 use crate::report::machine::MachineFacts;
-use crate::report::resource;
 use crate::report::scrapes::{Endpoint, Scrapes};
 use crate::report::summary::Summaries;
+use crate::report::{probes, resource};
 
 /// What these routes answer with, beside the picture.
 #[derive(Clone, Debug)]
@@ -121,11 +120,10 @@ pub(super) async fn resource(State(state): State<ServerState>, headers: HeaderMa
     .await
 }
 
-/// There are no probes yet, and so no family: a scrape finds the endpoint and nothing in it.
 pub(super) async fn probes(State(state): State<ServerState>, headers: HeaderMap) -> Response {
     let format = format(&headers);
-    answer(state, Endpoint::Probes, &headers, move |_| {
-        let (body, written) = Writer::new(dropin_table::PROBES, format, 0).finish();
+    answer(state, Endpoint::Probes, &headers, move |state| {
+        let (body, written) = probes::render(&state.published.current(), state.dropin.caps, format);
         Ok((format.content_type(), body, written))
     })
     .await

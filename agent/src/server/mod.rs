@@ -228,7 +228,7 @@ beelet
 /metrics                           what beelet measures, for Prometheus
 /metrics/cadvisor                  containers by cAdvisor's names, as the stock kubelet's
 /metrics/resource                  CPU and memory for metrics-server, as the stock kubelet's
-/metrics/probes                    nothing yet
+/metrics/probes                    answers to probes, as the stock kubelet's
 /stats/summary                     use of resources as JSON, as the stock kubelet's
 /pods                              v1 PodList
 /debug/explain/{namespace}/{pod}   why a pod is as it is

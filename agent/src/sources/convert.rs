@@ -24,6 +24,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use self::security::OfPod;
 use super::names::{LABEL, is_dns1123_label, port_name_fault};
+use super::probe::{port_number, probes};
 use super::restart::restart;
 use crate::config::tree::{Fault, did_you_mean, join};
 
@@ -247,6 +248,8 @@ fn container(
         return Err(invalid(format!("{path}.image"), &image, "must not have white space"));
     }
     let (resources, storage) = resources(&format!("{path}.resources"), given.resources.as_ref())?;
+    let (env, ports) = (env(path, given)?, ports(path, given, host_network)?);
+    let probes = probes(path, given, &env, &ports)?;
     Ok(ContainerSpec {
         name: given.name.clone(),
         pull: one_of(
@@ -259,8 +262,8 @@ fn container(
         command: given.command.clone().unwrap_or_default(),
         args: given.args.clone().unwrap_or_default(),
         working_dir: given.working_dir.clone().unwrap_or_default(),
-        env: env(path, given)?,
-        ports: ports(path, given, host_network)?,
+        env,
+        ports,
         mounts: mounts(path, given, volumes)?,
         resources,
         storage,
@@ -269,6 +272,7 @@ fn container(
         tty: given.tty.unwrap_or_default(),
         restart: restart(path, given)?,
         last_words: last_words(path, given)?,
+        probes,
     })
 }
 
@@ -349,12 +353,6 @@ fn field_path(path: &str, given: &str) -> Result<String, Fault> {
 }
 
 fn ports(path: &str, given: &api::Container, host_network: bool) -> Result<Vec<Port>, Fault> {
-    let number = |path: String, value: i32| {
-        u16::try_from(value)
-            .ok()
-            .filter(|v| *v > 0)
-            .ok_or_else(|| invalid(path, &value.to_string(), "must be between 1 and 65535, inclusive"))
-    };
     let mut made: Vec<Port> = Vec::new();
     for (i, port) in given.ports.iter().flatten().enumerate() {
         let path = format!("{path}.ports[{i}]");
@@ -365,11 +363,11 @@ fn ports(path: &str, given: &api::Container, host_network: bool) -> Result<Vec<P
         if !name.is_empty() && made.iter().any(|other| other.name == name) {
             return Err(Fault::new(format!("{path}.name"), format!("Duplicate value: {name:?}")));
         }
-        let container_port = number(format!("{path}.containerPort"), port.container_port)?;
+        let container_port = port_number(format!("{path}.containerPort"), port.container_port)?;
         let host_port = match port.host_port.unwrap_or_default() {
             0 if host_network => container_port,
             0 => 0,
-            given => number(format!("{path}.hostPort"), given)?,
+            given => port_number(format!("{path}.hostPort"), given)?,
         };
         if host_network && host_port != container_port {
             let why = "must match `containerPort` when `hostNetwork` is true";

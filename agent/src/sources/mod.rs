@@ -12,6 +12,7 @@ mod convert;
 pub mod folder;
 pub mod manifest;
 mod names;
+mod probe;
 mod restart;
 mod support;
 

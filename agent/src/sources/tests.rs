@@ -192,19 +192,19 @@ fn what_is_wrong_is_named_with_its_place() {
         ),
         (
             with("", "restartPolicyRules: [{action: Restart, exitCodes: {operator: In, values: [42]}}]"),
-            "spec.containers[0].restartPolicy: Required value: must specify restartPolicy when restart rules are used",
+            "spec.containers[0].restartPolicy (line 7): Required value: must specify restartPolicy when restart rules are used",
         ),
         (
             with(
                 "",
-                "restartPolicy: Never\n    restartPolicyRules: [{action: RestartAllContainers, exitCodes: {operator: In, values: [1]}}]",
+                "restartPolicy: Never\nrestartPolicyRules: [{action: RestartAllContainers, exitCodes: {operator: In, values: [1]}}]",
             ),
             "restartPolicyRules[0].action (line 10): Unsupported value: \"RestartAllContainers\": supported values: Restart",
         ),
         (
             with(
                 "",
-                "restartPolicy: Never\n    restartPolicyRules: [{action: Restart, exitCodes: {operator: In, values: []}}]",
+                "restartPolicy: Never\nrestartPolicyRules: [{action: Restart, exitCodes: {operator: In, values: []}}]",
             ),
             "restartPolicyRules[0].exitCodes.values (line 10): Invalid value: \"0\": must have 1 to 255 items",
         ),
@@ -262,7 +262,6 @@ fn what_is_left_out_is_named() {
         parsed.spec.left_out,
         [
             "spec.nodeSelector: not checked yet",
-            "spec.containers[0].livenessProbe: not run yet",
             "spec.containers[0].lifecycle: not run yet",
             "spec.priorityClassName: \"mine\" is not known without an API server, the priority is 5: set spec.priority",
         ]

@@ -25,6 +25,9 @@ use crate::kernel::Kernel;
 use crate::runtime::Runtime;
 use crate::workload::Curve;
 
+mod probed;
+use probed::Probed;
+
 /// How long a pod may need to go beyond its grace period, while all works.
 const GOING: Micros = Micros::secs(45);
 /// And while operations fail now and then, or the runtime is down.
@@ -86,6 +89,7 @@ pub struct Checker {
     died: bool,
     /// The CPU time of pods by the last full looks.
     used: VecDeque<(Micros, BTreeMap<PodUid, Micros>)>,
+    probes: Probed,
 }
 
 impl Checker {
@@ -105,6 +109,7 @@ impl Checker {
             disturbed: Micros::ZERO,
             died: false,
             used: VecDeque::new(),
+            probes: Probed::default(),
         }
     }
 
@@ -137,7 +142,8 @@ impl Checker {
         invariant_no_illegal_transition(look)?;
         self.invariant_one_operation_of_a_pod(look)?;
         invariant_foreign_pods_are_left_alone(look)?;
-        invariant_running_containers_are_left_alone(look)?;
+        self.probes.check(look)?;
+        invariant_running_containers_are_left_alone(look, &self.probes)?;
         invariant_one_live_sandbox(look)?;
         self.invariant_allocation_is_conserved(look)?;
         invariant_memory_max_is_above_what_is_held(look)?;
@@ -532,15 +538,16 @@ fn invariant_foreign_pods_are_left_alone(look: &Look<'_>) -> Holds {
     Ok(())
 }
 
-/// What runs is stopped only if its pod has to go or its sandbox is dead, and nothing is started beside it. A restart of the agent is
+/// What runs is stopped only if its pod has to go, its sandbox is dead or a probe has failed it, and nothing is started beside it. A restart of the agent is
 /// no reason.
-fn invariant_running_containers_are_left_alone(look: &Look<'_>) -> Holds {
+fn invariant_running_containers_are_left_alone(look: &Look<'_>, probes: &Probed) -> Holds {
     let name = "invariant_restart_changes_no_running_container";
     for action in look.actions {
         let Action::Pod { uid, what, .. } = action else { continue };
         let going = look.world.pods().get(uid).is_none_or(|p| is_going(&p.state));
         let touched = |id: &String, sandbox_id: &String| match what {
-            PodOp::StopContainers { ids, .. } | PodOp::RemoveContainers { ids } => ids.contains(id),
+            PodOp::StopContainers { ids, .. } => ids.contains(id) && !probes.has_failed(look.world, uid, id),
+            PodOp::RemoveContainers { ids } => ids.contains(id),
             PodOp::RemoveSandboxes { ids } => ids.contains(sandbox_id),
             PodOp::Cleanup { .. } => true,
             _ => false,

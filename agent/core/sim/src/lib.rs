@@ -64,6 +64,8 @@ impl Report {
         all.soft += stats.soft;
         all.crashes += stats.crashes;
         all.resizes += stats.resizes;
+        all.probes.0 += stats.probes.0;
+        all.probes.1 += stats.probes.1;
         all.slow.0 += stats.slow.0;
         all.slow.1 += stats.slow.1;
         all.slowed += stats.slowed;
@@ -96,6 +98,7 @@ impl std::fmt::Display for Report {
             "{} causes of slowness, {} of them a neighbour; {} agents slowed themselves",
             t.slow.0, t.slow.1, t.slowed
         )?;
+        writeln!(f, "{} probes, {} containers stopped for them", t.probes.0, t.probes.1)?;
         write!(
             f,
             "OOM kills: {} at own limits, {} at kubepods, {} at the node; {} cgroups left by dead agents",

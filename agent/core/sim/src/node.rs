@@ -15,6 +15,7 @@ use beelet_core::event::{
     Action, ContainerFactState, Event, OpId, PodOp, Rejected, RuntimeFacts, SandboxFact, Terminal,
 };
 use beelet_core::forecast::Pace;
+use beelet_core::probe::Answer;
 use beelet_core::sample::{KernelEvent, KernelEventKind, Sample};
 use beelet_core::spec::{PodSpec, PodUid};
 use beelet_core::units::{Micros, Now};
@@ -48,6 +49,8 @@ pub struct Stats {
     pub crashes: u64,
     /// In-place changes of resources.
     pub resizes: u64,
+    /// Questions to containers, and how often a container was stopped for its answers.
+    pub probes: (u64, u64),
     /// Causes of slowness told, and of these those that name a neighbour.
     pub slow: (u64, u64),
     /// Agents that slowed themselves.
@@ -119,6 +122,8 @@ pub struct Sim {
     now: Micros,
     wall_off: i64,
     rng: Rng,
+    /// For the answers of probes, which are to leave the other draws as they are.
+    probe_rng: Rng,
     queue: BTreeMap<(Micros, u64), Item>,
     queued: u64,
     world: Option<World>,
@@ -160,6 +165,7 @@ impl Sim {
             now: START,
             wall_off: 0,
             rng: Rng::new(scenario.seed, 2),
+            probe_rng: Rng::new(scenario.seed, 6),
             queue: BTreeMap::new(),
             queued: 0,
             world: None,
@@ -504,7 +510,14 @@ impl Sim {
                 let kubepods = groups.iter().find(|g| g.path == self.scenario.node.kubepods);
                 self.kernel.limit = kubepods.and_then(|g| g.knobs.memory_max);
             }
-            // Pulls are quick here.
+            Action::Probe { uid, container, run, kind, timeout, .. } => {
+                self.stats.probes.0 += 1;
+                let takes = Micros(self.probe_rng.range(500, timeout.get()));
+                let answer = self.answer(&run);
+                let event = Event::Probe { uid, container, run, kind, answer, took: takes };
+                self.put(takes, Item::Deliver(self.life, event));
+            }
+            // Pulls are quick here, and stops end by themselves.
             // The simulated node has memory and no disks.
             Action::Knob(_)
             | Action::Cancel { .. }
@@ -516,6 +529,7 @@ impl Sim {
                     self.stats.slow.0 += 1;
                     self.stats.slow.1 += u64::from(record.message.starts_with("NoisyNeighbour"));
                 }
+                "Killing" => self.stats.probes.1 += u64::from(record.message.contains(" probe")),
                 "SlowedItself" => self.stats.slowed += 1,
                 "Evicted" => {
                     let is = |(name, value): &(String, String)| name == "threshold_kind" && value == "soft";
@@ -540,6 +554,21 @@ impl Sim {
             Action::Forget(uid) => {
                 self.remembered.remove(&uid);
             }
+        }
+    }
+
+    /// What a container says when it is asked.
+    fn answer(&mut self, run: &str) -> Answer {
+        if !self.kernel.procs.contains_key(run) {
+            return Answer::Failure("connection refused".to_owned());
+        }
+        match self.probe_rng.range(0, 999) {
+            n if n < self.faults.probe => Answer::Failure("no".to_owned()),
+            n if n < self.faults.probe + 20 && self.faults.probe > 0 => {
+                Answer::Error { state: "unknown".to_owned(), message: "it cannot be asked".to_owned() }
+            }
+            999 => Answer::Warning("moved".to_owned()),
+            _ => Answer::Success,
         }
     }
 

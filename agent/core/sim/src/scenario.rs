@@ -9,7 +9,7 @@ use beelet_core::event::{Rejected, ResourceList};
 use beelet_core::evict::{Signal, Soft, Threshold};
 use beelet_core::node::NodeConfig;
 use beelet_core::restart::ContainerRestart;
-use beelet_core::spec::{CRITICAL_PRIORITY, ContainerSpec, PodSpec, RestartPolicy};
+use beelet_core::spec::{CRITICAL_PRIORITY, ContainerSpec, Handler, PodSpec, Probe, RestartPolicy};
 use beelet_core::units::{Bytes, Micros, MilliCpu};
 
 use crate::rng::Rng;
@@ -55,6 +55,8 @@ pub struct Faults {
     pub crash: u64,
     /// A reading is torn, when cache was dropped a moment ago.
     pub torn: u64,
+    /// A container that runs answers a probe with no.
+    pub probe: u64,
 }
 
 /// A node and what happens to it.
@@ -130,10 +132,16 @@ impl Scenario {
                 missing: rate(100),
                 crash: rate(100),
                 torn: 300,
+                probe: 0,
             };
         }
         scenario.script = script(&mut rng, scenario.disturbed);
         soft(&mut Rng::new(seed, 4), &mut scenario.node);
+        let mut rng = Rng::new(seed, 5);
+        if rng.chance(600) {
+            scenario.faults.probe = rng.range(0, 400);
+            ask(seed, &mut scenario.script);
+        }
         scenario
     }
 
@@ -159,6 +167,8 @@ impl Scenario {
             scenario.script.push((at, what));
             at += Micros::millis(rng.range(5_000, 25_000));
         }
+        scenario.faults.probe = 50;
+        ask(seed, &mut scenario.script);
         scenario
     }
 }
@@ -172,6 +182,35 @@ fn soft(rng: &mut Rng, node: &mut NodeConfig) {
         }
     }
     node.max_pod_grace = Micros::secs([0, 5, 60][rng.index(3)]);
+}
+
+/// Gives probes to some containers: to the same whenever their pod is wanted, and without a number of the other streams.
+fn ask(seed: u64, script: &mut [(Micros, Disturbance)]) {
+    for (_, what) in script {
+        let Disturbance::Want(pods, _) = what else { continue };
+        for pod in pods {
+            let number = pod.uid.as_str().bytes().fold(seed, |n, b| n.wrapping_mul(31).wrapping_add(u64::from(b)));
+            let (mut rng, pod) = (Rng::new(number, 5), Arc::make_mut(pod));
+            for container in &mut pod.containers {
+                let probes = &mut container.probes;
+                for place in [&mut probes.startup, &mut probes.readiness, &mut probes.liveness] {
+                    *place = rng.chance(350).then(|| Box::new(probe(&mut rng)));
+                }
+            }
+        }
+    }
+}
+
+fn probe(rng: &mut Rng) -> Probe {
+    Probe {
+        handler: Handler::Tcp { host: String::new(), port: 80 },
+        initial_delay: Micros::secs([0, 0, 2, 10][rng.index(4)]),
+        timeout: Micros::secs(rng.range(1, 3)),
+        period: Micros::secs([1, 2, 5, 10][rng.index(4)]),
+        success_threshold: 1,
+        failure_threshold: u32::try_from(rng.range(1, 3)).unwrap_or(1),
+        grace: rng.chance(300).then(|| Micros::secs(rng.range(1, 15))),
+    }
 }
 
 fn script(rng: &mut Rng, end: Micros) -> Vec<(Micros, Disturbance)> {

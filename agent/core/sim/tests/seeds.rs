@@ -22,6 +22,7 @@ fn no_seed_breaks_an_invariant() {
         t.evictions > 50 && t.soft > 20 && t.crashes > 100 && t.resizes > 20 && t.ooms.own > 100,
         "the seeds do too little: {report}"
     );
+    assert!(t.probes.0 > 10_000 && t.probes.1 > 50, "too little is asked: {report}");
     assert!(t.slow.0 > 100 && t.slow.1 > 10 && t.slowed > 20, "too little is slow: {report}");
 }
 
