@@ -135,13 +135,17 @@ impl World {
                 let message = format!("Resources of {} changed in place", names.join(", "));
                 self.say(uid, None, now, false, "ResizeCompleted", message);
             }
-            (Some(PodOp::Cleanup { .. }), _) => self.on_cleaned(uid, now),
+            (Some(PodOp::Cleanup { keep_logs, .. }), _) => self.on_cleaned(uid, keep_logs, now),
             _ => {}
         }
     }
 
-    fn on_cleaned(&mut self, uid: &PodUid, now: Now) {
+    fn on_cleaned(&mut self, uid: &PodUid, kept_logs: bool, now: Now) {
         let Some(pod) = self.pods.get_mut(uid) else { return };
+        // It ended, and while that was tidied away nobody wanted it any more: its logs go as well, by another turn.
+        if kept_logs && !pod.wanted {
+            return;
+        }
         let PodState::Cleaning { why } = pod.state.clone() else { return };
         pod.meter.clear();
         // One that was changed meanwhile is made anew.

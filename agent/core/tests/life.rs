@@ -35,8 +35,8 @@ struct Node {
     answers: BTreeMap<(String, ProbeKind), Answer>,
     /// How a container ends that is stopped.
     stop_code: i32,
-    /// Stops are begun and not ended; these are.
-    hold_stops: bool,
+    /// Operations of this name are begun and not ended; these are.
+    hold: Option<&'static str>,
     held: Vec<(PodUid, OpId)>,
 }
 
@@ -54,7 +54,7 @@ impl Node {
             actions: Vec::new(),
             answers: BTreeMap::new(),
             stop_code: 143,
-            hold_stops: false,
+            hold: None,
             held: Vec::new(),
         }
     }
@@ -67,9 +67,7 @@ impl Node {
             for action in self.world.step(event, self.now) {
                 self.actions.push(action.clone());
                 match action {
-                    Action::Pod { uid, op, what: PodOp::StopContainers { .. } } if self.hold_stops => {
-                        self.held.push((uid, op));
-                    }
+                    Action::Pod { uid, op, what } if self.hold == Some(what.name()) => self.held.push((uid, op)),
                     Action::Pod { uid, op, what } => {
                         self.done.push(what.name().to_owned());
                         let failure = self.fail.get_mut(what.name()).and_then(VecDeque::pop_front);
@@ -824,4 +822,24 @@ fn a6_1b_each_container_has_its_image_by_its_own_policy() {
     node.want(&[&spec]);
     let names: Vec<&str> = node.facts.containers.iter().map(|c| c.name.as_str()).collect();
     assert_eq!(names, ["present"]);
+}
+
+#[test]
+fn the_logs_of_a_pod_that_ended_go_with_it_also_if_it_is_not_wanted_any_more_while_it_is_tidied_away() {
+    let mut node = ready_node();
+    let mut job = pod("a");
+    job.restart_policy = RestartPolicy::Never;
+    node.want(&[&job]);
+    node.hold = Some("cleanup");
+    node.end("main", 0);
+    node.want(&[]);
+    node.hold = None;
+    let (uid, op) = node.held.pop().expect("a cleanup is under way");
+    node.send(Event::Done { uid, op, result: Ok(Done::Ok) });
+    let kept = node.actions.iter().filter_map(|action| match action {
+        Action::Pod { what: PodOp::Cleanup { keep_logs, .. }, .. } => Some(*keep_logs),
+        _ => None,
+    });
+    assert_eq!(kept.collect::<Vec<_>>(), [true, false]);
+    assert!(node.names().is_empty());
 }

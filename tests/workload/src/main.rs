@@ -55,12 +55,12 @@ enum Work {
         #[arg(long, value_parser = parse_seconds, default_value = "0s")]
         delay: Duration,
     },
-    /// Fill pipes: memory of the kernel's, 16 MiB at a time
+    /// Fill pipes: memory of the kernel's, little and much in turn
     Pipes {
         #[arg(long, value_parser = parse_bytes)]
         size: u64,
         /// Between two steps
-        #[arg(long, value_parser = parse_seconds, default_value = "170ms")]
+        #[arg(long, value_parser = parse_seconds, default_value = "150ms")]
         pause: Duration,
     },
     /// Grow to `high`, fall to `low`, again and again: a heap that is collected when it is full

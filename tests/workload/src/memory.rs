@@ -116,17 +116,22 @@ pub(crate) fn step(size: u64, delay: Duration) -> io::Result<()> {
     pace::forever()
 }
 
-/// Fills pipes, of whose memory no counter of the pod's own tells, 16 MiB at a time, and holds them.
+/// Fills pipes, of whose memory no counter of the pod's own tells, and holds them: by 2 MiB and by 32 MiB in turn, so that no two steps
+/// are alike, and nothing is foreseen.
 pub(crate) fn pipes(size: u64, pause: Duration) -> io::Result<()> {
     /// `fs.pipe-max-size`; that many of them want CAP_SYS_RESOURCE or CAP_SYS_ADMIN.
     const PIPE: usize = 1 << 20;
-    const STEP: u64 = 16;
+    const STEPS: [u64; 2] = [2, 32];
     let full = vec![0x5a_u8; PIPE];
     let mut held: Vec<(PipeReader, PipeWriter)> = Vec::new();
-    for number in 0..size / PIPE as u64 {
-        if number % STEP == 0 {
+    let mut steps = STEPS.into_iter().cycle();
+    let mut left = 0;
+    for _ in 0..size / PIPE as u64 {
+        if left == 0 {
             std::thread::sleep(pause);
+            left = steps.next().unwrap_or(1);
         }
+        left -= 1;
         let (reader, mut writer) = io::pipe()?;
         fcntl_setpipe_size(&writer, PIPE)?;
         writer.write_all(&full)?;

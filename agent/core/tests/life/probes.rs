@@ -194,12 +194,12 @@ fn a5_6c_a_pod_that_has_to_go_while_one_container_is_stopped_has_the_others_stop
     let mut node = ready_node();
     let mut two = probed(&[ProbeKind::Liveness]);
     two.containers.push(ContainerSpec { name: "other".to_owned(), ..ContainerSpec::unknown("other") });
-    node.hold_stops = true;
+    node.hold = Some("stop_containers");
     node.want(&[&two]);
     node.set("main", ProbeKind::Liveness, false);
     node.run(Micros::secs(4));
     let (uid, op) = node.held.pop().expect("a stop is under way");
-    node.hold_stops = false;
+    node.hold = None;
     node.want(&[]);
     assert!(
         matches!(node.actions.last(), Some(Action::Cancel { .. } | Action::Record(_))),
