@@ -24,7 +24,9 @@ impl<'a> Witness<'a> {
     pub fn new(name: &str, folder: &'a Path) -> Self {
         fs::create_dir_all(folder).unwrap_or_else(|error| panic!("cannot make {}: {error}", folder.display()));
         let volume = json!([{ "name": "out", "hostPath": { "path": folder.display().to_string() } }]);
-        Self { pod: pod(name).spec("volumes", volume), folder }
+        // Its shells do not listen to SIGTERM.
+        let pod = pod(name).spec("volumes", volume).spec("terminationGracePeriodSeconds", json!(1));
+        Self { pod, folder }
     }
 
     /// Adds a container that writes what this script prints, and then sleeps.

@@ -56,7 +56,11 @@ fn a9_2_a_pod_asks_whom_its_policy_says() {
 fn a9_2b_a_pod_that_asks_for_a_cluster_that_is_not_there_is_told() {
     let Some(bed) = BED.get("a9_2b_a_pod_that_asks_for_a_cluster_that_is_not_there_is_told") else { return };
     let agent = Agent::start(&bed, &AgentOptions::default());
-    pod("lonely").shell("sleep 3600").spec("dnsPolicy", json!("ClusterFirst")).write(&agent.manifests);
+    pod("lonely")
+        .shell("exec sleep 3600")
+        .spec("terminationGracePeriodSeconds", json!(1))
+        .spec("dnsPolicy", json!("ClusterFirst"))
+        .write(&agent.manifests);
     agent.wait_running("lonely", secs(90));
     let explanation = agent.explain("default", "lonely");
     let records = explanation["records"].as_array().cloned().unwrap_or_default();

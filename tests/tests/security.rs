@@ -161,7 +161,11 @@ fn a10_4_strict_groups_are_given_where_the_runtime_can() {
 fn what_is_left_out_of_a_manifest_is_seen_by_all() {
     let Some(bed) = BED.get("what_is_left_out_of_a_manifest_is_seen_by_all") else { return };
     let agent = Agent::start(&bed, &AgentOptions::default());
-    pod("part").shell("sleep 3600").spec("nodeSelector", json!({ "a": "b" })).write(&agent.manifests);
+    pod("part")
+        .shell("exec sleep 3600")
+        .spec("terminationGracePeriodSeconds", json!(1))
+        .spec("nodeSelector", json!({ "a": "b" }))
+        .write(&agent.manifests);
     let running = agent.wait_running("part", secs(90));
     let said = "spec.nodeSelector: not checked yet";
     let conditions = running["status"]["conditions"].as_array().cloned().unwrap_or_default();
