@@ -71,6 +71,21 @@ fn a9_2b_a_pod_that_asks_for_a_cluster_that_is_not_there_is_told() {
 }
 
 #[test]
+fn a9_3e_a_pod_has_its_whole_name() {
+    let Some(bed) = BED.get("a9_3e_a_pod_has_its_whole_name") else { return };
+    let agent = Agent::start(&bed, &AgentOptions::default().set("clusterDomain", "cluster.local"));
+    let folder = bed.dir.join("fqdn");
+    let mut witness = Witness::new("named", &folder).container("main", "hostname; cat /etc/hosts", json!({}));
+    witness.pod = witness.pod.spec("hostname", json!("web")).spec("subdomain", json!("sub"));
+    witness.pod = witness.pod.spec("setHostnameAsFQDN", json!(true));
+    witness.pod.write(&agent.manifests);
+    let seen = witness.read(&agent, "main");
+    assert_eq!(seen.lines().next(), Some("web.sub.default.svc.cluster.local"), "{seen}");
+    assert!(seen.contains("\tweb.sub.default.svc.cluster.local\tweb\n"), "{seen}");
+    agent.finish();
+}
+
+#[test]
 fn a9_3b_aliases_are_in_the_hosts_file() {
     let Some(bed) = BED.get("a9_3b_aliases_are_in_the_hosts_file") else { return };
     let agent = Agent::start(&bed, &AgentOptions::default());
