@@ -227,3 +227,22 @@ fn a5_nobody_is_asked_beside_a_kubelet() {
     assert_eq!(node.actions.iter().filter(|a| matches!(a, Action::Probe { .. })).count(), 0);
     assert!(node.view("a").containers[0].ready);
 }
+
+#[test]
+fn a4_5e_those_after_a_sidecar_wait_for_its_startup_probe_and_one_that_fails_is_restarted() {
+    let mut node = ready_node();
+    let mut spec = pod("a");
+    let always = Some(ContainerRestart { policy: RestartPolicy::Always, rules: Vec::new() });
+    let mut proxy = ContainerSpec { name: "proxy".to_owned(), restart: always, ..spec.containers[0].clone() };
+    proxy.probes.startup = Some(Box::new(Probe { failure_threshold: 5, ..probe() }));
+    spec.init_containers = vec![proxy];
+    node.set("proxy", ProbeKind::Startup, false);
+    node.want(&[&spec]);
+    node.run(Micros::secs(3));
+    assert_eq!(node.running(), ["proxy"]);
+    node.run(Micros::secs(4));
+    assert_eq!((node.view("a").containers[0].restarts, node.running()), (1, vec!["proxy"]));
+    node.set("proxy", ProbeKind::Startup, true);
+    node.run(Micros::secs(3));
+    assert_eq!(node.running(), ["proxy", "main"]);
+}
