@@ -7,12 +7,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::allocate;
 use crate::event::{Action, Knob, KnobWrite};
-use crate::evict::{self, Candidate, STALE, Threshold, rank};
+use crate::evict::{self, Candidate, STALE, rank};
 use crate::judge::TELL_AGAIN;
 use crate::ladder::{Act, Held, Move, Situation, Subject, Turn, Wishes};
 use crate::sample::{PodReading, Sample};
 use crate::spec::PodUid;
-use crate::units::{Bytes, Micros, Now, Ppm};
+use crate::units::{Micros, Now, Ppm};
 use crate::world::World;
 
 impl World {
@@ -40,13 +40,9 @@ impl World {
 
     fn situation(&self, evicted: bool) -> Situation {
         let walls = self.evict.seen();
-        let threshold = |limit| {
-            let of = |threshold: &Threshold| threshold.quantity(limit);
-            self.config.eviction_hard.iter().map(of).max().unwrap_or(Bytes::ZERO)
-        };
         let near = walls.iter().filter_map(|wall| Some((wall.time_to_oom?, wall.available))).min();
         let slope = near.map(|(left, available)| available.scale(1_000_000, left.get()).get());
-        let room = |w: &evict::Seen| w.available - threshold(w.limit).scale(2, 1);
+        let room = |w: &evict::Seen| w.available - w.threshold.scale(2, 1);
         let share = |w: &evict::Seen| Ppm(w.available.scale(1_000_000, w.limit.get()).get());
         Situation {
             left: walls.iter().map(share).min(),

@@ -112,6 +112,8 @@ pub struct Seen {
     pub available: Bytes,
     /// The wall.
     pub limit: Bytes,
+    /// The hard threshold, in bytes of this wall.
+    pub threshold: Bytes,
 }
 
 #[derive(Clone, Debug)]
@@ -575,6 +577,7 @@ impl Decider {
             below: w.at.available() < w.threshold,
             available: w.at.available(),
             limit: w.at.limit,
+            threshold: w.threshold,
         };
         self.seen = walls.iter().map(seen).collect();
         self.standing.time_to_oom = self.seen.iter().filter_map(|s| s.time_to_oom).min();
