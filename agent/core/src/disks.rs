@@ -16,9 +16,10 @@ use crate::evict::disk::{
 };
 use crate::judge::TELL_AGAIN;
 use crate::node::NodeConfig;
-use crate::pod::{Pod, PodState, Why};
+use crate::pod::{Pod, PodState};
 use crate::spec::PodUid;
 use crate::units::{Micros, Now};
+use crate::why::Why;
 use crate::world::World;
 
 /// A pod over its own limits is given so long to end (`immediateEvictionGracePeriodSeconds`, pkg/kubelet/eviction/eviction_manager.go).
@@ -127,7 +128,7 @@ impl World {
             return false;
         }
         let Some(pod) = self.pods.get(&uid).filter(|pod| pod.state.is_live()) else { return false };
-        let next = pod.terminating(Why::Evicted { message: message.clone(), grace }, now);
+        let next = pod.terminating(Why::evicted(&message, grace), now);
         self.go(&uid, next, now);
         *self.totals.evictions.entry(signal.to_owned()).or_default() += 1;
         self.say_why(&uid, None, now, true, "Evicted", message, evidence);

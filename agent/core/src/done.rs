@@ -150,7 +150,7 @@ impl World {
         pod.meter.clear();
         // One that was changed meanwhile is made anew.
         let stays = pod.wanted && pod.next_spec.is_none();
-        let end = why.end().filter(|_| stays).map(|(phase, reason, message)| pod.terminal(phase, reason, message));
+        let end = why.end().filter(|_| stays).map(|end| pod.terminal(&end));
         match end {
             Some(end) => {
                 self.remembered.insert(uid.clone(), end.clone());

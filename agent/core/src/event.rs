@@ -328,6 +328,9 @@ pub struct Terminal {
     pub reason: String,
     /// `status.message`.
     pub message: String,
+    /// The message of its condition `DisruptionTarget`; `None` where it did not have to make room.
+    #[serde(default)]
+    pub disruption: Option<String>,
     /// The last end of each container, with its restart count.
     pub exits: Vec<(String, u32, Exit)>,
 }

@@ -10,10 +10,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::event::{Action, ContainerFact, ContainerFactState, RuntimeFacts, SandboxFact};
-use crate::pod::{Pod, PodState, Why};
+use crate::pod::{Pod, PodState};
 use crate::snapshot::ExitKind;
 use crate::spec::{PodSpec, PodUid};
 use crate::units::{Micros, Now};
+use crate::why::Why;
 use crate::world::World;
 
 impl World {

@@ -17,12 +17,13 @@ use crate::evict::{Candidate, Decision, Eviction, Gained, Kind, Signal};
 use crate::forecast::{MAX_INTERVAL, Pace};
 use crate::ladder::{Rung, Wishes};
 use crate::node::Enforce;
-use crate::pod::{PodState, Why};
+use crate::pod::PodState;
 use crate::sample::{PodReading, Sample};
 use crate::score::{self, Look, Wall};
 use crate::spec::PodSpec;
 use crate::spec::PodUid;
 use crate::units::{Bytes, Micros, MilliCpu, Now};
+use crate::why::Why;
 use crate::world::World;
 
 /// What would have been done is told again after this long.
@@ -282,7 +283,7 @@ impl World {
             return false;
         }
         let cgroup = pod.cgroup(&self.config);
-        let next = pod.terminating(Why::Evicted { message: eviction.message.clone(), grace: eviction.grace }, now);
+        let next = pod.terminating(Why::evicted(&eviction.message, eviction.grace), now);
         // First of all the kill: everything else can wait. One that is given time is told to stop instead, by its plan.
         if eviction.grace == Micros::ZERO {
             self.act(Action::Kill { uid: uid.clone(), cgroup });

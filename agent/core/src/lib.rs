@@ -45,6 +45,7 @@ mod totals;
 pub mod track;
 pub mod units;
 mod view;
+pub mod why;
 pub mod world;
 
 pub use world::World;

@@ -28,50 +28,10 @@ use crate::snapshot::Phase;
 use crate::spec::{ContainerSpec, PodSpec, RestartPolicy};
 use crate::track::{ContainerTrack, PodMeter};
 use crate::units::{Bytes, Micros, Now};
+use crate::why::{End, Why};
 
 /// A container that is stopped by itself is given this long at least (pkg/kubelet/kuberuntime, minimumGracePeriodInSeconds).
 const LEAST_GRACE: Micros = Micros::secs(2);
-
-/// Why a pod has to go.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Why {
-    /// Nobody wants it any more.
-    Removed,
-    /// The runtime has it and nobody ever wanted it.
-    Orphan,
-    /// It was evicted; stays `Failed` with this reason and message.
-    Evicted {
-        /// `status.message`.
-        message: String,
-        /// The time it is given to end; zero for none.
-        #[serde(default)]
-        grace: Micros,
-    },
-    /// All its containers ended.
-    Ended {
-        /// `Succeeded` or `Failed`.
-        phase: Phase,
-    },
-}
-
-impl Why {
-    /// Why a pod with this end went.
-    fn of(end: &Terminal) -> Self {
-        match end.reason.as_str() {
-            "Evicted" => Self::Evicted { message: end.message.clone(), grace: Micros::ZERO },
-            _ => Self::Ended { phase: end.phase },
-        }
-    }
-
-    /// How a pod that goes for this reason, and is still wanted, is shown in the end: phase, reason and message.
-    pub(crate) fn end(&self) -> Option<(Phase, &'static str, &str)> {
-        match self {
-            Self::Evicted { message, .. } => Some((Phase::Failed, "Evicted", message)),
-            Self::Ended { phase } => Some((*phase, "", "")),
-            Self::Removed | Self::Orphan => None,
-        }
-    }
-}
 
 /// Where a pod is in its life. What is valid only in a state lives in its variant.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -351,10 +311,7 @@ impl Pod {
     /// The state of a pod that has to go from now on.
     #[must_use]
     pub fn terminating(&self, why: Why, now: Now) -> PodState {
-        let grace = match why {
-            Why::Evicted { grace, .. } => grace,
-            _ => self.spec.termination_grace,
-        };
+        let grace = why.grace().unwrap_or(self.spec.termination_grace);
         PodState::Terminating { why, deadline: now.mono + grace, told: 0 }
     }
 
@@ -364,6 +321,16 @@ impl Pod {
         match &self.state {
             PodState::Terminal(end) => self.terminating(Why::of(end), now),
             state => state.clone(),
+        }
+    }
+
+    /// The message of its condition `DisruptionTarget`, if it has to make room or had to.
+    #[must_use]
+    pub fn disruption(&self) -> Option<&str> {
+        match &self.state {
+            PodState::Terminal(end) => end.disruption.as_deref(),
+            PodState::Terminating { why, .. } | PodState::Cleaning { why } => why.end()?.disruption,
+            _ => None,
         }
     }
 
@@ -660,13 +627,20 @@ impl Pod {
 
     /// The end of this pod, from what is known of its containers.
     #[must_use]
-    pub fn terminal(&self, phase: Phase, reason: &str, message: &str) -> Terminal {
+    pub(crate) fn terminal(&self, end: &End<'_>) -> Terminal {
         let exits = self
             .tracks
             .iter()
             .filter_map(|(name, t)| t.last_exit.clone().map(|exit| (name.clone(), t.restarts(), exit)))
             .collect();
-        Terminal { uid: self.spec.uid.clone(), phase, reason: reason.to_owned(), message: message.to_owned(), exits }
+        Terminal {
+            uid: self.spec.uid.clone(),
+            phase: end.phase,
+            reason: end.reason.to_owned(),
+            message: end.message.to_owned(),
+            disruption: end.disruption.map(str::to_owned),
+            exits,
+        }
     }
 
     /// The last end of each container and what it was given, as facts tell it.

@@ -145,6 +145,8 @@ pub struct PodView {
     pub health: Verdict,
     /// A resize under way: `Deferred: ...`, `InProgress`; "" for none.
     pub resize: String,
+    /// The message of its condition `DisruptionTarget`; `None` where it did not have to make room.
+    pub disruption: Option<String>,
     /// The last thing done or decided, for people.
     pub last_action: String,
     /// OOM kills in this pod by container, cumulative over restarts.

@@ -11,7 +11,7 @@ use crate::evict::disk::Condition;
 use crate::health::Verdict;
 use crate::ladder::Rung;
 use crate::node::NodeConfig;
-use crate::pod::{Pod, PodState, Why};
+use crate::pod::{Pod, PodState};
 use crate::restart;
 use crate::snapshot::{ContainerState, ContainerView, NodeView, Phase, PodView, Snapshot, Totals};
 use crate::spec::{ContainerSpec, PodSpec};
@@ -120,6 +120,7 @@ fn pod_view(config: &NodeConfig, pod: &Pod, runtime_down: Option<&str>, now: Now
         // What does not run any more is neither well nor unwell; why it ended is in its reason and records.
         health: if pod.state.is_live() { pod.health.verdict(now) } else { Verdict::default() },
         resize: pod.resize.clone(),
+        disruption: pod.disruption().map(str::to_owned),
         last_action: pod.last_action.clone(),
     }
 }
@@ -129,11 +130,11 @@ fn phase(pod: &Pod, containers: &[ContainerView], runtime_down: Option<&str>) ->
     match &pod.state {
         PodState::Rejected { reason, message } => return (Phase::Failed, reason.clone(), message.clone()),
         PodState::Terminal(end) => return (end.phase, end.reason.clone(), end.message.clone()),
-        PodState::Terminating { why, .. } | PodState::Cleaning { why } => match why {
-            Why::Evicted { message, .. } => return (Phase::Failed, "Evicted".to_owned(), message.clone()),
-            Why::Ended { phase } => return (*phase, String::new(), String::new()),
-            Why::Removed | Why::Orphan => {}
-        },
+        PodState::Terminating { why, .. } | PodState::Cleaning { why } => {
+            if let Some(end) = why.end() {
+                return (end.phase, end.reason.to_owned(), end.message.to_owned());
+            }
+        }
         _ => {}
     }
     let begun = |c: &ContainerView| match &c.state {

@@ -21,7 +21,7 @@ use crate::forecast::Pace;
 use crate::ladder::{Ladder, Rung};
 use crate::model::NodeModel;
 use crate::node::NodeConfig;
-use crate::pod::{Pod, PodState, Step, Why};
+use crate::pod::{Pod, PodState, Step};
 use crate::probes::Answered;
 use crate::sample::{KernelEvent, KernelEventKind, Sample};
 use crate::score::{Scope, Score, Scores};
@@ -29,6 +29,7 @@ use crate::security::{self, Refusal, RuntimeFeatures};
 use crate::spec::{PodSpec, PodUid, RestartPolicy};
 use crate::totals::Counts;
 use crate::units::{Micros, Now};
+use crate::why::Why;
 
 /// Records kept for `/debug/explain`.
 const RECORDS: usize = 1_000;
@@ -709,8 +710,8 @@ impl World {
                 also.push(Action::Cancel { uid: uid.clone() });
             }
             // Written down before anything is removed: an agent that is killed meanwhile must not run it again.
-            if let Some((phase, reason, message)) = why.end().filter(|_| pod.wanted) {
-                let end = pod.terminal(phase, reason, message);
+            if let Some(end) = why.end().filter(|_| pod.wanted) {
+                let end = pod.terminal(&end);
                 self.remembered.insert(uid.clone(), end.clone());
                 also.push(Action::Remember(end));
             }

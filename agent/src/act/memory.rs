@@ -103,6 +103,7 @@ mod tests {
             uid: "a/../b".into(),
             phase: Phase::Failed,
             reason: "Evicted".to_owned(),
+            disruption: Some("m".to_owned()),
             message: "m".to_owned(),
             exits: Vec::new(),
         };

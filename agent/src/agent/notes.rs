@@ -82,6 +82,7 @@ mod tests {
             uid: uid.into(),
             phase: Phase::Failed,
             reason: "Evicted".to_owned(),
+            disruption: Some("m".to_owned()),
             message: String::new(),
             exits: Vec::new(),
         }

@@ -316,8 +316,8 @@ fn conditions(view: &PodView) -> Vec<PodCondition> {
         condition("PodScheduled", Some(true), "", "", view.since),
         condition("beelet.dev/Healthy", healthy, health_reason, &evidence, judged),
     ];
-    if view.reason == "Evicted" {
-        all.push(condition("DisruptionTarget", Some(true), "TerminationByKubelet", &view.message, changed));
+    if let Some(message) = &view.disruption {
+        all.push(condition("DisruptionTarget", Some(true), "TerminationByKubelet", message, changed));
     }
     if !view.spec.left_out.is_empty() {
         let message = view.spec.left_out.join("; ");
@@ -403,6 +403,7 @@ mod tests {
         let mut picture = samples::busy_node();
         let mut view = (*picture.pods[0]).clone();
         (view.phase, view.reason, view.message) = (Phase::Failed, "Evicted".into(), "The node was low.".into());
+        view.disruption = Some(view.message.clone());
         picture.pods = vec![view.into()];
         let list = list(&picture, &BTreeMap::new());
         let pod = &list["items"][0];

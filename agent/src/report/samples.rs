@@ -133,6 +133,7 @@ fn pod(spec: PodSpec, containers: Vec<ContainerView>) -> PodView {
             since: WALL - Micros::secs(60),
         },
         resize: String::new(),
+        disruption: None,
         last_action: "started web".into(),
         oom_kills: 0,
     }

@@ -15,11 +15,12 @@ use beelet_core::attribute::Cause;
 use beelet_core::event::{Action, ContainerFactState, Event, OpId, PodOp, ResourceList, Terminal};
 use beelet_core::evict::{Signal, available};
 use beelet_core::node::NodeConfig;
-use beelet_core::pod::{Pod, PodState, Why};
+use beelet_core::pod::{Pod, PodState};
 use beelet_core::restart;
 use beelet_core::sample::{PodReading, Sample};
 use beelet_core::spec::{PodSpec, PodUid};
 use beelet_core::units::{Bytes, Micros, Now};
+use beelet_core::why::Why;
 
 use crate::kernel::Kernel;
 use crate::runtime::Runtime;
