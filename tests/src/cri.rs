@@ -93,6 +93,11 @@ impl Cri {
         answer.map(tonic::Response::into_inner).map_err(said)
     }
 
+    /// Runs what makes its own calls, many at a time perhaps, to its end.
+    pub fn block_on<T, F: Future<Output = T>>(&self, calls: impl FnOnce(Channel) -> F) -> T {
+        self.runtime.block_on(calls(self.channel.clone()))
+    }
+
     /// The tags of all images.
     ///
     /// # Panics

@@ -55,6 +55,18 @@ pub(crate) enum BenchCommand {
         #[arg(long, default_value_t = 10)]
         minutes: u32,
     },
+    /// From a death to its published status, and from manifests to running pods, beside a bare client of the runtime
+    Speed {
+        /// Deaths
+        #[arg(long, default_value_t = 50)]
+        deaths: u32,
+        /// Pods that start together
+        #[arg(long, default_value_t = 100)]
+        pods: u32,
+        /// Rounds of them, with beelet and bare
+        #[arg(long, default_value_t = 3)]
+        runs: u32,
+    },
     /// Pods that come and go: what grows in the agent
     Soak {
         #[arg(long, default_value_t = 60)]
@@ -84,6 +96,14 @@ impl BenchCommand {
                 let minutes = ("BEELET_BENCH_MINUTES", minutes.to_string().into());
                 ("attribution", vec![("BEELET_BENCH_RUNS", runs.to_string().into()), minutes])
             }
+            Self::Speed { deaths, pods, runs } => (
+                "speed",
+                vec![
+                    ("BEELET_BENCH_DEATHS", deaths.to_string().into()),
+                    ("BEELET_BENCH_PODS", pods.to_string().into()),
+                    ("BEELET_BENCH_RUNS", runs.to_string().into()),
+                ],
+            ),
             Self::Soak { minutes } => ("soak", vec![("BEELET_BENCH_MINUTES", minutes.to_string().into())]),
         })
     }

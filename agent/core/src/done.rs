@@ -76,6 +76,7 @@ impl World {
                     state: ContainerFactState::Running { started },
                     resources: Some(linux.resources),
                     grace: Some(pod.spec.termination_grace),
+                    pid: None,
                 };
                 if let Some(track) = pod.tracks.get_mut(&container) {
                     track.trouble = None;

@@ -173,6 +173,9 @@ pub struct ContainerFact {
     /// The grace period of its pod, from our annotation.
     #[serde(default)]
     pub grace: Option<Micros>,
+    /// Its first process on the node while it runs; `None` where the runtime does not tell.
+    #[serde(default)]
+    pub pid: Option<u32>,
 }
 
 impl ContainerFact {

@@ -94,6 +94,7 @@ impl World {
         pod.sandboxes = sandboxes;
         pod.containers = containers;
         pod.settle(&self.config.kubepods);
+        pod.settle_early(asked);
         if pod.foreign {
             if pod.sandboxes.is_empty() {
                 self.totals.pod_gone(&pod.spec, now.mono);

@@ -16,6 +16,7 @@ mod climb;
 mod disks;
 pub mod dns;
 mod done;
+mod early;
 pub mod event;
 pub mod evict;
 mod facts;

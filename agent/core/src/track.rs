@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::allocate::BurstController;
 use crate::backoff::Backoff;
+use crate::early::EarlyEnd;
 use crate::event::{ContainerFact, ContainerFactState, Exit, OpError};
 use crate::model::CgroupModel;
 use crate::probe::Probing;
@@ -59,6 +60,8 @@ pub struct ContainerTrack {
     pub oom: OomCount,
     /// It was seen alive: an OOM kill that is told of later happened while the agent looked.
     pub watched: bool,
+    /// The end that the kernel told of, and the runtime not yet.
+    pub(crate) early: Option<EarlyEnd>,
     /// What is known of its probes.
     pub probes: Probing,
     /// The run that was stopped because a probe failed: it is run again however it ends, unless nothing is.
@@ -109,6 +112,12 @@ impl OomCount {
     pub fn news(&mut self) -> bool {
         let total = self.total();
         std::mem::replace(&mut self.told, total) < total
+    }
+
+    /// Whether this run was hit.
+    #[must_use]
+    pub fn hit(&self) -> bool {
+        self.events.max(self.counter) > 0
     }
 
     /// All of them.

@@ -198,6 +198,9 @@ fn container_state(
     let waiting = |reason: &str, message: String| ContainerState::Waiting { reason: reason.to_owned(), message };
     let over = !pod.state.is_live();
     if let Some(fact) = pod.latest(&spec.name) {
+        if let Some(exit) = pod.early_end(fact) {
+            return ContainerState::Terminated(exit.clone());
+        }
         match &fact.state {
             ContainerFactState::Running { started } => return ContainerState::Running { started: *started },
             ContainerFactState::Exited(exit) if over || !pod.runs_again(fact, spec, exit.code) => {

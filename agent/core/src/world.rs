@@ -415,9 +415,8 @@ impl World {
                 self.count_oom_kills(&event.uid.clone(), now.mono);
                 self.say(&event.uid.clone(), container, now, true, "OOMKilling", message);
             }
-            // The runtime will know in a moment; the distance is the act's business.
-            KernelEventKind::Exit { is_init: true, .. } => self.out.push(Action::Relist),
-            KernelEventKind::Exit { .. } | KernelEventKind::Listen { .. } => {}
+            KernelEventKind::Exit { .. } => self.on_process_exit(event, now),
+            KernelEventKind::Listen { .. } => {}
         }
     }
 

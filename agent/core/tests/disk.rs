@@ -43,6 +43,7 @@ fn run(pod: &str, attempt: u32, state: ContainerFactState) -> ContainerFact {
         state,
         resources: None,
         grace: None,
+        pid: None,
     }
 }
 

@@ -57,6 +57,7 @@ impl Node {
             state: ContainerFactState::Running { started: Micros::secs(1) },
             resources: Some(resources),
             grace: None,
+            pid: None,
         };
         let asked = node.at().mono;
         let facts =

@@ -152,6 +152,7 @@ impl Node {
                     state: ContainerFactState::Running { started: self.now.wall },
                     resources: Some(linux.resources),
                     grace: None,
+                    pid: None,
                 });
                 Done::Container { id, started: self.now.wall }
             }

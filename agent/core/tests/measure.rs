@@ -70,6 +70,7 @@ impl Node {
             state: ContainerFactState::Running { started: wall },
             resources: None,
             grace: None,
+            pid: None,
         };
         let facts = RuntimeFacts {
             asked: self.now().mono,

@@ -1,10 +1,11 @@
 //! The cycle: one task owns the world, takes events, and hands out the actions.
 //!
-//! Properties: no lock around state; a sample is taken before other events, because near an OOM it is the most urgent; after
-//! a burst of events that are news, at most every [`PUBLISH_EVERY`], a new picture is published, and every [`PUBLISH_IDLE`] in any
-//! case: a picture of 100 pods takes 0.5 ms, and most samples change nothing but readings; events that never stop coming hold
-//! up neither a sample, nor what is due at a time, nor the picture; and samples that come faster than they can be judged (the
-//! sampler has precedence on a node without CPU to spare) hold up no event: after each, one event has its turn.
+//! Properties: no lock around state; a sample is taken before other events, because near an OOM it is the most urgent; news is
+//! published at once, but pictures take no more than one part in [`PUBLISH_SHARE`] of the time ([`pause`]: a picture of 100 pods takes
+//! 0.5 ms, so one of them may follow 10 ms after another); most samples change nothing but readings, which are published every
+//! [`PUBLISH_IDLE`]; events that never stop coming hold up neither a sample, nor what is due at a time, nor the picture; and samples
+//! that come faster than they can be judged (the sampler has precedence on a node without CPU to spare) hold up no event: after each,
+//! one event has its turn.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -29,10 +30,17 @@ use crate::measure::{Command, SampleReceiver, Sampler, Target};
 use crate::report::{Published, words};
 use crate::runtime::{Runtime, RuntimeError};
 
-/// Pictures are published this far apart at least.
-const PUBLISH_EVERY: Duration = Duration::from_millis(100);
-/// And this often if there are new readings only, so that whoever watches sees that the cycle goes on.
+/// Pictures take at most one part in so many of the time, ...
+const PUBLISH_SHARE: u32 = 20;
+/// ... are published this far apart at most, where they are slow to make and there is news, ...
+const PUBLISH_NEWS: Duration = Duration::from_millis(100);
+/// ... and this often if there are new readings only, so that whoever watches sees that the cycle goes on.
 const PUBLISH_IDLE: Duration = Duration::from_secs(1);
+
+/// How long the next picture has to wait, by the CPU time that the last one took.
+fn pause(took: Duration) -> Duration {
+    (took * PUBLISH_SHARE).min(PUBLISH_NEWS)
+}
 
 /// What the cycle works with.
 pub(super) struct Cycle {
@@ -54,16 +62,20 @@ impl Cycle {
     pub(super) async fn run(mut self, stop: CancellationToken) -> Option<Executor<CriRuntime>> {
         let mut wake: Option<Instant> = None;
         let mut publish = Instant::now();
+        let mut not_before = publish;
         let mut news = false;
         let mut targets = Vec::new();
         let (mut ticked, mut sampled) = (false, false);
         loop {
             if Instant::now() >= publish {
+                let began = thread_cpu();
                 if news {
                     self.aim(&mut targets);
                 }
                 self.published.publish(self.world.snapshot(self.clock.now()));
+                let took = Duration::from_micros((thread_cpu() - began).get());
                 publish = Instant::now() + PUBLISH_IDLE;
+                not_before = Instant::now() + pause(took);
                 news = false;
             }
             // Never twice in a row without a look at what else there is.
@@ -102,7 +114,7 @@ impl Cycle {
                 self.step(event, &mut wake)
             };
             if is_new && !news {
-                publish = publish.min(Instant::now() + PUBLISH_EVERY);
+                publish = publish.min(not_before);
                 news = true;
             }
         }
@@ -235,8 +247,12 @@ pub(super) async fn list(
 ) {
     // What comes in a burst is answered by one listing.
     const GATHER: Duration = Duration::from_millis(5);
+    // A listing makes the runtime look at all that it has: while a hundred pods start, and each step of each of them is news, listings
+    // take at most one part in so many of the time, and one that is slow holds up the next no longer than this.
+    const SHARE: u32 = 5;
+    const LONGEST: Duration = Duration::from_millis(500);
     loop {
-        let asked = clock.now().mono;
+        let (asked, began) = (clock.now().mono, Instant::now());
         let event = match runtime.facts(asked).await {
             Ok(facts) => Event::Runtime(RuntimeFacts { leftovers: std::mem::take(&mut leftovers), ..facts }),
             Err(error) => Event::RuntimeDown { reason: why_down(runtime.endpoint(), &error) },
@@ -247,14 +263,28 @@ pub(super) async fn list(
             debug!("the cycle has ended");
             return;
         }
+        let ended = Instant::now();
+        let not_before = ended + ((ended - began) * (SHARE - 1)).min(LONGEST);
         let period = Duration::from_micros(period.borrow().0);
         if down {
             tokio::time::sleep(period.min(Duration::from_secs(1))).await;
             continue;
         }
         tokio::select! {
-            () = relist.notified() => tokio::time::sleep(GATHER).await,
+            () = relist.notified() => sleep_until(not_before.max(Instant::now() + GATHER)).await,
             () = tokio::time::sleep(period) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pictures_take_a_twentieth_of_the_time_and_news_waits_for_none_long() {
+        for (took_us, pause_us) in [(0, 0), (50, 1_000), (500, 10_000), (5_000, 100_000), (60_000, 100_000)] {
+            assert_eq!(pause(Duration::from_micros(took_us)), Duration::from_micros(pause_us));
         }
     }
 }

@@ -60,6 +60,8 @@ struct ContainerDetails {
     reported: Option<cri::LinuxContainerResources>,
     /// Where its log is, "" for none.
     log: String,
+    /// Its first process while it runs.
+    pid: Option<u32>,
 }
 
 impl Runtime {
@@ -139,12 +141,13 @@ impl Runtime {
         Ok(self.call("ListContainers", self.timeout, self.pods().list_containers(request)).await?.containers)
     }
 
-    /// The state of one container.
-    pub(super) async fn container_status(&self, id: &str) -> Result<cri::ContainerStatus, RuntimeError> {
-        let request = cri::ContainerStatusRequest { container_id: id.to_owned(), verbose: false };
+    /// The state of one container, and its first process where the runtime tells it.
+    pub(super) async fn container_status(&self, id: &str) -> Result<(cri::ContainerStatus, Option<u32>), RuntimeError> {
+        let request = cri::ContainerStatusRequest { container_id: id.to_owned(), verbose: true };
         let timeout = self.timeout.min(STATUS_TIMEOUT);
         let answer = self.call("ContainerStatus", timeout, self.pods().container_status(request)).await?;
-        Ok(answer.status.unwrap_or_default())
+        let pid = answer.info.get("info").and_then(|info| pid_of(info));
+        Ok((answer.status.unwrap_or_default(), pid))
     }
 
     /// Completes what the listing tells of a sandbox.
@@ -255,6 +258,7 @@ impl Runtime {
             state: details.state,
             resources,
             sandbox_id: listed.pod_sandbox_id,
+            pid: details.pid,
             id: listed.id,
         })
     }
@@ -270,7 +274,7 @@ impl Runtime {
     async fn container_details(&self, listed: &cri::Container) -> Result<ContainerDetails, RuntimeError> {
         use cri::ContainerState as Cri;
         let (id, created, listed) = (&*listed.id, listed.created_at, listed.state());
-        let plain = |state| ContainerDetails { state, reported: None, log: String::new() };
+        let plain = |state| ContainerDetails { state, reported: None, log: String::new(), pid: None };
         match listed {
             Cri::ContainerCreated => return Ok(plain(ContainerFactState::Created)),
             Cri::ContainerUnknown => return Ok(plain(ContainerFactState::Unknown)),
@@ -284,8 +288,8 @@ impl Runtime {
                 return Ok(known.clone());
             }
         }
-        let status = match self.container_status(id).await {
-            Ok(status) => status,
+        let (status, pid) = match self.container_status(id).await {
+            Ok(told) => told,
             Err(error @ (RuntimeError::Rejected { .. } | RuntimeError::Timeout { .. })) => {
                 tracing::warn!(container = id, %error, "no status of a container");
                 // The listing knows that it runs; how one ended it does not.
@@ -309,7 +313,8 @@ impl Runtime {
             }
             exit.message += &said;
         }
-        let details = ContainerDetails { state, reported, log };
+        let pid = pid.filter(|_| matches!(state, ContainerFactState::Running { .. }));
+        let details = ContainerDetails { state, reported, log, pid };
         lock(&self.cache).containers.insert(id.to_owned(), details.clone());
         Ok(details)
     }
@@ -349,6 +354,15 @@ fn uid_of(sandbox: &cri::PodSandbox) -> PodUid {
 fn cgroup_parent_of(info: &serde_json::Value) -> Option<String> {
     let linux = info.get("config")?.get("linux")?;
     Some(linux.get("cgroup_parent").or_else(|| linux.get("cgroupParent"))?.as_str()?.to_owned())
+}
+
+/// A container's first process, from the same. The rest of it, the whole specification, is passed over.
+fn pid_of(info: &str) -> Option<u32> {
+    #[derive(serde::Deserialize)]
+    struct Info {
+        pid: u32,
+    }
+    serde_json::from_str::<Info>(info).ok().map(|info| info.pid).filter(|pid| *pid > 0)
 }
 
 /// The image, from the same.
@@ -393,6 +407,15 @@ mod tests {
         for nothing in ["", "{}", r#"{"config":{"linux":{}}}"#, "not json"] {
             assert_eq!(cgroup_parent_of(&read(nothing)), None, "{nothing}");
             assert_eq!(sandbox_image_of(&read(nothing)), None, "{nothing}");
+        }
+    }
+
+    #[test]
+    fn the_first_process_is_found_in_the_verbose_status() {
+        let info = r#"{"sandboxID":"s","pid":4711,"removing":false,"runtimeSpec":{"process":{"pid":"x"}}}"#;
+        assert_eq!(pid_of(info), Some(4711));
+        for nothing in ["", "{}", r#"{"pid":0}"#, r#"{"pid":"7"}"#] {
+            assert_eq!(pid_of(nothing), None, "{nothing}");
         }
     }
 

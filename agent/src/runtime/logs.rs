@@ -97,7 +97,7 @@ impl Runtime {
     /// container is started next, or with the pod.
     pub(super) async fn remove_log(&self, id: &str) {
         let status = match self.container_status(id).await {
-            Ok(status) => status,
+            Ok((status, _)) => status,
             Err(error) if error.is_not_found() => return,
             Err(error) => {
                 tracing::warn!(container = id, %error, "the log of a container that is removed stays");
@@ -126,7 +126,7 @@ impl Runtime {
         for dangling in blocking(move || links::dangling(&pod_logs)).await {
             if let Some(id) = &dangling.ask {
                 let ended = match self.container_status(id).await {
-                    Ok(status) => status.state() == cri::ContainerState::ContainerExited,
+                    Ok((status, _)) => status.state() == cri::ContainerState::ContainerExited,
                     Err(error) => error.is_not_found(),
                 };
                 if !ended {

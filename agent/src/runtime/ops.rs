@@ -146,7 +146,7 @@ impl Runtime {
         let link = links::name(&start.spec.name, &start.spec.namespace, start.container, &id);
         self.link_log(log, link).await;
         // It runs. When it was started can be learnt later too, so a failure here is none of the container.
-        let started = match self.container_status(&id).await.map(state_of) {
+        let started = match self.container_status(&id).await.map(|(status, _)| state_of(status)) {
             Ok(ContainerFactState::Running { started }) => started,
             Ok(ContainerFactState::Exited(exit)) => exit.started,
             _ => Micros::ZERO,

@@ -417,6 +417,7 @@ impl Sim {
         self.runtime.sandboxes.insert(sandbox_id.clone(), sandbox);
         let fact = beelet_core::event::ContainerFact {
             grace: None,
+            pid: None,
             id: id.clone(),
             sandbox_id,
             uid,

@@ -120,6 +120,7 @@ impl Runtime {
                 let id = self.id();
                 let mut fact = ContainerFact {
                     grace: Some(spec.termination_grace),
+                    pid: None,
                     id: id.clone(),
                     sandbox_id: sandbox_id.clone(),
                     uid: spec.uid.clone(),
