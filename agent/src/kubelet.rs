@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use beelet_core::snapshot::PodView;
-use beelet_core::spec::PodUid;
+use beelet_core::spec::{API, PodUid};
 use k8s_openapi::api::core::v1::Pod;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
@@ -128,13 +128,13 @@ impl Kubelet {
     }
 
     /// Creates a pod, and returns at once; [`Kubelet::wait_for`] waits until it runs. Like a static pod it gets the node's name
-    /// as a suffix of its own.
+    /// as a suffix of its own; like one of an API server it is turned away for pressure and taints of the node, too.
     ///
     /// # Errors
     /// If the specification cannot be run, or there is a pod of that name.
     pub fn create_pod(&self, pod: &Pod) -> Result<PodUid, KubeletError> {
         let json = serde_json::to_vec(pod)?;
-        let mut parsed = manifest::parse(&json, "api", &self.node_name);
+        let mut parsed = manifest::parse(&json, API, &self.node_name);
         let Parsed { spec, pod } = parsed.pop().ok_or(KubeletError::Ended)??;
         let name = spec.full_name();
         if self.wishes.borrow().pods.iter().any(|p| p.full_name() == name) {

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use beelet::agent::{self, Options, PodSource};
-use beelet::config::Config;
+use beelet::config::{Config, labels};
 use beelet::top::{ExplainArgs, TopArgs};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
@@ -62,6 +62,9 @@ struct RunArgs {
     /// The node's address, for status.hostIP.
     #[arg(long, value_name = "IP")]
     node_ip: Option<IpAddr>,
+    /// Labels of the node, for pods that ask for them (nodeSelector, nodeAffinity).
+    #[arg(long, value_name = "KEY=VALUE,...", default_value = "", hide_default_value = true)]
+    node_labels: String,
     /// Where beelet keeps volumes and its journal.
     #[arg(long, value_name = "DIR", default_value = "/var/lib/beelet")]
     root_dir: PathBuf,
@@ -139,6 +142,7 @@ async fn run(args: RunArgs) -> anyhow::Result<()> {
         };
         config.kubelet.runtime_socket = path.into();
     }
+    config.kubelet.node_labels = labels::read(&args.node_labels)?;
     let source = match (args.beside_kubelet, args.manifests.or_else(|| config.kubelet.static_pod_path.clone())) {
         (true, _) => PodSource::None,
         (false, Some(path)) => PodSource::Folder(path),

@@ -164,10 +164,10 @@ fn what_is_left_out_of_a_manifest_is_seen_by_all() {
     pod("part")
         .shell("exec sleep 3600")
         .spec("terminationGracePeriodSeconds", json!(1))
-        .spec("nodeSelector", json!({ "a": "b" }))
+        .field("stdinOnce", json!(true))
         .write(&agent.manifests);
     let running = agent.wait_running("part", secs(90));
-    let said = "spec.nodeSelector: not checked yet";
+    let said = "spec.containers[0].stdinOnce: has no effect yet";
     let conditions = running["status"]["conditions"].as_array().cloned().unwrap_or_default();
     let told = conditions.iter().find(|condition| condition["type"] == "beelet.dev/AsWritten");
     assert_eq!(told.map(|condition| &condition["message"]), Some(&json!(said)), "{running}");

@@ -219,7 +219,7 @@ pub fn oom_score_adj(node: &NodeConfig, pod: &PodSpec, container: &ContainerSpec
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("Node didn't have enough resource: {resource}, requested: {requested}, used: {used}, capacity: {capacity}")]
 pub struct Insufficient {
-    /// `pods`, `cpu` (in millicores) or `memory` (in bytes).
+    /// `pods`, `cpu` (in millicores), `memory` or `ephemeral-storage` (in bytes).
     pub resource: &'static str,
     /// What the pod asks for.
     pub requested: u64,
@@ -230,15 +230,40 @@ pub struct Insufficient {
 }
 
 impl Insufficient {
-    /// `status.reason`: `OutOfpods`, `OutOfcpu`, `OutOfmemory`.
+    /// `status.reason`: `OutOfpods`, `OutOfcpu`, `OutOfmemory`, `OutOfephemeral-storage`.
     #[must_use]
     pub fn reason(&self) -> String {
         format!("OutOf{}", self.resource)
     }
 }
 
-/// Does the pod fit beside `others` (the pods that were admitted and have not ended)? The order of the checks is the kubelet's
+/// What is short for the pod beside `others` (the pods that were admitted and have not ended). The order is the kubelet's
 /// (`noderesources.Fits`); a resource that is not asked for is not checked.
+#[must_use]
+pub fn short<'a>(node: &NodeConfig, others: impl IntoIterator<Item = &'a PodSpec>, pod: &PodSpec) -> Vec<Insufficient> {
+    let (mut count, mut used, mut used_storage) = (0_u64, ResourceList::default(), Bytes::ZERO);
+    for other in others {
+        let requests = pod_requests(other);
+        count += 1;
+        used.cpu += requests.cpu;
+        used.memory += requests.memory;
+        used_storage += pod_storage_request(other);
+    }
+    let (allocatable, wanted) = (node.allocatable(), pod_requests(pod));
+    let all = [
+        ("pods", 1, count, u64::from(node.max_pods)),
+        ("cpu", wanted.cpu.get(), used.cpu.get(), allocatable.cpu.get()),
+        ("memory", wanted.memory.get(), used.memory.get(), allocatable.memory.get()),
+        ("ephemeral-storage", pod_storage_request(pod).get(), used_storage.get(), node.storage.get()),
+    ];
+    let is_short = |&(_, requested, used, capacity): &(_, u64, u64, u64)| {
+        requested != 0 && requested > capacity.saturating_sub(used)
+    };
+    let why = |(resource, requested, used, capacity)| Insufficient { resource, requested, used, capacity };
+    all.into_iter().filter(is_short).map(why).collect()
+}
+
+/// Does the pod fit beside `others`?
 ///
 /// # Errors
 /// The first resource that is short.
@@ -247,23 +272,7 @@ pub fn admit<'a>(
     others: impl IntoIterator<Item = &'a PodSpec>,
     pod: &PodSpec,
 ) -> Result<(), Insufficient> {
-    let (mut count, mut used) = (0_u64, ResourceList::default());
-    for other in others {
-        let requests = pod_requests(other);
-        count += 1;
-        used.cpu += requests.cpu;
-        used.memory += requests.memory;
-    }
-    let (allocatable, wanted) = (node.allocatable(), pod_requests(pod));
-    let fits = |resource, requested: u64, used: u64, capacity: u64| {
-        if requested == 0 || requested <= capacity.saturating_sub(used) {
-            return Ok(());
-        }
-        Err(Insufficient { resource, requested, used, capacity })
-    };
-    fits("pods", 1, count, u64::from(node.max_pods))?;
-    fits("cpu", wanted.cpu.get(), used.cpu.get(), allocatable.cpu.get())?;
-    fits("memory", wanted.memory.get(), used.memory.get(), allocatable.memory.get())
+    short(node, others, pod).into_iter().next().map_or(Ok(()), Err)
 }
 
 /// What to do about changed resources.

@@ -8,6 +8,7 @@
 //! [`evict`], [`pod`]) -> [`event::Action`]; reports read a [`snapshot::Snapshot`].
 #![forbid(unsafe_code)]
 
+pub mod admit;
 pub mod allocate;
 pub mod attribute;
 pub mod backoff;

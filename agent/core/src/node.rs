@@ -10,6 +10,7 @@ use crate::event::ResourceList;
 use crate::evict::{Signal, Soft, Threshold, disk};
 use crate::ladder::Rungs;
 use crate::security::NodeSecurity;
+use crate::spec::placement::Taint;
 use crate::units::{Bytes, Micros, MilliCpu, Ppm};
 
 /// The node's settings.
@@ -64,6 +65,15 @@ pub struct NodeConfig {
     pub burst: bool,
     /// The runtime is told `memory.oom.group`-like behaviour by the kernel only on cgroup v2; here for messages.
     pub cgroup_v2: bool,
+    /// What pods may ask for of the node's disk in all: what there is, less what is reserved and the hard threshold of `nodefs.available`.
+    #[serde(default = "storage")]
+    pub storage: Bytes,
+    /// The node's labels: the standard ones and `--node-labels`.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// `registerWithTaints`.
+    #[serde(default)]
+    pub taints: Vec<Taint>,
     /// What the node can do for the security of pods.
     #[serde(default)]
     pub security: NodeSecurity,
@@ -74,6 +84,10 @@ pub struct NodeConfig {
 
 fn yes() -> bool {
     true
+}
+
+fn storage() -> Bytes {
+    Bytes::gib(90)
 }
 
 fn own_budget() -> Ppm {
@@ -112,7 +126,7 @@ impl NodeConfig {
 }
 
 impl Default for NodeConfig {
-    /// A node of two cores and 4 GiB with the kubelet's defaults; tests start from here.
+    /// A node of two cores, 4 GiB and 90 GiB of disk for pods with the kubelet's defaults; tests start from here.
     fn default() -> Self {
         Self {
             name: "node".to_owned(),
@@ -137,6 +151,9 @@ impl Default for NodeConfig {
             rungs: Rungs::default(),
             burst: true,
             cgroup_v2: true,
+            storage: storage(),
+            labels: BTreeMap::new(),
+            taints: Vec::new(),
             security: NodeSecurity::default(),
             own_budget: own_budget(),
         }

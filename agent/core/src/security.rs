@@ -81,21 +81,29 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    fn new(reason: &str, message: String) -> Self {
+    pub(crate) fn new(reason: &str, message: String) -> Self {
         Self { reason: reason.to_owned(), message }
     }
 }
 
-/// What is checked before the node's resources are.
+/// The sysctls that the pod sets.
 ///
 /// # Errors
-/// `SysctlForbidden`, `SupplementalGroupsPolicyNotSupported`.
-pub fn admit(node: &NodeSecurity, runtime: RuntimeFeatures, pod: &PodSpec) -> Result<(), Refusal> {
+/// `SysctlForbidden`.
+pub fn admit_sysctls(node: &NodeSecurity, pod: &PodSpec) -> Result<(), Refusal> {
     for name in pod.security.sysctls.keys() {
         node.sysctls
             .check(name, pod.host_network, pod.host_ipc)
             .map_err(|error| Refusal::new("SysctlForbidden", format!("forbidden sysctl: {error}")))?;
     }
+    Ok(())
+}
+
+/// The groups of its processes.
+///
+/// # Errors
+/// `SupplementalGroupsPolicyNotSupported`.
+pub fn admit_groups(runtime: RuntimeFeatures, pod: &PodSpec) -> Result<(), Refusal> {
     if pod.security.groups_policy == GroupsPolicy::Strict && !runtime.groups_policy {
         let message = "SupplementalGroupsPolicy=Strict is not supported in this node".to_owned();
         return Err(Refusal::new("SupplementalGroupsPolicyNotSupported", message));
@@ -103,7 +111,7 @@ pub fn admit(node: &NodeSecurity, runtime: RuntimeFeatures, pod: &PodSpec) -> Re
     Ok(())
 }
 
-/// What is checked after the node's resources were.
+/// Its profiles of AppArmor.
 ///
 /// # Errors
 /// `AppArmor`.
@@ -144,7 +152,7 @@ mod tests {
     #[test]
     fn a4_16i_a_sysctl_that_is_not_allowed_turns_the_pod_away() {
         let sysctl = |name: &str| pod(|p| _ = p.security.sysctls.insert(name.to_owned(), "1".to_owned()));
-        let admit = |pod: &PodSpec| admit(&NodeSecurity::default(), RUNTIME, pod);
+        let admit = |pod: &PodSpec| admit_sysctls(&NodeSecurity::default(), pod);
         assert_eq!(admit(&sysctl("net.ipv4.tcp_syncookies")), Ok(()));
         let said = "forbidden sysctl: \"net.ipv4.ip_forward\" not allowlisted";
         assert_eq!(admit(&sysctl("net.ipv4.ip_forward")), refusal("SysctlForbidden", said));
@@ -156,7 +164,7 @@ mod tests {
     #[test]
     fn a4_16l_strict_groups_need_a_runtime_that_knows_them() {
         let strict = pod(|p| p.security.groups_policy = GroupsPolicy::Strict);
-        let admit = |runtime, pod: &PodSpec| admit(&NodeSecurity::default(), runtime, pod);
+        let admit = admit_groups;
         let said = "SupplementalGroupsPolicy=Strict is not supported in this node";
         let not = refusal("SupplementalGroupsPolicyNotSupported", said);
         assert_eq!(admit(RuntimeFeatures::default(), &strict), not);

@@ -18,7 +18,9 @@ use crate::restart::ContainerRestart;
 use crate::security::{GroupsPolicy, Profile, SeLinux};
 use crate::units::{Bytes, Micros, MilliCpu};
 
+pub mod placement;
 mod probe;
+pub use placement::Placement;
 pub use probe::{Handler, Probe, ProbeKind, Probes};
 
 /// A pod's UID: `metadata.uid`, or for a manifest without one a hash of its content, its file and the node's name.
@@ -59,13 +61,16 @@ pub struct PodSpec {
     pub labels: BTreeMap<String, String>,
     /// `metadata.annotations`.
     pub annotations: BTreeMap<String, String>,
-    /// Where the wish comes from, for messages: a file's path, or `api`.
+    /// Where the wish comes from: a file's path, or [`API`].
     pub origin: String,
     /// What of the manifest is left out, each beginning with the field's name: for people, told with the pod.
     #[serde(default)]
     pub left_out: Vec<String>,
     /// `spec.priority`, or the value of `priorityClassName: system-{node,cluster}-critical`.
     pub priority: i32,
+    /// What it asks of its node.
+    #[serde(default, skip_serializing_if = "Placement::is_empty")]
+    pub placement: Placement,
     /// `spec.restartPolicy`.
     pub restart_policy: RestartPolicy,
     /// `spec.terminationGracePeriodSeconds`, default 30 s.
@@ -350,6 +355,8 @@ pub enum QosClass {
     BestEffort,
 }
 
+/// `origin` of a pod that a program made, or an API server.
+pub const API: &str = "api";
 /// From this priority on a pod is critical: `system-cluster-critical` (pkg/apis/scheduling/types.go).
 pub const CRITICAL_PRIORITY: i32 = 2_000_000_000;
 
@@ -392,6 +399,7 @@ impl PodSpec {
             origin: String::new(),
             left_out: Vec::new(),
             priority: 0,
+            placement: Placement::default(),
             restart_policy: RestartPolicy::Always,
             termination_grace: Micros::secs(30),
             host_network: false,
@@ -420,6 +428,12 @@ impl PodSpec {
     #[must_use]
     pub fn is_critical(&self) -> bool {
         self.priority >= CRITICAL_PRIORITY
+    }
+
+    /// Nobody makes it anew when it is turned away: it is a file on this node (pkg/kubelet/types, `IsStaticPod`).
+    #[must_use]
+    pub fn is_static(&self) -> bool {
+        self.origin != API
     }
 
     /// The other one differs in `resources` at most, which can be changed in place.

@@ -7,7 +7,6 @@
 //! Properties: the same events give the same actions (no clock, no randomness, ordered maps only); while the wishes or the
 //! facts are not known yet nothing is started and nothing is stopped; a pod of another owner is never acted on.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
@@ -25,7 +24,7 @@ use crate::pod::{Pod, PodState, Step};
 use crate::probes::Answered;
 use crate::sample::{KernelEvent, KernelEventKind, Sample};
 use crate::score::{Scope, Score, Scores};
-use crate::security::{self, Refusal, RuntimeFeatures};
+use crate::security::{self, RuntimeFeatures};
 use crate::spec::{PodSpec, PodUid, RestartPolicy};
 use crate::totals::Counts;
 use crate::units::{Micros, Now};
@@ -570,39 +569,6 @@ impl World {
             let spec = pod.next_spec.unwrap_or(pod.spec);
             self.pods.insert(uid.clone(), Pod::new(spec, now));
         }
-    }
-
-    fn admit(&self, uid: &PodUid) -> PodState {
-        let Some(pod) = self.pods.get(uid) else { return PodState::Gone };
-        // What runs already was admitted once.
-        if !pod.sandboxes.is_empty() {
-            return PodState::Admitted;
-        }
-        let others = self.beside_of(uid);
-        let (security, spec) = (&self.config.security, &*pod.spec);
-        let fits = || {
-            allocate::admit(&self.config, others.iter().map(AsRef::as_ref), spec)
-                .map_err(|short| Refusal { reason: short.reason(), message: short.to_string() })
-        };
-        // In the kubelet's order, which decides of several reasons which one is told.
-        match security::admit(security, self.features, spec)
-            .and_then(|()| fits())
-            .and_then(|()| security::admit_app_armor(security, spec))
-        {
-            Ok(()) => PodState::Admitted,
-            Err(Refusal { reason, message }) => PodState::Rejected { reason, message },
-        }
-    }
-
-    /// The other pods that hold resources of this node.
-    fn beside_of(&self, uid: &PodUid) -> Vec<Cow<'_, PodSpec>> {
-        // One that was found running holds its share before its turn to be looked at.
-        let holds = |p: &&Pod| match p.state {
-            PodState::Observed => !p.sandboxes.is_empty(),
-            PodState::Rejected { .. } | PodState::Terminal(_) | PodState::Gone => false,
-            _ => true,
-        };
-        self.pods.values().filter(|p| p.spec.uid != *uid).filter(holds).map(Pod::allocated).collect()
     }
 
     fn note_resize(&mut self, uid: &PodUid, now: Now) {

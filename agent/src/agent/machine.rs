@@ -9,11 +9,11 @@ use procfs::{Current, CurrentSI};
 use crate::config::Machine;
 use crate::kernel::cgroup::CgroupLayout;
 
-/// CPUs and memory of this machine.
+/// CPUs and memory of this machine, and the disk below `root`, which need not be there yet.
 ///
 /// # Errors
 /// If /proc does not tell.
-pub(super) fn find_out(layout: &CgroupLayout) -> Result<Machine, procfs::ProcError> {
+pub(super) fn find_out(layout: &CgroupLayout, root: &Path) -> Result<Machine, procfs::ProcError> {
     let memory = procfs::Meminfo::current()?;
     // All that are online: what this process itself may use (its affinity, its quota) says nothing about the node.
     let cpus = procfs::KernelStats::current()?.cpu_time.len();
@@ -26,7 +26,14 @@ pub(super) fn find_out(layout: &CgroupLayout) -> Result<Machine, procfs::ProcErr
         app_armor: app_armor(),
         se_linux: Path::new("/sys/fs/selinux/enforce").exists(),
         swap: memory.swap_total > 0,
+        disk: disk(root),
     })
+}
+
+/// The size of the file system that a folder is on, or will be.
+fn disk(folder: &Path) -> Bytes {
+    let stat = folder.ancestors().find_map(|folder| rustix::fs::statvfs(folder).ok());
+    stat.map_or(Bytes::ZERO, |stat| Bytes(stat.f_blocks.saturating_mul(stat.f_frsize)))
 }
 
 /// The release of the kernel, its first two numbers.

@@ -184,7 +184,7 @@ pub async fn run(
         }
     }
     let protected = protect::this_process(options.config.kubelet.oom_score_adj);
-    let machine = machine::find_out(&layout)?;
+    let machine = machine::find_out(&layout, &options.root)?;
     if !options.beside
         && let Some(degraded) = options.config.check_cgroup_layout(&machine)?
     {

@@ -69,7 +69,6 @@ pub(super) const FIELDS: &[(&str, &str)] = &[
     ("providerID", "~"),
     ("qosReserved", "~"),
     ("registerNode", "true"),
-    ("registerWithTaints", "~"),
     ("registryBurst", "10"),
     ("registryPullQPS", "5"),
     ("reservedMemory", "~"),

@@ -15,12 +15,14 @@ use beelet_core::evict::{Signal, Soft, Threshold, disk};
 use beelet_core::images;
 use beelet_core::logs;
 use beelet_core::quantity::{Quantity, QuantityError, parse_bytes, parse_cpu};
+use beelet_core::spec::placement::Taint;
 use beelet_core::sysctl::{Pattern, PatternError};
-use beelet_core::units::{Bytes, Micros, MilliCpu, Ppm};
+use beelet_core::units::{Bytes, Micros, Ppm};
 use serde::Deserialize;
 
 use super::duration::Duration;
 use super::known;
+use super::labels::{WrittenTaint, taints};
 use super::tree::{Fault, Node, Value, did_you_mean, join};
 
 /// `apiVersion` of the kubelet's file.
@@ -77,6 +79,12 @@ pub struct Kubelet {
     pub system_reserved: ResourceList,
     /// `kubeReserved`.
     pub kube_reserved: ResourceList,
+    /// `systemReserved` and `kubeReserved`, their `ephemeral-storage` together.
+    pub storage_reserved: Bytes,
+    /// `registerWithTaints`.
+    pub taints: Vec<Taint>,
+    /// `--node-labels`.
+    pub node_labels: BTreeMap<String, String>,
     /// `enforceNodeAllocatable` names `pods` (the default): kubepods gets the memory limit.
     pub enforce_pods: bool,
     /// `failCgroupV1`, default true.
@@ -129,6 +137,9 @@ impl Default for Kubelet {
             pressure_transition: Micros::secs(300),
             system_reserved: ResourceList::default(),
             kube_reserved: ResourceList::default(),
+            storage_reserved: Bytes::ZERO,
+            taints: Vec::new(),
+            node_labels: BTreeMap::new(),
             enforce_pods: true,
             fail_cgroup_v1: true,
             runtime_socket: PathBuf::from("/run/containerd/containerd.sock"),
@@ -151,6 +162,17 @@ impl Kubelet {
     #[must_use]
     pub fn server_address(&self) -> SocketAddr {
         SocketAddr::new(self.address, if self.read_only_port == 0 { self.port } else { self.read_only_port })
+    }
+
+    /// What pods may ask for of a disk of this size (pkg/kubelet/cm, `GetNodeAllocatableReservation`): nothing where
+    /// `localStorageCapacityIsolation` is off, as upstream, whose node has no such resource then.
+    #[must_use]
+    pub fn storage(&self, disk: Bytes) -> Bytes {
+        if !self.storage_limits {
+            return Bytes::ZERO;
+        }
+        let threshold = self.eviction_disk.hard.get(&disk::Signal::NodeFs);
+        disk - self.storage_reserved - threshold.map_or(Bytes::ZERO, |threshold| threshold.quantity(disk))
     }
 
     /// The kubepods cgroup, relative to the hierarchies' roots: `kubepods`, `bed/kubepods`.
@@ -199,6 +221,7 @@ struct Document {
     image_maximum_gc_age: Duration,
     system_reserved: BTreeMap<String, String>,
     kube_reserved: BTreeMap<String, String>,
+    register_with_taints: Vec<WrittenTaint>,
     enforce_node_allocatable: Option<Vec<String>>,
     #[serde(rename = "failCgroupV1")]
     fail_cgroup_v1: Option<bool>,
@@ -252,6 +275,7 @@ const HONOURED: &[&str] = &[
     "imageMaximumGCAge",
     "systemReserved",
     "kubeReserved",
+    "registerWithTaints",
     "enforceNodeAllocatable",
     "failCgroupV1",
     "containerRuntimeEndpoint",
@@ -391,6 +415,8 @@ fn resolve(document: Document, warn: &mut dyn FnMut(&str, &str)) -> Result<Kubel
     if !enforce.iter().any(|e| e == "pods") {
         warn("enforceNodeAllocatable", "leaving out \"pods\" is not acted on yet: kubepods keeps its memory limit");
     }
+    let (system_reserved, system_storage) = reserved("systemReserved", &document.system_reserved, warn)?;
+    let (kube_reserved, kube_storage) = reserved("kubeReserved", &document.kube_reserved, warn)?;
     let cluster_dns = document.cluster_dns.iter().enumerate();
     let cluster_dns = cluster_dns.map(|(i, text)| ip(&format!("clusterDNS[{i}]"), text)).collect::<Result<_, _>>()?;
     Ok(Kubelet {
@@ -415,8 +441,11 @@ fn resolve(document: Document, warn: &mut dyn FnMut(&str, &str)) -> Result<Kubel
         storage_limits: document.local_storage_capacity_isolation.unwrap_or(default.storage_limits),
         image_policy,
         pressure_transition: or(document.eviction_pressure_transition_period, default.pressure_transition),
-        system_reserved: reserved("systemReserved", &document.system_reserved, warn)?,
-        kube_reserved: reserved("kubeReserved", &document.kube_reserved, warn)?,
+        system_reserved,
+        kube_reserved,
+        storage_reserved: system_storage + kube_storage,
+        taints: taints(&document.register_with_taints)?,
+        node_labels: BTreeMap::new(),
         enforce_pods: enforce.iter().any(|e| e == "pods"),
         fail_cgroup_v1: document.fail_cgroup_v1.unwrap_or(default.fail_cgroup_v1),
         runtime_socket: socket(&document.container_runtime_endpoint)?.unwrap_or(default.runtime_socket),
@@ -674,14 +703,15 @@ fn reserved(
     field: &str,
     given: &BTreeMap<String, String>,
     warn: &mut dyn FnMut(&str, &str),
-) -> Result<ResourceList, Fault> {
-    let mut list = ResourceList { cpu: MilliCpu::ZERO, memory: Bytes::ZERO };
+) -> Result<(ResourceList, Bytes), Fault> {
+    let (mut list, mut storage) = (ResourceList::default(), Bytes::ZERO);
     for (name, text) in given {
         let fault = |error: String| Fault::new(join(field, name), error);
         match name.as_str() {
             "cpu" => list.cpu = parse_cpu(text).map_err(|e| fault(e.to_string()))?,
             "memory" => list.memory = parse_bytes(text).map_err(|e| fault(e.to_string()))?,
-            "ephemeral-storage" | "pid" => {
+            "ephemeral-storage" => storage = parse_bytes(text).map_err(|e| fault(e.to_string()))?,
+            "pid" => {
                 parse_bytes(text).map_err(|e| fault(e.to_string()))?;
                 warn(&join(field, name), "not acted on yet");
             }
@@ -692,7 +722,7 @@ fn reserved(
             }
         }
     }
-    Ok(list)
+    Ok((list, storage))
 }
 
 #[cfg(test)]

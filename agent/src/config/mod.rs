@@ -12,6 +12,7 @@
 mod duration;
 mod known;
 pub mod kubelet;
+pub mod labels;
 pub mod policy;
 pub(crate) mod tree;
 
@@ -147,6 +148,8 @@ pub struct Machine {
     pub se_linux: bool,
     /// There is swap, and it is on.
     pub swap: bool,
+    /// The size of the file system that holds the agent's folder.
+    pub disk: Bytes,
 }
 
 impl Config {
@@ -205,6 +208,9 @@ impl Config {
             rungs: self.policy.rungs.clone(),
             burst: self.policy.burst,
             cgroup_v2: machine.cgroup_v2,
+            storage: kubelet.storage(machine.disk),
+            labels: labels::of_node(node_name, &kubelet.node_labels),
+            taints: kubelet.taints.clone(),
             security: NodeSecurity {
                 sysctls: Allowlist::new(machine.linux, &kubelet.allowed_unsafe_sysctls),
                 app_armor: machine.app_armor,

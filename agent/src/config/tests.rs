@@ -1,9 +1,11 @@
 //! Tables of files that load, warn and fail.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 
 use beelet_core::evict::{Signal, Soft, Threshold, disk};
 use beelet_core::node::Enforce;
+use beelet_core::spec::placement::{Effect, Taint};
 use beelet_core::units::{Micros, Ppm};
 use beelet_core::{images, logs};
 use proptest::prelude::*;
@@ -18,6 +20,7 @@ const MACHINE: Machine = Machine {
     app_armor: true,
     se_linux: true,
     swap: false,
+    disk: Bytes::gib(100),
 };
 
 fn parse(text: &str) -> Result<(Config, Vec<Warning>), ConfigError> {
@@ -53,7 +56,8 @@ fn honoured_fields_arrive() {
          evictionHard: {memory.available: 7.5%}\nevictionMinimumReclaim: {memory.available: 64Mi}\n\
          evictionSoft: {memory.available: 10%, allocatableMemory.available: 200Mi}\n\
          evictionSoftGracePeriod: {memory.available: 1m30s, allocatableMemory.available: 10s, nodefs.available: 1m}\n\
-         evictionMaxPodGracePeriod: 45\nevictionPressureTransitionPeriod: 1m30s\nsystemReserved: {cpu: 100m, memory: 128Mi}\nkubeReserved: {memory: 1Gi}\n\
+         evictionMaxPodGracePeriod: 45\nevictionPressureTransitionPeriod: 1m30s\nsystemReserved: {cpu: 100m, memory: 128Mi}\nkubeReserved: {memory: 1Gi, ephemeral-storage: 4Gi}\n\
+         registerWithTaints: [{key: k, value: v, effect: NoExecute}]\n\
          failCgroupV1: false\ncontainerRuntimeEndpoint: unix:///run/x.sock\nruntimeRequestTimeout: 10s\n\
          crashLoopBackOff: {maxContainerRestartPeriod: 30s}\nclusterDNS: [10.0.0.10]\nresolvConf: ''\noomScoreAdj: -500\n\
          podLogsDir: /logs\ncontainerLogMaxSize: 1Mi\ncontainerLogMaxFiles: 2\n\
@@ -95,6 +99,9 @@ fn honoured_fields_arrive() {
             cpu_period: Micros::millis(50),
             max_pods: 7,
             max_backoff: Micros::secs(30),
+            storage: Bytes::gib(96),
+            labels: labels::of_node("node-1", &BTreeMap::new()),
+            taints: vec![Taint { key: "k".to_owned(), value: "v".to_owned(), effect: Effect::NoExecute }],
             ..NodeConfig::default()
         }
     );
@@ -104,7 +111,8 @@ fn honoured_fields_arrive() {
 fn no_file_gives_the_defaults_of_the_core() {
     let (config, warnings) = Config::load(&[]).unwrap();
     assert!(warnings.is_empty());
-    assert_eq!(config.node_config(&MACHINE, "node").unwrap(), NodeConfig::default());
+    let labels = labels::of_node("node", &BTreeMap::new());
+    assert_eq!(config.node_config(&MACHINE, "node").unwrap(), NodeConfig { labels, ..NodeConfig::default() });
     assert_eq!(config.kubelet.server_address().to_string(), "127.0.0.1:10250");
 }
 
@@ -150,7 +158,7 @@ fn what_is_not_acted_on_is_named() {
             "its default is not in effect: whoever reaches the port is answered",
         ),
         ("syncFrequency: 1m", "syncFrequency: not supported yet, and its default is not in effect"),
-        ("kubeReserved: {ephemeral-storage: 1Gi}", "kubeReserved.ephemeral-storage: not acted on yet"),
+        ("kubeReserved: {pid: 100}", "kubeReserved.pid: not acted on yet"),
     ] {
         let (_, warnings) = kubelet(fields).unwrap_or_else(|e| panic!("{fields}: {e}"));
         assert_eq!(warnings.len(), 1, "{fields}: {warnings:?}");
@@ -321,6 +329,11 @@ fn what_is_wrong_is_named() {
             "evictionMaxPodGracePeriod (line 3): -1 is not a number of seconds from 0 on",
         ),
         ("evictionMaxPodGracePeriod: 30s", "evictionMaxPodGracePeriod (line 3)"),
+        ("registerWithTaints: [{key: '', effect: NoExecute}]", "registerWithTaints[0].key (line 3): \"\": name part"),
+        ("registerWithTaints: [{key: k, value: a b, effect: NoExecute}]", "registerWithTaints[0].value"),
+        ("registerWithTaints: [{key: k}]", "registerWithTaints[0].effect (line 3): Required value"),
+        ("registerWithTaints: [{key: k, effect: No}]", "supported values: NoSchedule, PreferNoSchedule, NoExecute"),
+        ("registerWithTaints: [{key: k, effects: No}]", "effects"),
         ("kubeReserved: {cpu: lots}", "kubeReserved.cpu (line 3): \"lots\" is not a quantity"),
         ("kubeReserved: {cpus: '1'}", "unknown resource, did you mean \"cpu\"?"),
         ("enforceNodeAllocatable: [pod]", "enforceNodeAllocatable[0] (line 3): \"pod\" is not one of"),

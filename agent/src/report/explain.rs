@@ -341,15 +341,15 @@ mod tests {
     fn what_is_left_out_of_the_manifest_is_told() {
         let mut picture = samples::busy_node();
         let mut view = (*picture.pods[0]).clone();
-        let left_out = vec!["spec.nodeSelector: not checked yet".to_owned()];
+        let left_out = vec!["spec.containers[0].stdinOnce: has no effect yet".to_owned()];
         view.spec = Arc::new(beelet_core::spec::PodSpec { left_out, ..(*view.spec).clone() });
         let name = view.spec.name.clone();
         picture.pods[0] = view.into();
         let explanation = explain(&picture, &loaded(), "default", &name).unwrap();
         let json = serde_json::to_value(&explanation).unwrap();
-        assert_eq!(json["pod"]["spec"]["left_out"][0], "spec.nodeSelector: not checked yet");
+        assert_eq!(json["pod"]["spec"]["left_out"][0], "spec.containers[0].stdinOnce: has no effect yet");
         let text = sentences(&explanation);
-        assert!(text.contains("Of its manifest, spec.nodeSelector: not checked yet.\n"), "{text}");
+        assert!(text.contains("Of its manifest, spec.containers[0].stdinOnce: has no effect yet.\n"), "{text}");
     }
 
     #[test]

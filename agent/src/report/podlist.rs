@@ -416,14 +416,19 @@ mod tests {
     fn a_pod_that_runs_without_a_part_of_its_manifest_says_so() {
         let mut picture = samples::busy_node();
         let mut view = (*picture.pods[0]).clone();
-        let left_out =
-            vec!["spec.affinity: not checked yet".to_owned(), "spec.subdomain: has no effect yet".to_owned()];
+        let left_out = vec![
+            "spec.containers[0].stdinOnce: has no effect yet".to_owned(),
+            "spec.subdomain: has no effect yet".to_owned(),
+        ];
         view.spec = Arc::new(PodSpec { left_out, ..(*view.spec).clone() });
         picture.pods[0] = view.into();
         let list = list(&picture, &BTreeMap::new());
         let told = condition_of(&list["items"][0], "beelet.dev/AsWritten");
         assert_eq!((told["status"].as_str(), told["reason"].as_str()), (Some("False"), Some("FieldsLeftOut")));
-        assert_eq!(told["message"], "spec.affinity: not checked yet; spec.subdomain: has no effect yet");
+        assert_eq!(
+            told["message"],
+            "spec.containers[0].stdinOnce: has no effect yet; spec.subdomain: has no effect yet"
+        );
         let all = list["items"][1]["status"]["conditions"].as_array().unwrap();
         assert!(all.iter().all(|c| c["type"] != "beelet.dev/AsWritten"));
     }

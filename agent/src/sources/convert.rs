@@ -8,6 +8,7 @@
 //! within limits.
 
 mod network;
+mod placement;
 mod security;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -53,7 +54,7 @@ pub(super) fn required(path: impl Into<String>) -> Fault {
     Fault::new(path, "Required value")
 }
 
-pub(super) fn one_of<T: Copy>(path: &str, given: Option<&str>, default: T, values: &[(&str, T)]) -> Result<T, Fault> {
+pub(crate) fn one_of<T: Copy>(path: &str, given: Option<&str>, default: T, values: &[(&str, T)]) -> Result<T, Fault> {
     let Some(given) = given.filter(|g| !g.is_empty()) else { return Ok(default) };
     values.iter().find(|(name, _)| *name == given).map(|(_, value)| *value).ok_or_else(|| {
         let names: Vec<_> = values.iter().map(|(name, _)| *name).collect();
@@ -127,6 +128,7 @@ pub(super) fn pod(pod: &api::Pod, origin: &str, mut left_out: Vec<String>) -> Re
         origin: origin.to_owned(),
         left_out,
         priority,
+        placement: placement::placement(spec)?,
         restart_policy: one_of(
             "spec.restartPolicy",
             spec.restart_policy.as_deref(),

@@ -32,6 +32,13 @@ fn manifest(meta: &str, spec: &str, container: &str) -> String {
     format!("{{apiVersion: v1, kind: Pod, metadata: {{{meta}}}, spec: {{{spec}}}}}")
 }
 
+/// A node affinity that requires this term.
+fn required(term: &str) -> String {
+    format!(
+        "affinity: {{nodeAffinity: {{requiredDuringSchedulingIgnoredDuringExecution: {{nodeSelectorTerms: [{term}]}}}}}}"
+    )
+}
+
 /// Of each row that is taken: the entries without the field, and with it.
 fn samples() -> BTreeMap<&'static str, (String, String)> {
     let pod = |without: &str, with: &str| (manifest("", without, ""), manifest("", with, ""));
@@ -133,6 +140,13 @@ fn samples() -> BTreeMap<&'static str, (String, String)> {
         ("spec.hostNetwork", pod("", "hostNetwork: true")),
         ("spec.hostPID", pod("", "hostPID: true")),
         ("spec.hostname", pod("", "hostname: other")),
+        (
+            "spec.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution",
+            pod("", &required("{matchFields: [{key: metadata.name, operator: In, values: [n]}]}")),
+        ),
+        ("spec.nodeSelector", pod("", "nodeSelector: {a: b}")),
+        ("spec.os.name", pod("", "os: {name: windows}")),
+        ("spec.tolerations", pod("", "tolerations: [{operator: Exists}]")),
         ("spec.priority", pod("", "priority: 1")),
         ("spec.priorityClassName", pod("", "priorityClassName: system-node-critical")),
         ("spec.restartPolicy", pod("", "restartPolicy: Never")),
@@ -197,6 +211,8 @@ fn f11_each_field_that_is_taken_has_an_effect() {
 fn f11_a_field_without_a_meaning_changes_nothing_and_is_not_warned_of() {
     let in_spec = |text: &str| manifest("", text, "");
     let in_meta = |text: &str| manifest(text, "", "");
+    let zone = "{matchExpressions: [{key: a, operator: Exists}]}";
+    let near = "{requiredDuringSchedulingIgnoredDuringExecution: [{topologyKey: a}]}";
     let samples = BTreeMap::from([
         ("metadata.creationTimestamp", in_meta("creationTimestamp: '2026-01-01T00:00:00Z'")),
         ("metadata.finalizers", in_meta("finalizers: [a/b]")),
@@ -211,7 +227,14 @@ fn f11_a_field_without_a_meaning_changes_nothing_and_is_not_warned_of() {
         ("spec.preemptionPolicy", in_spec("preemptionPolicy: Never")),
         ("spec.schedulerName", in_spec("schedulerName: mine")),
         ("spec.securityContext.seLinuxChangePolicy", in_spec("securityContext: {seLinuxChangePolicy: Recursive}")),
-        ("spec.tolerations", in_spec("tolerations: [{operator: Exists}]")),
+        (
+            "spec.affinity.nodeAffinity.preferredDuringSchedulingIgnoredDuringExecution",
+            in_spec(&format!(
+                "affinity: {{nodeAffinity: {{preferredDuringSchedulingIgnoredDuringExecution: [{{weight: 1, preference: {zone}}}]}}}}"
+            )),
+        ),
+        ("spec.affinity.podAffinity", in_spec(&format!("affinity: {{podAffinity: {near}}}"))),
+        ("spec.affinity.podAntiAffinity", in_spec(&format!("affinity: {{podAntiAffinity: {near}}}"))),
         (
             "spec.topologySpreadConstraints",
             in_spec("topologySpreadConstraints: [{maxSkew: 1, topologyKey: a, whenUnsatisfiable: DoNotSchedule}]"),

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use beelet_core::event::Rejected;
-use beelet_core::spec::PodSpec;
+use beelet_core::spec::{API, PodSpec};
 use k8s_openapi::api::core::v1 as api;
 use sha2::{Digest, Sha256};
 
@@ -163,7 +163,8 @@ fn identify(pod: &mut api::Pod, origin: &str, node_name: &str, warnings: &mut Ve
     meta.namespace = Some(namespace);
     let annotations = meta.annotations.get_or_insert_default();
     annotations.insert("kubernetes.io/config.hash".to_owned(), uid.clone());
-    annotations.insert("kubernetes.io/config.source".to_owned(), "file".to_owned());
+    let source = if origin == API { API } else { "file" };
+    annotations.insert("kubernetes.io/config.source".to_owned(), source.to_owned());
     meta.uid = Some(uid);
     if let Some(spec) = &mut pod.spec {
         spec.node_name = Some(node_name.to_owned());

@@ -11,7 +11,7 @@
 mod convert;
 pub mod folder;
 pub mod manifest;
-mod names;
+pub(crate) mod names;
 mod probe;
 mod restart;
 mod support;
@@ -23,6 +23,7 @@ use beelet_core::event::{Event, Rejected};
 use beelet_core::spec::{PodSpec, PodUid};
 use k8s_openapi::api::core::v1::Pod;
 
+pub(crate) use convert::one_of;
 pub use folder::{FolderSource, Options};
 pub use manifest::{ManifestError, Parsed};
 pub use names::{is_dns1123_label, is_dns1123_subdomain};
@@ -52,6 +53,8 @@ impl SourceState {
 
 #[cfg(test)]
 mod effects;
+#[cfg(test)]
+mod placement_tests;
 #[cfg(test)]
 mod security_tests;
 #[cfg(test)]

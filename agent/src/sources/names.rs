@@ -50,6 +50,32 @@ pub(crate) fn port_name_fault(name: &str) -> Option<&'static str> {
     }
 }
 
+/// Why it may not be the key of a label: a name, before which a domain and a slash may stand.
+pub(crate) fn label_key_fault(key: &str) -> Option<&'static str> {
+    let (domain, name) = key.split_once('/').map_or((None, key), |(domain, name)| (Some(domain), name));
+    if domain.is_some_and(|domain| !is_dns1123_subdomain(domain)) {
+        return Some("prefix part must be a lowercase RFC 1123 subdomain");
+    }
+    (name.is_empty() || label_value_fault(name).is_some()).then_some(
+        "name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character, \
+         at most 63 of them",
+    )
+}
+
+/// Why it may not be the value of a label.
+pub(crate) fn label_value_fault(value: &str) -> Option<&'static str> {
+    let (bytes, plain) = (value.as_bytes(), |b: &u8| b.is_ascii_alphanumeric());
+    let fine = value.is_empty()
+        || bytes.len() <= 63
+            && bytes.first().is_some_and(plain)
+            && bytes.last().is_some_and(plain)
+            && bytes.iter().all(|b| plain(b) || b"-_.".contains(b));
+    (!fine).then_some(
+        "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must start and end with \
+         an alphanumeric character, at most 63 of them",
+    )
+}
+
 /// What a name of a pod has to be, in the kubelet's words.
 pub(crate) const SUBDOMAIN: &str = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', \
      and must start and end with an alphanumeric character, at most 253 of them";
@@ -88,6 +114,19 @@ mod tests {
         }
         for bad in ["HTTP", "a_b", "80", "-a", "a-", "a--b", "a.b", "sixteen-letters-", "abcdefghijklmnop"] {
             assert!(port_name_fault(bad).is_some(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a4_16d_keys_and_values_of_labels() {
+        for good in ["a", "A_b.c-1", "example.com/Name", "0"] {
+            assert_eq!(label_key_fault(good), None, "{good}");
+        }
+        for bad in ["", "/a", "a/", "a/b/c", "A.com/b", "-a", "a-", "a b", &"a".repeat(64)] {
+            assert!(label_key_fault(bad).is_some(), "{bad}");
+        }
+        for (value, fine) in [("", true), ("a", true), ("1.2_3-4", true), ("a/b", false), ("-", false), ("ä", false)] {
+            assert_eq!(label_value_fault(value).is_none(), fine, "{value}");
         }
     }
 

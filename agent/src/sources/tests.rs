@@ -254,15 +254,14 @@ fn a4_18b_last_words_are_where_the_manifest_says() {
 #[test]
 fn what_is_left_out_is_named() {
     let parsed = good(&with(
-        "nodeSelector: {a: b}\nsetHostnameAsFQDN: false\npriorityClassName: mine\npriority: 5\nsubdomain: ''",
-        "livenessProbe: {httpGet: {port: 80}}\nlifecycle: {preStop: {sleep: {seconds: 1}}}\n\
+        "setHostnameAsFQDN: false\npriorityClassName: mine\npriority: 5\nsubdomain: ''",
+        "livenessProbe: {httpGet: {port: 80}}\nstdinOnce: true\n\
          terminationMessagePath: /dev/termination-log\nresources: {requests: {ephemeral-storage: 1Gi}}",
     ));
     assert_eq!(
         parsed.spec.left_out,
         [
-            "spec.nodeSelector: not checked yet",
-            "spec.containers[0].lifecycle: not run yet",
+            "spec.containers[0].stdinOnce: has no effect yet",
             "spec.priorityClassName: \"mine\" is not known without an API server, the priority is 5: set spec.priority",
         ]
     );
