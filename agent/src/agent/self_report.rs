@@ -90,6 +90,7 @@ impl SelfReporter {
             last_listing: Micros(count(&self.listed)),
             events_lost: events_lost(health),
             unimplemented_rpcs: self.runtime.unimplemented().into_iter().map(str::to_owned).collect(),
+            runtime_operations: self.runtime.operations().report(),
             sandbox_image: self.runtime.sandbox_image(),
             wakeups: wakeups.total(),
             looks: self.looks(),

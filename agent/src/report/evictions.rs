@@ -25,6 +25,6 @@ pub(super) fn totals(rows: &mut Rows, totals: &Totals) {
 }
 
 fn durations(value: &Durations) -> proto::Histogram {
-    let bounds = Durations::BOUNDS.iter().map(|bound| Some(*bound)).chain([None]);
+    let bounds = Durations::BOUNDS.iter().map(|bound| Some(seconds(*bound))).chain([None]);
     cumulative(bounds.zip(value.counts), seconds(value.sum))
 }

@@ -29,8 +29,9 @@ use prometheus::proto::{self, Counter, Gauge, LabelPair, Metric, MetricFamily, M
 
 use super::evictions;
 use super::exposition::{Format, LabelSets, RowId, Writer, Written, histogram_series};
+use super::itself;
 use super::process::{self, ProcessUse};
-use super::scrapes::{Endpoint, Scrapes};
+use super::scrapes::Scrapes;
 use super::table::{Kind, METRICS, MetricDef};
 use super::telemetry;
 use super::{AgentReport, Published, SelfReport};
@@ -255,18 +256,18 @@ fn family(def: &MetricDef, places: Places) -> MetricFamily {
 pub(super) fn histogram(value: &Histogram) -> proto::Histogram {
     let slots = value.counts.iter().enumerate();
     let bound = |slot| Histogram::upper_bound(slot).filter(|_| slot % 2 == 0);
-    cumulative(slots.map(|(slot, count)| (bound(slot), *count)), value.sum_ns as f64 / 1e9)
+    cumulative(slots.map(|(slot, count)| (bound(slot).map(seconds), *count)), value.sum_ns as f64 / 1e9)
 }
 
-/// From counts in the order of their upper bounds; one without a bound counts in the next that has one.
-pub(super) fn cumulative(counts: impl Iterator<Item = (Option<Micros>, u64)>, sum: f64) -> proto::Histogram {
+/// From counts in the order of their upper bounds, in seconds; one without a bound counts in the next that has one.
+pub(super) fn cumulative(counts: impl Iterator<Item = (Option<f64>, u64)>, sum: f64) -> proto::Histogram {
     let mut seen: u64 = 0;
     let mut buckets = Vec::new();
     for (bound, count) in counts {
         seen = seen.saturating_add(count);
         if let Some(bound) = bound {
             let mut bucket = proto::Bucket::default();
-            bucket.set_upper_bound(seconds(bound));
+            bucket.set_upper_bound(bound);
             bucket.set_cumulative_count(seen);
             buckets.push(bucket);
         }
@@ -290,7 +291,7 @@ fn cores(cpu: MilliCpu) -> f64 {
     cpu.get() as f64 / 1e3
 }
 
-fn flag(on: bool) -> f64 {
+pub(super) fn flag(on: bool) -> f64 {
     f64::from(u8::from(on))
 }
 
@@ -299,8 +300,8 @@ fn render(rows: &mut Rows, picture: &Snapshot, agent: &SelfReport, scrapes: &Scr
     node(rows, picture);
     telemetry::node(rows, &picture.node);
     running(rows, picture);
-    itself(rows, picture, agent);
-    asked(rows, scrapes);
+    itself::agent(rows, picture, agent);
+    itself::asked(rows, scrapes);
     if let Some(own) = own {
         rows.put("process_cpu_seconds_total", &[], own.cpu_seconds);
         rows.put("process_resident_memory_bytes", &[], own.resident_bytes as f64);
@@ -462,7 +463,7 @@ fn totals(rows: &mut Rows, totals: &Totals) {
             rows.put("beelet_oom_forecasts_total", &[scope.as_str(), outcome], count as f64);
         }
         // There from the start, as its counters are: so few scopes there are.
-        let bounds = score::LEADS.iter().map(|bound| Some(*bound)).chain([None]);
+        let bounds = score::LEADS.iter().map(|bound| Some(seconds(*bound))).chain([None]);
         let leads = cumulative(bounds.zip(score.leads), seconds(score.lead_sum));
         rows.row("beelet_oom_forecast_lead_seconds", &[scope.as_str()], Value::Histogram(leads));
     }
@@ -508,77 +509,6 @@ fn totals(rows: &mut Rows, totals: &Totals) {
     rows.put("beelet_illegal_transitions_total", &[], totals.illegal_transitions as f64);
 }
 
-fn itself(rows: &mut Rows, picture: &Snapshot, agent: &SelfReport) {
-    rows.put("beelet_build_info", &[&agent.version, &agent.revision, &agent.mode], 1.0);
-    rows.put("beelet_last_step_timestamp_seconds", &[], seconds(picture.at.wall));
-    rows.put("beelet_sample_interval_seconds", &[], seconds(picture.node.sample_interval));
-    for capability in &agent.capabilities {
-        rows.put("beelet_capability", &[&capability.name, &capability.reason], flag(capability.available));
-    }
-    let cost = &picture.node.own_cost;
-    if let Some(share) = cost.share {
-        rows.put("beelet_own_cpu_cores", &[], share.get() as f64 / 1e6);
-    }
-    if let Some(looking) = cost.looking {
-        rows.put("beelet_own_looking_cores", &[], looking.get() as f64 / 1e6);
-    }
-    rows.put("beelet_own_budget_cores", &[], cost.budget.get() as f64 / 1e6);
-    rows.put("beelet_sampling_stretch_ratio", &[], f64::from(cost.stretch) / 1e3);
-    for (what, count) in &picture.node.remembers {
-        rows.put("beelet_state_entries", &[what], *count as f64);
-    }
-    rows.put("beelet_wakeups_total", &[], agent.wakeups as f64);
-    for rpc in &agent.unimplemented_rpcs {
-        rows.put("beelet_runtime_rpc_missing", &[rpc], 1.0);
-    }
-    for program in &agent.programs {
-        rows.put("beelet_bpf_program_loaded", &[&program.name, &program.reason], flag(program.loaded));
-        rows.put("beelet_bpf_program_instructions", &[&program.name], program.instructions as f64);
-        rows.put("beelet_bpf_program_run_seconds_total", &[&program.name], program.run_time_ns as f64 / 1e9);
-        rows.put("beelet_bpf_program_runs_total", &[&program.name], program.run_count as f64);
-        rows.put("beelet_bpf_program_missed_total", &[&program.name], program.missed as f64);
-        if let Some(ns) = program.ns_per_event {
-            rows.put("beelet_bpf_program_event_seconds", &[&program.name], ns as f64 / 1e9);
-        }
-    }
-    for look in &agent.looks {
-        rows.put("beelet_looks_total", &[&look.kind], look.count as f64);
-        rows.put("beelet_look_seconds_total", &[&look.kind], seconds(look.total));
-        if let Some(last) = look.last {
-            rows.put("beelet_look_duration_seconds", &[&look.kind], seconds(last));
-        }
-    }
-    for (how, count) in &agent.readings {
-        rows.put("beelet_cgroup_readings_total", &[how], *count as f64);
-    }
-    for map in &agent.maps {
-        rows.put("beelet_bpf_map_entries", &[&map.name], map.entries as f64);
-        rows.put("beelet_bpf_map_max_entries", &[&map.name], map.max_entries as f64);
-    }
-    for (how, count) in &agent.logs {
-        rows.put("beelet_container_logs_total", &[how], *count as f64);
-    }
-    for (what, count) in &agent.log_faults {
-        rows.put("beelet_container_log_errors_total", &[what], *count as f64);
-    }
-    for (what, count) in &agent.events_lost {
-        rows.put("beelet_events_lost_total", &[what], *count as f64);
-    }
-}
-
-/// What answering costs. An endpoint that nobody asked has no size and no time.
-fn asked(rows: &mut Rows, scrapes: &Scrapes) {
-    for endpoint in Endpoint::ALL {
-        let (path, cost) = (endpoint.path(), scrapes.of(endpoint));
-        rows.put("beelet_scrapes_total", &[path], cost.answers as f64);
-        rows.put("beelet_series_dropped_total", &[path], cost.dropped as f64);
-        if cost.answers > 0 {
-            rows.put("beelet_scrape_duration_seconds", &[path], cost.last.as_secs_f64());
-            rows.put("beelet_scrape_size_bytes", &[path], cost.bytes as f64);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -586,6 +516,7 @@ mod tests {
     use super::super::strict::{Families, Order};
     use super::super::{samples, samples_detail, strict};
     use super::*;
+    use crate::report::scrapes::Endpoint;
 
     const OPEN: Bounds = Bounds { per_place: u64::MAX, whole: u64::MAX };
 
@@ -747,13 +678,13 @@ mod tests {
             let mut seen = 0;
             for (name, family) in families.iter().filter(|(_, f)| f.kind == "histogram") {
                 let buckets = format!("{name}_bucket");
-                for one in family.samples.chunks(15) {
-                    let (bounds, rest) = one.split_at(13);
+                for one in family.samples.split_inclusive(|s| s.name == format!("{name}_count")) {
+                    let (bounds, rest) = one.split_at(one.len() - 2);
                     assert!(bounds.iter().all(|s| s.name == buckets), "{name}");
                     assert!(bounds.is_sorted_by(|a, b| a.value <= b.value), "{name}");
                     let le = |s: &strict::Sample| s.label("le").replace("+Inf", "inf").parse::<f64>().unwrap();
                     assert!(bounds.is_sorted_by(|a, b| le(a) < le(b)), "{name}");
-                    assert_eq!(bounds[12].label("le"), "+Inf");
+                    assert_eq!(bounds[bounds.len() - 1].label("le"), "+Inf");
                     assert_eq!(
                         (rest[0].name.as_str(), rest[1].name.as_str()),
                         (&*format!("{name}_sum"), &*format!("{name}_count"))

@@ -23,6 +23,7 @@ pub mod dropin_table;
 mod evictions;
 pub mod explain;
 pub mod exposition;
+mod itself;
 pub mod machine;
 pub mod metrics;
 pub mod podlist;
@@ -114,6 +115,9 @@ pub struct SelfReport {
     pub events_lost: Vec<(String, u64)>,
     /// Runtime calls that the runtime does not have.
     pub unimplemented_rpcs: Vec<String>,
+    /// Calls to the runtime, by kind.
+    #[serde(default)]
+    pub runtime_operations: Vec<RuntimeOperation>,
     /// What its looks cost, by kind.
     #[serde(default)]
     pub looks: Vec<LookReport>,
@@ -154,6 +158,27 @@ pub struct Capability {
     pub available: bool,
     /// Why not, or what takes its place; "" where there is nothing to say.
     pub reason: String,
+}
+
+/// Calls of one kind to the runtime, since the agent's start.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuntimeOperation {
+    /// The kubelet's name of it: `run_podsandbox`, ...
+    pub kind: String,
+    /// How many failed.
+    pub errors: u64,
+    /// How many took so long, by the bounds of [`crate::runtime::operations`]; the last: longer than all of them.
+    pub counts: Vec<u64>,
+    /// All of them together.
+    pub time: Micros,
+}
+
+impl RuntimeOperation {
+    /// How many there were.
+    #[must_use]
+    pub fn calls(&self) -> u64 {
+        self.counts.iter().sum()
+    }
 }
 
 /// An eBPF program.

@@ -50,7 +50,7 @@ pub fn render(picture: &Snapshot, caps: Caps, format: Format) -> (Vec<u8>, Writt
 
 fn histogram(counts: &ProbeCounts) -> prometheus::proto::Histogram {
     let within: u64 = counts.buckets.iter().sum();
-    let bounded = BUCKETS.iter().zip(counts.buckets).map(|(bound, count)| (Some(*bound), count));
+    let bounded = BUCKETS.iter().zip(counts.buckets).map(|(bound, count)| (Some(seconds(*bound)), count));
     cumulative(bounded.chain([(None, counts.successful - within)]), seconds(counts.time))
 }
 

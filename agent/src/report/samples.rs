@@ -293,6 +293,12 @@ pub(crate) fn agent() -> SelfReport {
         logs: vec![("rotated".into(), 3)],
         log_faults: vec![("reopen".into(), 1)],
         events_lost: vec![("exit".into(), 0)],
+        runtime_operations: vec![super::RuntimeOperation {
+            kind: "run_podsandbox".into(),
+            errors: 1,
+            counts: vec![0, 0, 2, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+            time: Micros::millis(550),
+        }],
         unimplemented_rpcs: vec!["UpdatePodSandboxResources".into()],
         started: Micros::secs(900),
         last_sample: Micros::secs(1_000),

@@ -11,12 +11,14 @@ use std::time::Duration;
 use beelet_proto::cri;
 use beelet_proto::cri::image_service_client::ImageServiceClient;
 use beelet_proto::cri::runtime_service_client::RuntimeServiceClient;
+use tokio::time::Instant;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Response, Status};
 
 use super::error::RuntimeError;
 use super::facts::Cache;
 use super::logs::Logs;
+use super::operations::Operations;
 
 /// The largest message that is read: a full listing of a large node is above gRPC's usual 4 MiB.
 pub const MAX_MESSAGE: usize = 16 << 20;
@@ -38,6 +40,7 @@ pub struct Runtime {
     unimplemented: Mutex<BTreeSet<&'static str>>,
     pub(super) cache: Mutex<Cache>,
     pub(super) logs: Logs,
+    operations: Operations,
 }
 
 /// Who answers.
@@ -77,6 +80,7 @@ impl Runtime {
             unimplemented: Mutex::default(),
             cache: Mutex::default(),
             logs: Logs::default(),
+            operations: Operations::default(),
         })
     }
 
@@ -161,10 +165,19 @@ impl Runtime {
         timeout: Duration,
         answer: impl Future<Output = Result<Response<T>, Status>>,
     ) -> Result<T, RuntimeError> {
-        match tokio::time::timeout(timeout, answer).await {
+        let began = Instant::now();
+        let answer = match tokio::time::timeout(timeout, answer).await {
             Err(_) => Err(RuntimeError::Timeout { rpc, after: timeout }),
             Ok(answer) => self.judge(rpc, answer),
-        }
+        };
+        self.operations.note(rpc, began.elapsed(), answer.is_ok());
+        answer
+    }
+
+    /// The calls that were answered, or should have been by now.
+    #[must_use]
+    pub fn operations(&self) -> &Operations {
+        &self.operations
     }
 
     /// Turns a status into an error, and remembers which calls the runtime lacks.

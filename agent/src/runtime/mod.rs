@@ -23,6 +23,7 @@ mod instance;
 mod last_words;
 mod logs;
 pub mod names;
+pub mod operations;
 mod ops;
 pub mod paths;
 mod reference;
