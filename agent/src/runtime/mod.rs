@@ -25,6 +25,7 @@ mod logs;
 pub mod names;
 mod ops;
 pub mod paths;
+mod pre_stop;
 mod reference;
 mod spec_to_cri;
 mod stats;
