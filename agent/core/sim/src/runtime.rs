@@ -145,7 +145,8 @@ impl Runtime {
             }
             PodOp::PostStart { .. } => Ok(Done::Ok).into(),
             PodOp::StopContainers { stops, grace, .. } => {
-                let grace = after_hook(*grace, Micros::ZERO);
+                // Who has no time at all is killed by the agent as well, at once.
+                let grace = if *grace == Micros::ZERO { *grace } else { after_hook(*grace, Micros::ZERO) };
                 let signalled = stops.iter().filter(|stop| stop.signal).map(|stop| &stop.id);
                 let running: Vec<&String> = signalled.filter(|id| kernel.procs.contains_key(*id)).collect();
                 let end = |id: &String, rng: &mut Rng| {
