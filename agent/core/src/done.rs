@@ -27,7 +27,15 @@ impl World {
 
     fn on_success(&mut self, uid: &PodUid, op: Option<PodOp>, done: Done, now: Now) {
         let Some(pod) = self.pods.get_mut(uid) else { return };
-        if !matches!(op, Some(PodOp::EnsureImage { .. } | PodOp::StartContainer { .. } | PodOp::Resize { .. })) {
+        if !matches!(
+            op,
+            Some(
+                PodOp::EnsureImage { .. }
+                    | PodOp::StartContainer { .. }
+                    | PodOp::PostStart { .. }
+                    | PodOp::Resize { .. }
+            )
+        ) {
             pod.trouble = None;
             pod.retry = Backoff::default();
             pod.retry_at = Micros::ZERO;
@@ -77,6 +85,7 @@ impl World {
                     resources: Some(linux.resources),
                     grace: Some(pod.spec.termination_grace),
                     pid: None,
+                    pre_stop: pod.spec.container(&container).and_then(|c| c.lifecycle.pre_stop.as_deref().cloned()),
                 };
                 if let Some(track) = pod.tracks.get_mut(&container) {
                     track.trouble = None;
@@ -86,6 +95,7 @@ impl World {
                     track.observe(&fact, self.config.max_backoff, now);
                 }
                 pod.containers.push(fact);
+                pod.owe_post_start(&container, &id);
                 pod.health.on_running(&container, now);
                 if attempt > 0 {
                     let key = (pod.spec.namespace.clone(), pod.spec.name.clone(), container.clone());
@@ -96,12 +106,15 @@ impl World {
                 // It may be over already; the facts know how it ended and which image it has.
                 self.act(Action::Relist);
             }
-            (Some(PodOp::StopContainers { ids, .. }), _) => {
+            (Some(PodOp::PostStart { container, .. }), _) => pod.post_start_done(&container),
+            (Some(PodOp::StopContainers { stops, .. }), _) => {
                 pod.needs_facts = true;
+                pod.on_hooks_done(&stops);
+                let told_now = |c: &&ContainerFact| stops.iter().any(|stop| stop.signal && stop.id == c.id);
                 if let PodState::Terminating { why, deadline, told } = pod.state.clone() {
                     // It may have begun before the pod had to go, for one container only.
                     let stage = |c: &ContainerFact| restart::stage(&pod.spec, &c.name);
-                    let (of, others): (Vec<_>, Vec<_>) = pod.containers.iter().partition(|c| ids.contains(&c.id));
+                    let (of, others): (Vec<_>, Vec<_>) = pod.containers.iter().partition(told_now);
                     let reached = of.into_iter().map(stage).max().map_or(0, |stage| stage + 1);
                     let lives = |c: &&ContainerFact| c.exit_code().is_none();
                     let left = others.into_iter().filter(lives).map(stage).min().unwrap_or(usize::MAX);
@@ -152,10 +165,14 @@ impl World {
         // One that was changed meanwhile is made anew.
         let stays = pod.wanted && pod.next_spec.is_none();
         let end = why.end().filter(|_| stays).map(|end| pod.terminal(&end));
+        let noted = pod.until.take_if(|_| end.is_some()).is_some();
         match end {
             Some(end) => {
                 self.remembered.insert(uid.clone(), end.clone());
                 self.act(Action::Remember(end.clone()));
+                if noted {
+                    self.act(Action::Going { uid: uid.clone(), until: None });
+                }
                 self.go(uid, PodState::Terminal(end), now);
             }
             // It was wanted again while it went: the same manifest came back.
@@ -179,6 +196,12 @@ impl World {
                     }
                 }
                 users.into_iter().next()
+            }
+            Some(PodOp::PostStart { container, id, .. }) => {
+                pod.needs_facts = true;
+                self.on_post_start_failed(uid, container, id, error, now);
+                self.act(Action::Relist);
+                return;
             }
             Some(PodOp::StartContainer { container, .. }) => {
                 if let Some(track) = pod.tracks.get_mut(container) {

@@ -14,7 +14,8 @@ use crate::evict::disk;
 use crate::probe::Answer;
 use crate::sample::{KernelEvent, Sample};
 use crate::security::RuntimeFeatures;
-use crate::spec::{Handler, PodSpec, PodUid, ProbeKind, Resources};
+use crate::spec::{Handler, Hook, PodSpec, PodUid, ProbeKind, Resources};
+use crate::stop::Stop;
 use crate::units::{Bytes, Micros, MilliCpu};
 
 /// Something that happened.
@@ -72,6 +73,8 @@ pub enum Event {
     Kernel(KernelEvent),
     /// What an earlier life of the agent wrote down by [`Action::Remember`]; sent before the first [`Event::Pods`].
     Remembered(Vec<Terminal>),
+    /// The pods that had to go when an earlier life of the agent ended, by [`Action::Going`]; sent before the first [`Event::Pods`].
+    Going(Vec<(PodUid, Micros)>),
     /// What the agent itself has cost since its start; sent about once a second.
     OwnCost {
         /// CPU time of the agent's process, user and kernel.
@@ -87,6 +90,8 @@ pub enum Event {
     Told {
         /// The pod.
         uid: PodUid,
+        /// The container, where it is about one.
+        container: Option<String>,
         /// As of an event: `DNSConfigForming`.
         reason: String,
         /// In the kubelet's words.
@@ -176,6 +181,9 @@ pub struct ContainerFact {
     /// Its first process on the node while it runs; `None` where the runtime does not tell.
     #[serde(default)]
     pub pid: Option<u32>,
+    /// Its hook `preStop`, from our annotation.
+    #[serde(default)]
+    pub pre_stop: Option<Hook>,
 }
 
 impl ContainerFact {
@@ -312,6 +320,13 @@ pub enum Action {
     Remember(Terminal),
     /// Forget what [`Action::Remember`] wrote down: the pod is gone.
     Forget(PodUid),
+    /// Write down by when a pod has to be gone, so that a restarted agent does not give it its time again.
+    Going {
+        /// Which pod.
+        uid: PodUid,
+        /// When its last process is killed at the latest (wall clock); `None` to forget it.
+        until: Option<Micros>,
+    },
     /// Tell people.
     Record(Record),
 }
@@ -381,12 +396,26 @@ pub enum PodOp {
         /// What the runtime is told.
         linux: LinuxResources,
     },
-    /// Stop these containers: SIGTERM, after `grace` SIGKILL.
+    /// Run the hook `postStart` of a container.
+    PostStart {
+        /// The pod.
+        spec: Arc<PodSpec>,
+        /// The container's name.
+        container: String,
+        /// The run: the runtime's id.
+        id: String,
+        /// The pod's address, "" for none (host network).
+        ip: String,
+    },
+    /// Stop these containers, each by itself: first its hook, for at most `grace`, then its stop signal, then SIGKILL after what the hook
+    /// left of the grace ([`crate::stop::after_hook`]).
     StopContainers {
-        /// The runtime's ids.
-        ids: Vec<String>,
-        /// Zero kills at once.
+        /// Which.
+        stops: Vec<Stop>,
+        /// The time for all of it.
         grace: Micros,
+        /// The pod's address, "" for none (host network).
+        ip: String,
     },
     /// Remove dead containers.
     RemoveContainers {
@@ -429,6 +458,7 @@ impl PodOp {
             Self::StartSandbox { .. } => "start_sandbox",
             Self::EnsureImage { .. } => "ensure_image",
             Self::StartContainer { .. } => "start_container",
+            Self::PostStart { .. } => "post_start",
             Self::StopContainers { .. } => "stop_containers",
             Self::RemoveContainers { .. } => "remove_containers",
             Self::RemoveSandboxes { .. } => "remove_sandboxes",

@@ -56,8 +56,11 @@ impl World {
         if self.wishes_known || self.config.beside {
             for (uid, list) in &sandboxes {
                 if !self.pods.contains_key(uid) && (self.config.beside || list.iter().all(|s| s.ours)) {
-                    let pod =
-                        stranger(list, containers.get(uid).map_or(&[][..], Vec::as_slice), self.config.beside, now);
+                    let until = self.going.remove(uid);
+                    let containers = containers.get(uid).map_or(&[][..], Vec::as_slice);
+                    let mut pod = stranger(list, containers, self.config.beside, until, now);
+                    let note = pod.note_deadline(now);
+                    note.into_iter().for_each(|note| self.act(note));
                     self.pods.insert(uid.clone(), pod);
                 }
             }
@@ -95,6 +98,9 @@ impl World {
         pod.containers = containers;
         pod.settle(&self.config.kubepods);
         pod.settle_early(asked);
+        // An earlier life of the agent has seen it first.
+        let oldest = pod.sandboxes.iter().map(|s| s.created).filter(|at| *at > Micros::ZERO).min();
+        pod.since = oldest.map_or(pod.since, |at| at.min(pod.since));
         if pod.foreign {
             if pod.sandboxes.is_empty() {
                 self.totals.pod_gone(&pod.spec, now.mono);
@@ -156,9 +162,15 @@ impl World {
 }
 
 /// A pod that the runtime has and no wish names: somebody else's, or one whose manifest went while no agent looked.
-fn stranger(sandboxes: &[SandboxFact], containers: &[ContainerFact], beside: bool, now: Now) -> Pod {
+fn stranger(
+    sandboxes: &[SandboxFact],
+    containers: &[ContainerFact],
+    beside: bool,
+    until: Option<Micros>,
+    now: Now,
+) -> Pod {
     let mut pod = Pod::new(Arc::new(spec_of(sandboxes, containers)), now);
-    pod.foreign = beside;
+    (pod.foreign, pod.until) = (beside, until);
     pod.wanted = beside;
     pod.sandboxes = sandboxes.to_vec();
     pod.containers = containers.to_vec();
@@ -192,6 +204,7 @@ fn spec_of(sandboxes: &[SandboxFact], containers: &[ContainerFact]) -> PodSpec {
             let mut container = crate::spec::ContainerSpec::unknown(&fact.name);
             container.image.clone_from(&fact.image);
             container.resources = fact.resources.unwrap_or_default();
+            container.lifecycle.pre_stop = fact.pre_stop.clone().map(Box::new);
             spec.containers.push(container);
         }
     }

@@ -9,7 +9,7 @@
 //! Terms: *latest run* of a container: the fact with the highest attempt. *Ended*: it will not be run again.
 //!
 //! Properties: at most one operation is under way; at most one live sandbox; an illegal transition changes nothing; what
-//! runs is never touched unless the pod must go, its sandbox is dead, its resources changed or a probe of it failed.
+//! runs is never touched unless the pod must go, its sandbox is dead, its resources changed, or a probe or hook of it failed.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -29,9 +29,6 @@ use crate::spec::{ContainerSpec, PodSpec, RestartPolicy};
 use crate::track::{ContainerTrack, PodMeter};
 use crate::units::{Bytes, Micros, Now};
 use crate::why::{End, Why};
-
-/// A container that is stopped by itself is given this long at least (pkg/kubelet/kuberuntime, minimumGracePeriodInSeconds).
-const LEAST_GRACE: Micros = Micros::secs(2);
 
 /// Where a pod is in its life. What is valid only in a state lives in its variant.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -191,6 +188,8 @@ pub struct Pod {
     pub resize_plan: Option<allocate::ResizePlan>,
     /// `Deferred: ...`, `Infeasible: ...`, `InProgress`; "" for none.
     pub resize: String,
+    /// By when it has to be gone, as it was written down (wall clock); `None` where it need not go.
+    pub until: Option<Micros>,
     /// The last thing done or decided, for people.
     pub last_action: String,
     /// When it is to be planned again although nothing happens (monotonic).
@@ -228,6 +227,7 @@ impl Pod {
             network: None,
             resize_plan: None,
             resize: String::new(),
+            until: None,
             last_action: String::new(),
             wake: None,
         }
@@ -308,22 +308,6 @@ impl Pod {
         }
     }
 
-    /// The state of a pod that has to go from now on.
-    #[must_use]
-    pub fn terminating(&self, why: Why, now: Now) -> PodState {
-        let grace = why.grace().unwrap_or(self.spec.termination_grace);
-        PodState::Terminating { why, deadline: now.mono + grace, told: 0 }
-    }
-
-    /// The state of a pod that has ended, and is tidied away again.
-    #[must_use]
-    pub fn tidying(&self, now: Now) -> PodState {
-        match &self.state {
-            PodState::Terminal(end) => self.terminating(Why::of(end), now),
-            state => state.clone(),
-        }
-    }
-
     /// The message of its condition `DisruptionTarget`, if it has to make room or had to.
     #[must_use]
     pub fn disruption(&self) -> Option<&str> {
@@ -334,7 +318,7 @@ impl Pod {
         }
     }
 
-    fn after_trouble(&self, now: Now, then: impl FnOnce() -> Step) -> Step {
+    pub(crate) fn after_trouble(&self, now: Now, then: impl FnOnce() -> Step) -> Step {
         if now.mono < self.retry_at { Step::Wait(self.retry_at) } else { then() }
     }
 
@@ -374,7 +358,7 @@ impl Pod {
         if self.ready_sandbox().is_none() {
             return Step::Become(PodState::SandboxStarting);
         }
-        if let Some(op) = self.plan_stop_by_probe() {
+        if let Some(op) = self.plan_stop_of_one() {
             return self.after_trouble(now, || Step::Do(op));
         }
         // Once an ordinary container has run, the initialisation is over, also for an agent that did not see it.
@@ -428,7 +412,7 @@ impl Pod {
                 None => Step::Become(PodState::SandboxStarting),
             };
         }
-        if let Some(op) = self.plan_stop_by_probe() {
+        if let Some(op) = self.plan_stop_of_one() {
             return self.after_trouble(now, || Step::Do(op));
         }
         let (mut all_ended, mut all_ok) = (true, true);
@@ -477,15 +461,6 @@ impl Pod {
         ended.is_some_and(|(fact, code)| !self.runs_again(fact, container, code))
     }
 
-    /// Stops a container that a probe has failed. The others go on.
-    fn plan_stop_by_probe(&self) -> Option<PodOp> {
-        self.spec.all_containers().find_map(|container| {
-            let (run, kind) = self.failed_probe(&container.name)?;
-            let grace = container.probes.get(kind).and_then(|probe| probe.grace).unwrap_or(self.spec.termination_grace);
-            Some(PodOp::StopContainers { ids: vec![run.to_owned()], grace: grace.max(LEAST_GRACE) })
-        })
-    }
-
     /// Whether a container that ended with this code is run again.
     pub(crate) fn runs_again(&self, fact: &ContainerFact, container: &ContainerSpec, code: i32) -> bool {
         let by_probe = self.tracks.get(&fact.name).is_some_and(|track| track.stopped_by_probe == fact.id);
@@ -498,7 +473,9 @@ impl Pod {
         let (attempt, not_before) = match self.latest(&spec.name) {
             None => (track.next_attempt, Micros::ZERO),
             Some(fact) => match &fact.state {
-                ContainerFactState::Running { .. } => return Plan::Nothing,
+                ContainerFactState::Running { .. } => {
+                    return self.plan_post_start(fact).map_or(Plan::Nothing, Plan::Do);
+                }
                 ContainerFactState::Created | ContainerFactState::Unknown => (fact.attempt, Micros::ZERO),
                 ContainerFactState::Exited(exit) => {
                     if !self.runs_again(fact, spec, exit.code) {
@@ -607,22 +584,6 @@ impl Pod {
             pod_first: *pod_first,
             containers: running,
         })
-    }
-
-    fn plan_termination(&self, why: &Why, deadline: Micros, told: usize, now: Now) -> Step {
-        // The first stage of which something lives; without time to end all of them are one.
-        let stage_of = |c: &ContainerFact| restart::stage(&self.spec, &c.name);
-        let untold = |c: &&ContainerFact| stage_of(c) >= told;
-        if let Some(stage) = self.live_containers().filter(untold).map(stage_of).min() {
-            let together = |c: &&ContainerFact| now.mono >= deadline || stage_of(c) == stage;
-            let ids = self.live_containers().filter(untold).filter(together).map(|c| c.id.clone()).collect();
-            return self.after_trouble(now, || Step::Do(PodOp::StopContainers { ids, grace: deadline - now.mono }));
-        }
-        if !self.sandboxes.is_empty() {
-            let ids = self.sandboxes.iter().map(|s| s.id.clone()).collect();
-            return self.after_trouble(now, || Step::Do(PodOp::RemoveSandboxes { ids }));
-        }
-        Step::Become(PodState::Cleaning { why: why.clone() })
     }
 
     /// The end of this pod, from what is known of its containers.

@@ -18,8 +18,10 @@ use crate::restart::ContainerRestart;
 use crate::security::{GroupsPolicy, Profile, SeLinux};
 use crate::units::{Bytes, Micros, MilliCpu};
 
+mod lifecycle;
 pub mod placement;
 mod probe;
+pub use lifecycle::{Hook, Lifecycle};
 pub use placement::Placement;
 pub use probe::{Handler, Probe, ProbeKind, Probes};
 
@@ -75,6 +77,9 @@ pub struct PodSpec {
     pub restart_policy: RestartPolicy,
     /// `spec.terminationGracePeriodSeconds`, default 30 s.
     pub termination_grace: Micros,
+    /// `spec.activeDeadlineSeconds`: it may run so long, counted from when it was first seen.
+    #[serde(default)]
+    pub active_deadline: Option<Micros>,
     /// `spec.hostNetwork`.
     pub host_network: bool,
     /// `spec.hostPID`.
@@ -215,6 +220,9 @@ pub struct ContainerSpec {
     /// `restartPolicy` and `restartPolicyRules`; `None` where the pod's counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restart: Option<ContainerRestart>,
+    /// `lifecycle`.
+    #[serde(default, skip_serializing_if = "Lifecycle::is_empty")]
+    pub lifecycle: Lifecycle,
     /// `startupProbe`, `readinessProbe` and `livenessProbe`.
     #[serde(default, skip_serializing_if = "Probes::is_empty")]
     pub probes: Probes,
@@ -381,6 +389,7 @@ impl ContainerSpec {
             tty: false,
             restart: None,
             last_words: LastWords::default(),
+            lifecycle: Lifecycle::default(),
             probes: Probes::default(),
         }
     }
@@ -402,6 +411,7 @@ impl PodSpec {
             placement: Placement::default(),
             restart_policy: RestartPolicy::Always,
             termination_grace: Micros::secs(30),
+            active_deadline: None,
             host_network: false,
             host_pid: false,
             host_ipc: false,

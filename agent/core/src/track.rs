@@ -66,6 +66,14 @@ pub struct ContainerTrack {
     pub probes: Probing,
     /// The run that was stopped because a probe failed: it is run again however it ends, unless nothing is.
     pub stopped_by_probe: String,
+    /// The run whose hook `postStart` is still to be done.
+    pub post_start: String,
+    /// The run whose hook `postStart` failed.
+    pub hook_failed: String,
+    /// The run whose hook `preStop` was done.
+    pub pre_stopped: String,
+    /// The run of which it was told that it stops with its pod.
+    pub stop_told: String,
     /// The id whose end was counted last.
     counted: String,
     /// Ends of processes of that run that were counted.

@@ -61,13 +61,13 @@ impl Why {
         }
     }
 
-    /// Why a pod with this end went.
+    /// Why a pod with this end went. What is left of its time is written down by itself ([`crate::event::Action::Going`]).
     pub(crate) fn of(end: &Terminal) -> Self {
         if end.reason.is_empty() {
             return Self::Ended { phase: end.phase };
         }
         let (reason, message) = (end.reason.clone(), end.message.clone());
-        Self::Failed { reason, message, grace: Some(Micros::ZERO), disruption: end.disruption.clone() }
+        Self::Failed { reason, message, grace: None, disruption: end.disruption.clone() }
     }
 
     /// How a pod that goes for this reason, and is still wanted, is shown in the end.

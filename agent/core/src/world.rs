@@ -25,7 +25,7 @@ use crate::probes::Answered;
 use crate::sample::{KernelEvent, KernelEventKind, Sample};
 use crate::score::{Scope, Score, Scores};
 use crate::security::{self, RuntimeFeatures};
-use crate::spec::{PodSpec, PodUid, RestartPolicy};
+use crate::spec::{PodSpec, PodUid};
 use crate::totals::Counts;
 use crate::units::{Micros, Now};
 use crate::why::Why;
@@ -117,6 +117,8 @@ pub struct World {
     pub(crate) features: RuntimeFeatures,
     pub(crate) rejected: Vec<Rejected>,
     pub(crate) remembered: BTreeMap<PodUid, Terminal>,
+    /// By when pods have to be gone that had to go when an earlier life ended (wall clock), until they are found or wanted anew.
+    pub(crate) going: BTreeMap<PodUid, Micros>,
     /// Pods of an earlier life of which only a cgroup or folders are left, until the wishes are known.
     pub(crate) leftovers: Vec<(PodUid, String)>,
     pub(crate) records: VecDeque<Record>,
@@ -168,6 +170,7 @@ impl World {
             features: RuntimeFeatures::default(),
             rejected: Vec::new(),
             remembered: BTreeMap::new(),
+            going: BTreeMap::new(),
             leftovers: Vec::new(),
             records: VecDeque::new(),
             // Known signals stand at 0 from the start, so that a first eviction is an increase.
@@ -274,10 +277,11 @@ impl World {
             Event::Disks { reading, reclaimed } => self.on_disks(&reading, reclaimed.as_ref(), now),
             Event::Kernel(event) => self.on_kernel(&event, now),
             Event::Remembered(ends) => self.remembered = ends.into_iter().map(|t| (t.uid.clone(), t)).collect(),
+            Event::Going(pods) => self.going = pods.into_iter().collect(),
             Event::OwnCost { cpu, looking, bpf } => {
                 self.on_own_cost(Spent { all: cpu + bpf.unwrap_or_default(), looking }, now);
             }
-            Event::Told { uid, reason, message } => self.say(&uid, None, now, true, &reason, message),
+            Event::Told { uid, container, reason, message } => self.say(&uid, container, now, true, &reason, message),
             Event::Probe { uid, container, run, kind, answer, took } => {
                 self.on_probe(&uid, Answered { container, run, kind, answer, took }, now);
             }
@@ -339,6 +343,10 @@ impl World {
                         }
                     }
                     pod.state = PodState::Terminal(end.clone());
+                    pod.until = self.going.remove(&spec.uid);
+                } else if self.going.remove(&spec.uid).is_some() {
+                    // It was wanted again while no agent looked: it goes on, and has all its time when it goes another time.
+                    self.out.push(Action::Going { uid: spec.uid.clone(), until: None });
                 }
                 self.pods.insert(spec.uid.clone(), pod);
             }
@@ -378,16 +386,7 @@ impl World {
             // Nothing of it is anywhere, as far as is known.
             PodState::Rejected { .. } => PodState::Gone,
             PodState::Observed if pod.sandboxes.is_empty() && self.facts_known => PodState::Gone,
-            state if state.is_live() => {
-                if !pod.sandboxes.is_empty() {
-                    for c in pod.live_containers().map(|c| c.name.clone()).collect::<Vec<_>>() {
-                        let message = format!("Stopping container {c}");
-                        self.say(uid, Some(c), now, false, "Killing", message);
-                    }
-                }
-                let Some(pod) = self.pods.get(uid) else { return };
-                pod.terminating(Why::Removed, now)
-            }
+            state if state.is_live() => pod.terminating(Why::Removed, now),
             _ => return,
         };
         self.go(uid, next, now);
@@ -460,6 +459,10 @@ impl World {
                 Some(_) => {}
             }
         }
+        // Those that are there have theirs since they were found.
+        for uid in std::mem::take(&mut self.going).into_keys() {
+            self.out.push(Action::Going { uid, until: None });
+        }
         let is_there = |ns: &str, name: &str| self.pods.values().any(|p| p.spec.namespace == ns && p.spec.name == name);
         self.totals.prune(now.mono, is_there);
         self.plan_tree();
@@ -475,7 +478,7 @@ impl World {
             self.pods.iter().filter(|(uid, pod)| concerned(uid, pod)).map(|(uid, _)| uid.clone()).collect();
         let before = self.pods.len();
         for uid in &uids {
-            let wakes = [self.plan_pod(uid, now), self.plan_probes(uid, now)];
+            let wakes = [self.plan_deadline(uid, now), self.plan_pod(uid, now), self.plan_probes(uid, now)];
             if let Some(pod) = self.pods.get_mut(uid) {
                 pod.wake = wakes.into_iter().flatten().min();
             }
@@ -561,6 +564,9 @@ impl World {
         if let Some(pod) = &gone {
             self.totals.pod_gone(&pod.spec, now.mono);
         }
+        if gone.as_ref().is_some_and(|pod| pod.until.is_some()) {
+            self.out.push(Action::Going { uid: uid.clone(), until: None });
+        }
         if self.remembered.remove(uid).is_some() {
             self.out.push(Action::Forget(uid.clone()));
         }
@@ -612,7 +618,7 @@ impl World {
         let op = OpId(self.next_op);
         pod.in_flight = Some((op, what.name()));
         pod.doing = Some(what.clone());
-        let mut said = None;
+        let mut said = Vec::new();
         match &what {
             PodOp::Prepare { cgroup, .. } => pod.home = Some(cgroup.path.clone()),
             PodOp::StartContainer { container, .. } => {
@@ -620,33 +626,17 @@ impl World {
                     track.start(self.config.max_backoff, now);
                 }
             }
-            PodOp::StopContainers { ids, .. } if pod.state.is_live() => {
-                let policy = pod.spec.restart_policy;
-                for container in pod.spec.all_containers() {
-                    let Some((run, kind)) = pod.failed_probe(&container.name).filter(|(run, _)| ids[..] == [*run])
-                    else {
-                        continue;
-                    };
-                    let (run, kind) = (run.to_owned(), kind.as_str().to_lowercase());
-                    let again = if policy == RestartPolicy::Never { "" } else { ", will be restarted" };
-                    let message = format!("Container {} failed {kind} probe{again}", container.name);
-                    said = Some((container.name.clone(), message));
-                    if let Some(track) = pod.tracks.get_mut(&container.name) {
-                        track.stopped_by_probe = run;
-                    }
+            PodOp::StopContainers { stops, .. } => {
+                said = pod.tell_of_stops(stops);
+                if matches!(pod.state, PodState::Terminating { why: Why::Removed, .. }) {
+                    let names: Vec<&str> = stops.iter().map(|stop| stop.name.as_str()).collect();
+                    pod.last_action = format!("Stopping {}", names.join(", "));
                 }
-            }
-            PodOp::StopContainers { ids, .. }
-                if matches!(pod.state, PodState::Terminating { why: Why::Removed, .. }) =>
-            {
-                let names: Vec<String> =
-                    pod.containers.iter().filter(|c| ids.contains(&c.id)).map(|c| c.name.clone()).collect();
-                pod.last_action = format!("Stopping {}", names.join(", "));
             }
             _ => {}
         }
         self.out.push(Action::Pod { uid: uid.clone(), op, what });
-        if let Some((container, message)) = said {
+        for (container, message) in said {
             self.say(uid, Some(container), now, false, "Killing", message);
         }
     }
@@ -665,12 +655,18 @@ impl World {
             _ => None,
         };
         let lived = pod.state.is_live();
+        // Also of one that goes already and has less time now: what it was told first would be waited for.
+        let hurried = match (&pod.state, &next) {
+            (PodState::Terminating { deadline, .. }, PodState::Terminating { deadline: next, .. }) => next < deadline,
+            (_, PodState::Terminating { .. }) => lived,
+            _ => false,
+        };
         pod.state = next;
         pod.retry_at = Micros::ZERO;
         let mut also = Vec::new();
         if let PodState::Terminating { why, told: 0, .. } = &pod.state {
-            // A pull, or the stop of one container with a time of its own.
-            let long = |name| name == "ensure_image" || name == "stop_containers" && lived;
+            // A pull, a hook, or a stop with another time.
+            let long = |name| matches!(name, "ensure_image" | "post_start") || name == "stop_containers" && hurried;
             if pod.in_flight.is_some_and(|(_, name)| long(name)) {
                 also.push(Action::Cancel { uid: uid.clone() });
             }
@@ -682,6 +678,7 @@ impl World {
             }
             pod.health.on_stopping();
         }
+        also.extend(pod.note_deadline(now));
         self.out.extend(also);
         if let Some((reason, message)) = rejected {
             self.say(uid, None, now, true, &reason, message);
@@ -716,8 +713,8 @@ impl World {
         evidence: Vec<(String, String)>,
     ) {
         let Some(pod) = self.pods.get_mut(uid) else { return };
-        // Why a pod goes says more than that its containers end with it.
-        if pod.state.is_live() || reason != "Exited" {
+        // Why a pod goes says more than that its containers are stopped and end with it.
+        if pod.state.is_live() || !matches!(reason, "Exited" | "Killing") {
             pod.last_action = format!("{reason}: {message}");
         }
         let name = pod.spec.full_name();

@@ -44,6 +44,7 @@ fn run(pod: &str, attempt: u32, state: ContainerFactState) -> ContainerFact {
         resources: None,
         grace: None,
         pid: None,
+        pre_stop: None,
     }
 }
 
@@ -169,7 +170,7 @@ fn the_node_is_tidied_then_the_largest_goes() {
     node.use_disk(&[("small", 10), ("large", 100), ("critical", 400)]);
     let done = Reclaimed { at: node.now().mono, images: 2, freed: Bytes::mib(3), ..Reclaimed::default() };
     let actions = node.disks(99, Some(done));
-    assert_eq!(reasons(&actions), ["FreedDiskSpace node", "Evicted default/large"]);
+    assert_eq!(reasons(&actions), ["FreedDiskSpace node", "Evicted default/large", "Killing default/large"]);
     let (.., evicted) = records(&actions)[1];
     assert!(evicted.message.starts_with("The node was low on resource: ephemeral-storage. Threshold quantity: 100Mi,"));
     let said = |name: &str| evicted.evidence.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str());
@@ -199,7 +200,8 @@ fn who_only_observes_tells_what_would_have_been_done() {
 fn over_their_own_limits_all_go_but_the_critical() {
     let mut node = Node::new(NodeConfig::default());
     node.use_disk(&[("small", 501), ("large", 501), ("critical", 501)]);
-    assert_eq!(reasons(&node.disks(900, None)), ["Evicted default/large", "Evicted default/small"]);
+    let told = ["Evicted default/large", "Evicted default/small", "Killing default/large", "Killing default/small"];
+    assert_eq!(reasons(&node.disks(900, None)), told);
     assert_eq!((node.evictions("emptydirfs.limit"), node.evictions("nodefs.available")), (2, 0));
     node.use_disk(&[("small", 501), ("large", 501), ("critical", 501)]);
     assert_eq!(reasons(&node.disks(900, None)), [""; 0], "they go already");

@@ -58,6 +58,7 @@ impl Node {
             resources: Some(resources),
             grace: None,
             pid: None,
+            pre_stop: None,
         };
         let asked = node.at().mono;
         let facts =

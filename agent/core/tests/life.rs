@@ -17,6 +17,8 @@ use beelet_core::units::{Bytes, Micros, MilliCpu, Now};
 
 #[path = "life/probes.rs"]
 mod probes;
+#[path = "life/stops.rs"]
+mod stops;
 
 /// A node whose runtime obeys at once.
 struct Node {
@@ -151,15 +153,16 @@ impl Node {
                     image_id: String::new(),
                     state: ContainerFactState::Running { started: self.now.wall },
                     resources: Some(linux.resources),
-                    grace: None,
+                    grace: Some(spec.termination_grace),
+                    pre_stop: spec.container(container).and_then(|c| c.lifecycle.pre_stop.as_deref().cloned()),
                     pid: None,
                 });
                 Done::Container { id, started: self.now.wall }
             }
             PodOp::EnsureImage { .. } => Done::Image { pulled: None },
-            PodOp::StopContainers { ids, .. } => {
-                for id in ids {
-                    self.end_id(id, self.stop_code);
+            PodOp::StopContainers { stops, .. } => {
+                for stop in stops.iter().filter(|stop| stop.signal) {
+                    self.end_id(&stop.id, self.stop_code);
                 }
                 Done::Ok
             }
@@ -172,7 +175,7 @@ impl Node {
                 self.facts.sandboxes.retain(|s| !ids.contains(&s.id));
                 Done::Ok
             }
-            PodOp::Prepare { .. } | PodOp::Cleanup { .. } | PodOp::Resize { .. } => Done::Ok,
+            PodOp::Prepare { .. } | PodOp::PostStart { .. } | PodOp::Cleanup { .. } | PodOp::Resize { .. } => Done::Ok,
         }
     }
 
@@ -635,8 +638,8 @@ impl Node {
     /// What was told to stop, together by together. `names`: by id, from before.
     fn told_to_stop(&self, names: &BTreeMap<String, String>) -> Vec<Vec<String>> {
         let of = |action: &Action| match action {
-            Action::Pod { what: PodOp::StopContainers { ids, .. }, .. } => {
-                Some(ids.iter().map(|id| names[id].clone()).collect())
+            Action::Pod { what: PodOp::StopContainers { stops, .. }, .. } => {
+                Some(stops.iter().filter(|stop| stop.signal).map(|stop| names[&stop.id].clone()).collect())
             }
             _ => None,
         };

@@ -71,6 +71,7 @@ impl Node {
             resources: None,
             grace: None,
             pid: None,
+            pre_stop: None,
         };
         let facts = RuntimeFacts {
             asked: self.now().mono,

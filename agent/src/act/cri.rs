@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use beelet_core::event::{Done, Event, LinuxResources, OpError, PodOp};
+use beelet_core::units::Micros;
 use tokio::io::AsyncReadExt as _;
 use tokio::sync::mpsc;
 
@@ -54,7 +55,12 @@ impl PodRuntime for CriRuntime {
                 let (done, told) = self.runtime.start_sandbox(&node, spec, cgroup, *attempt).await?;
                 for (reason, message) in told {
                     // Nobody listens while the agent ends.
-                    let _ = self.events.send(Event::Told { uid: spec.uid.clone(), reason: reason.to_owned(), message });
+                    let _ = self.events.send(Event::Told {
+                        uid: spec.uid.clone(),
+                        container: None,
+                        reason: reason.to_owned(),
+                        message,
+                    });
                 }
                 Ok(done)
             }
@@ -66,16 +72,23 @@ impl PodRuntime for CriRuntime {
                 let node = self.node_now().await.unwrap_or_else(|_| NodeEnv::clone(&self.node));
                 self.runtime.start_container(&node, &start).await
             }
-            PodOp::StopContainers { ids, grace } => self.runtime.stop_containers(ids, *grace).await,
             PodOp::RemoveContainers { ids } => self.runtime.remove_containers(ids).await,
             PodOp::RemoveSandboxes { ids } => self.runtime.remove_sandboxes(ids).await,
-            // These are of cgroups and files; the executor does them.
-            PodOp::Prepare { .. } | PodOp::Cleanup { .. } | PodOp::Resize { .. } => Ok(Done::Ok),
+            // These are of cgroups and files, or more than one call; the executor does them.
+            PodOp::Prepare { .. }
+            | PodOp::PostStart { .. }
+            | PodOp::StopContainers { .. }
+            | PodOp::Cleanup { .. }
+            | PodOp::Resize { .. } => Ok(Done::Ok),
         }
     }
 
     async fn update_container(&self, id: &str, linux: &LinuxResources) -> Result<(), OpError> {
         self.runtime.update_resources(id, linux).await.map(drop)
+    }
+
+    async fn stop_container(&self, id: &str, grace: Micros) -> Result<(), OpError> {
+        self.runtime.stop_container(id, grace).await
     }
 
     async fn exec(&self, id: &str, command: &[String], timeout: Duration) -> Result<ExecOutput, ExecError> {

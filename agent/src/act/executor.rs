@@ -61,7 +61,7 @@ pub(super) struct Queue {
 
 /// What may take long and leaves nothing half made: a stop that is given up can be ordered anew. All else ends by its own limits.
 fn can_be_cancelled(what: &PodOp) -> bool {
-    matches!(what, PodOp::EnsureImage { .. } | PodOp::StopContainers { .. })
+    matches!(what, PodOp::EnsureImage { .. } | PodOp::PostStart { .. } | PodOp::StopContainers { .. })
 }
 
 type Limit = fn(&PodOp) -> Duration;
@@ -74,7 +74,6 @@ pub struct Executor<R> {
     queues: Arc<Mutex<HashMap<PodUid, Queue>>>,
     events: UnboundedSender<Event>,
     reclaimer: Arc<Reclaimer>,
-    host_ip: Arc<str>,
     limit: Limit,
 }
 
@@ -85,7 +84,6 @@ impl<R> Clone for Executor<R> {
             queues: Arc::clone(&self.queues),
             events: self.events.clone(),
             reclaimer: Arc::clone(&self.reclaimer),
-            host_ip: Arc::clone(&self.host_ip),
             limit: self.limit,
         }
     }
@@ -104,10 +102,17 @@ impl<R: PodRuntime> Executor<R> {
         let killer = Arc::new(Killer::spawn(Arc::clone(&parts.tree))?);
         let knobs = Arc::new(Knobs::spawn(Arc::clone(&parts.tree), parts.journal, parts.guard)?);
         let reclaimer = Arc::new(Reclaimer::spawn(Arc::clone(&parts.tree))?);
-        let context =
-            Arc::new(Context { tree: parts.tree, volumes: parts.volumes, runtime: parts.runtime, killer, knobs });
-        let host_ip = if parts.host_ip.is_empty() { "127.0.0.1" } else { &parts.host_ip }.into();
-        Ok(Self { context, queues: Arc::default(), events: parts.events, reclaimer, host_ip, limit })
+        let host_ip: Arc<str> = if parts.host_ip.is_empty() { "127.0.0.1" } else { &parts.host_ip }.into();
+        let context = Arc::new(Context {
+            tree: parts.tree,
+            volumes: parts.volumes,
+            runtime: parts.runtime,
+            killer,
+            knobs,
+            host_ip,
+            events: parts.events.clone(),
+        });
+        Ok(Self { context, queues: Arc::default(), events: parts.events, reclaimer, limit })
     }
 
     /// Takes an action and returns at once; gives back one that is not for it. To be called within a tokio runtime.
@@ -117,7 +122,7 @@ impl<R: PodRuntime> Executor<R> {
             Action::Pod { uid, op, what } => self.enqueue(uid, op, what),
             Action::Cancel { uid } => self.cancel(&uid),
             Action::Probe { uid, container, run, kind, handler, timeout, ip } => {
-                let address = if ip.is_empty() { self.host_ip.to_string() } else { ip };
+                let address = if ip.is_empty() { self.context.host_ip.to_string() } else { ip };
                 let timeout = Duration::from_micros(timeout.get());
                 self.probe(uid, container, kind, Question { run, handler, timeout, address });
             }

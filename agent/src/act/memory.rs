@@ -1,4 +1,5 @@
-//! How pods ended, written down: one small file per pod, so that a restarted agent does not run an evicted pod again.
+//! How pods ended, and by when those that go have to be gone, written down: one small file per pod, so that a restarted agent neither
+//! runs an evicted pod again nor gives one that goes its time again.
 //!
 //! Files are written to a temporary name and renamed, so a reader sees the old or the new one and never half of it.
 
@@ -8,6 +9,9 @@ use std::path::{Path, PathBuf};
 
 use beelet_core::event::Terminal;
 use beelet_core::spec::PodUid;
+use beelet_core::units::Micros;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 /// Why something could not be written down or read.
 #[derive(Debug, thiserror::Error)]
@@ -19,9 +23,7 @@ pub struct MemoryError {
 
 /// The folder of ended pods.
 #[derive(Clone, Debug)]
-pub struct TerminalStore {
-    dir: PathBuf,
-}
+pub struct TerminalStore(Folder);
 
 impl TerminalStore {
     /// The folder below the agent's root; made if it is not there.
@@ -29,9 +31,7 @@ impl TerminalStore {
     /// # Errors
     /// If it cannot be made.
     pub fn open(root: &Path) -> Result<Self, MemoryError> {
-        let dir = root.join("terminal");
-        fs::create_dir_all(&dir).map_err(|e| at(&dir, e))?;
-        Ok(Self { dir })
+        Folder::open(root, "terminal").map(Self)
     }
 
     /// What earlier lives of the agent wrote down, and the files that cannot be understood.
@@ -39,18 +39,7 @@ impl TerminalStore {
     /// # Errors
     /// If the folder cannot be read.
     pub fn load(&self) -> Result<(Vec<Terminal>, Vec<String>), MemoryError> {
-        let (mut ends, mut bad) = (Vec::new(), Vec::new());
-        for entry in fs::read_dir(&self.dir).map_err(|e| at(&self.dir, e))? {
-            let path = entry.map_err(|e| at(&self.dir, e))?.path();
-            if path.extension().is_none_or(|e| e != "json") {
-                continue;
-            }
-            let parsed = fs::read(&path).map_err(|e| e.to_string());
-            match parsed.and_then(|bytes| serde_json::from_slice(&bytes).map_err(|e| e.to_string())) {
-                Ok(end) => ends.push(end),
-                Err(error) => bad.push(format!("{}: {error}", path.display())),
-            }
-        }
+        let (mut ends, bad) = self.0.load()?;
         ends.sort_by(|a: &Terminal, b| a.uid.cmp(&b.uid));
         Ok((ends, bad))
     }
@@ -60,11 +49,7 @@ impl TerminalStore {
     /// # Errors
     /// If it cannot be written, e.g. on a full disk.
     pub fn remember(&self, end: &Terminal) -> Result<(), MemoryError> {
-        let (path, temporary) = (self.file(&end.uid), self.file(&end.uid).with_extension("tmp"));
-        let text = serde_json::to_vec_pretty(end).map_err(|e| at(&path, e.into()))?;
-        let mut file = fs::File::create(&temporary).map_err(|e| at(&temporary, e))?;
-        file.write_all(&text).and_then(|()| file.sync_all()).map_err(|e| at(&temporary, e))?;
-        fs::rename(&temporary, &path).map_err(|e| at(&path, e))
+        self.0.write(&end.uid, end, true)
     }
 
     /// Forgets a pod.
@@ -72,6 +57,84 @@ impl TerminalStore {
     /// # Errors
     /// If the file cannot be removed; one that is not there is fine.
     pub fn forget(&self, uid: &PodUid) -> Result<(), MemoryError> {
+        self.0.remove(uid)
+    }
+}
+
+/// The folder of pods that have to go, each with when it has to be gone (wall clock).
+#[derive(Clone, Debug)]
+pub struct GoingStore(Folder);
+
+impl GoingStore {
+    /// The folder below the agent's root; made if it is not there.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub fn open(root: &Path) -> Result<Self, MemoryError> {
+        Folder::open(root, "going").map(Self)
+    }
+
+    /// What earlier lives of the agent wrote down, and the files that cannot be understood.
+    ///
+    /// # Errors
+    /// If the folder cannot be read.
+    pub fn load(&self) -> Result<(Vec<(PodUid, Micros)>, Vec<String>), MemoryError> {
+        self.0.load()
+    }
+
+    /// Writes down by when a pod has to be gone, or forgets it. It need not outlive the machine, nor do the pods: nobody waits for the
+    /// disk.
+    ///
+    /// # Errors
+    /// If the file cannot be written or removed.
+    pub fn note(&self, uid: &PodUid, until: Option<Micros>) -> Result<(), MemoryError> {
+        match until {
+            Some(until) => self.0.write(uid, &(uid, until), false),
+            None => self.0.remove(uid),
+        }
+    }
+}
+
+/// A folder of small files, one of each pod.
+#[derive(Clone, Debug)]
+struct Folder {
+    dir: PathBuf,
+}
+
+impl Folder {
+    fn open(root: &Path, name: &str) -> Result<Self, MemoryError> {
+        let dir = root.join(name);
+        fs::create_dir_all(&dir).map_err(|e| at(&dir, e))?;
+        Ok(Self { dir })
+    }
+
+    fn load<T: DeserializeOwned>(&self) -> Result<(Vec<T>, Vec<String>), MemoryError> {
+        let (mut notes, mut bad) = (Vec::new(), Vec::new());
+        for entry in fs::read_dir(&self.dir).map_err(|e| at(&self.dir, e))? {
+            let path = entry.map_err(|e| at(&self.dir, e))?.path();
+            if path.extension().is_none_or(|e| e != "json") {
+                continue;
+            }
+            let parsed = fs::read(&path).map_err(|e| e.to_string());
+            match parsed.and_then(|bytes| serde_json::from_slice(&bytes).map_err(|e| e.to_string())) {
+                Ok(note) => notes.push(note),
+                Err(error) => bad.push(format!("{}: {error}", path.display())),
+            }
+        }
+        Ok((notes, bad))
+    }
+
+    /// `sync`: it is on the disk when this returns.
+    fn write(&self, uid: &PodUid, note: &impl Serialize, sync: bool) -> Result<(), MemoryError> {
+        let (path, temporary) = (self.file(uid), self.file(uid).with_extension("tmp"));
+        let text = serde_json::to_vec_pretty(note).map_err(|e| at(&path, e.into()))?;
+        let mut file = fs::File::create(&temporary).map_err(|e| at(&temporary, e))?;
+        let written = file.write_all(&text).and_then(|()| if sync { file.sync_all() } else { Ok(()) });
+        written.map_err(|e| at(&temporary, e))?;
+        fs::rename(&temporary, &path).map_err(|e| at(&path, e))
+    }
+
+    fn remove(&self, uid: &PodUid) -> Result<(), MemoryError> {
         let path = self.file(uid);
         match fs::remove_file(&path) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(at(&path, e)),
@@ -115,6 +178,21 @@ mod tests {
         assert_eq!(bad.len(), 1);
         store.forget(&end.uid).unwrap();
         store.forget(&end.uid).unwrap();
+        assert_eq!(store.load().unwrap().0, []);
+    }
+
+    #[test]
+    fn a4_7i_by_when_a_pod_has_to_be_gone_is_known_after_a_restart_until_it_is() {
+        let root = tempfile::tempdir().unwrap();
+        let store = GoingStore::open(root.path()).unwrap();
+        store.note(&"a".into(), Some(Micros(7))).unwrap();
+        store.note(&"a".into(), Some(Micros(5))).unwrap();
+        fs::write(root.path().join("going/torn.json"), "[").unwrap();
+        let store = GoingStore::open(root.path()).unwrap();
+        let (going, bad) = store.load().unwrap();
+        assert_eq!((going, bad.len()), (vec![("a".into(), Micros(5))], 1));
+        store.note(&"a".into(), None).unwrap();
+        store.note(&"a".into(), None).unwrap();
         assert_eq!(store.load().unwrap().0, []);
     }
 }

@@ -19,6 +19,7 @@
 mod cri;
 mod executor;
 pub mod guard;
+mod hooks;
 mod journal;
 mod killer;
 mod knobs;
@@ -32,5 +33,5 @@ pub use cri::CriRuntime;
 pub use executor::{Executor, Parts};
 pub use guard::Guard;
 pub use journal::{Journal, JournalError, Restore};
-pub use memory::{MemoryError, TerminalStore};
+pub use memory::{GoingStore, MemoryError, TerminalStore};
 pub use pod_ops::{PodRuntime, time_limit};

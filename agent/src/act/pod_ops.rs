@@ -4,8 +4,10 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use beelet_core::event::{CgroupKnobs, Done, LinuxResources, OpError, PodCgroup, PodOp};
+use beelet_core::event::{CgroupKnobs, Done, Event, LinuxResources, OpError, PodCgroup, PodOp};
 use beelet_core::spec::PodUid;
+use beelet_core::units::Micros;
+use tokio::sync::mpsc::UnboundedSender;
 
 use super::killer::Killer;
 use super::knobs::Knobs;
@@ -21,11 +23,15 @@ const EMPTY: Duration = Duration::from_secs(5);
 
 /// What the executor needs of a container runtime. Tests have another one.
 pub trait PodRuntime: Send + Sync + 'static {
-    /// An operation on sandboxes, images or containers: all but `Prepare`, `Cleanup` and `Resize`.
+    /// An operation on sandboxes, images or containers: all but `Prepare`, `PostStart`, `StopContainers`,
+    /// `Cleanup` and `Resize`.
     fn perform(&self, what: &PodOp) -> impl Future<Output = Result<Done, OpError>> + Send;
 
     /// Gives a running container other resources.
     fn update_container(&self, id: &str, linux: &LinuxResources) -> impl Future<Output = Result<(), OpError>> + Send;
+
+    /// Tells a container to stop; after `grace` it is killed. One that is not there is stopped.
+    fn stop_container(&self, id: &str, grace: Micros) -> impl Future<Output = Result<(), OpError>> + Send;
 
     /// Runs a command in a running container.
     fn exec(
@@ -46,6 +52,8 @@ pub fn time_limit(what: &PodOp) -> Duration {
         PodOp::StartSandbox { .. } | PodOp::StartContainer { .. } => minutes(6),
         // A pull may be large; the runtime ends one that makes no progress.
         PodOp::EnsureImage { .. } => minutes(60),
+        // It goes on until its pod has to go, as upstream.
+        PodOp::PostStart { .. } => crate::probe::FOREVER,
         PodOp::StopContainers { grace, .. } => Duration::from_micros(grace.get()).saturating_add(minutes(2)),
         PodOp::RemoveContainers { .. } | PodOp::Cleanup { .. } => minutes(3),
         PodOp::RemoveSandboxes { .. } | PodOp::Resize { .. } => minutes(5),
@@ -59,6 +67,7 @@ pub(super) fn reason(what: &PodOp) -> &'static str {
         PodOp::StartSandbox { .. } => "FailedCreatePodSandBox",
         PodOp::EnsureImage { .. } => "ErrImagePull",
         PodOp::StartContainer { .. } => "RunContainerError",
+        PodOp::PostStart { .. } => "PostStartHookError",
         PodOp::StopContainers { .. } => "KillContainerError",
         PodOp::RemoveContainers { .. } => "RemoveContainerError",
         PodOp::RemoveSandboxes { .. } => "KillPodSandboxError",
@@ -75,6 +84,10 @@ pub(super) struct Context<R> {
     pub(super) runtime: Arc<R>,
     pub(super) killer: Arc<Killer>,
     pub(super) knobs: Arc<Knobs>,
+    /// The node's address, where hooks reach pods in its network.
+    pub(super) host_ip: Arc<str>,
+    /// Where is told what was noticed of a pod.
+    pub(super) events: UnboundedSender<Event>,
 }
 
 fn cgroup_error(error: &cgroup::Error) -> OpError {
@@ -113,6 +126,8 @@ impl<R: PodRuntime> Context<R> {
                 debug_assert_eq!(&of, uid);
                 self.clean(of, cgroup, keep_logs).await
             }
+            PodOp::PostStart { spec, container, id, ip } => self.post_start(uid, &spec, &container, &id, &ip).await,
+            PodOp::StopContainers { stops, grace, ip } => self.stop(uid, &stops, grace, &ip).await,
             PodOp::Resize { pod, pod_first, containers, .. } => self.resize(pod, pod_first, containers).await,
             other => {
                 if let PodOp::StartContainer { spec, container, attempt, pod_ip, .. } = &other {

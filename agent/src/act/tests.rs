@@ -1,5 +1,6 @@
 //! A runtime that only takes notes, real cgroups where they can be written, real files in temporary folders.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -19,10 +20,14 @@ use crate::cgroup::{Hierarchies, Tree};
 use crate::runtime::{ExecError, ExecOutput};
 use crate::volumes::tests::{pod, volumes};
 
-/// Notes what it is asked. Images: `slow` takes 50 ms, `hang` never ends, `panic` panics.
+mod hooks;
+
+/// Notes what it is asked. Commands: `hang` never ends, `bad` ends with 3. Images: `slow` takes 50 ms, `hang` never ends, `panic` panics.
 #[derive(Debug, Default)]
 struct Fake {
     notes: Mutex<Vec<String>>,
+    /// The grace of each that was told to stop.
+    stops: Mutex<BTreeMap<String, Micros>>,
     tree: Option<Arc<Tree>>,
     cgroup: String,
 }
@@ -58,9 +63,19 @@ impl PodRuntime for Fake {
         Ok(())
     }
 
+    async fn stop_container(&self, id: &str, grace: Micros) -> Result<(), OpError> {
+        self.note(format!("stop {id}"));
+        self.stops.lock().unwrap().insert(id.to_owned(), grace);
+        Ok(())
+    }
+
     async fn exec(&self, id: &str, command: &[String], _: Duration) -> Result<ExecOutput, ExecError> {
         self.note(format!("exec {command:?} in {id}"));
-        Ok(ExecOutput::default())
+        match command.first().map(String::as_str) {
+            Some("hang") => std::future::pending().await,
+            Some("bad") => Ok(ExecOutput { output: b"out".to_vec(), code: 3 }),
+            _ => Ok(ExecOutput::default()),
+        }
     }
 }
 

@@ -175,6 +175,7 @@ impl Cycle {
                     *wake = Some(Instant::now() + Duration::from_micros((at - now.mono).0));
                 }
                 Action::Remember(end) => self.notes.take(Note::Remember(end)),
+                Action::Going { uid, until } => self.notes.take(Note::Going(uid, until)),
                 Action::Forget(uid) => self.notes.take(Note::Forget(uid)),
                 Action::Record(record) => tell(&record),
             }

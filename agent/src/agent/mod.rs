@@ -36,7 +36,9 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
-use crate::act::{self, CriRuntime, Executor, Guard, Journal, JournalError, MemoryError, Parts, TerminalStore};
+use crate::act::{
+    self, CriRuntime, Executor, GoingStore, Guard, Journal, JournalError, MemoryError, Parts, TerminalStore,
+};
 use crate::cgroup::{Hierarchies, Tree};
 use crate::clock::Clock;
 use crate::config::{Config, ConfigError};
@@ -301,7 +303,13 @@ pub async fn run(
         warn!(file, "the note of a pod's end cannot be read; if the pod is still wanted it runs again");
     }
     let _ = events_to.send(Event::Remembered(ends));
-    let notes = notes::Notes::spawn(store).map_err(AgentError::Thread)?;
+    let going = GoingStore::open(&options.root)?;
+    let (left, torn) = going.load()?;
+    for file in torn {
+        warn!(file, "by when a pod has to be gone cannot be read; it has all its time to end");
+    }
+    let _ = events_to.send(Event::Going(left));
+    let notes = notes::Notes::spawn(store, going).map_err(AgentError::Thread)?;
 
     // What shows.
     let (published, manifests) = (Published::default(), Manifests::default());

@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, timeout_at};
 
 use super::dial::{authority, dial, words};
-use super::{MAX_OUTPUT, USER_AGENT, text, tls};
+use super::{FOREVER, HOOK_AGENT, MAX_OUTPUT, USER_AGENT, text, tls};
 
 /// After so many redirects it is enough (Go's net/http).
 const REDIRECTS: usize = 10;
@@ -90,7 +90,7 @@ pub(super) fn request_target(path: &str) -> String {
 }
 
 /// What a probe sends by itself, and what it is told to.
-fn headers(given: &[(String, String)], host: &str) -> Result<HeaderMap, String> {
+fn headers(given: &[(String, String)], host: &str, agent: &'static str) -> Result<HeaderMap, String> {
     let mut made = HeaderMap::new();
     for (name, value) in given {
         let bad = |_| format!("net/http: invalid header field value for {name:?}");
@@ -100,7 +100,7 @@ fn headers(given: &[(String, String)], host: &str) -> Result<HeaderMap, String> 
             made.append(key, HeaderValue::from_bytes(value.as_bytes()).map_err(bad)?);
         }
     }
-    for (name, default) in [(AGENT, USER_AGENT), (ACCEPT, "*/*")] {
+    for (name, default) in [(AGENT, agent), (ACCEPT, "*/*")] {
         match made.get(&name) {
             None => _ = made.insert(name, HeaderValue::from_static(default)),
             Some(empty) if empty.is_empty() => _ = made.remove(&name),
@@ -122,29 +122,51 @@ enum Broken {
 
 /// Asks.
 pub(super) async fn get(first: Url, given: &[(String, String)], timeout: Duration) -> Answer {
-    let deadline = Instant::now() + timeout;
+    match fetch(first, given, USER_AGENT, Instant::now() + timeout).await {
+        Ok((status, body)) => verdict(status, &body),
+        Err(Broken::Head(why)) => Answer::Failure(why),
+        Err(Broken::Body(message)) => Answer::Error { state: "failure".to_owned(), message },
+    }
+}
+
+/// Asks, and does not look at the answer. Ends when whoever waits for it gives it up.
+pub(super) async fn answered(url: Url, given: &[(String, String)]) -> Result<(), String> {
+    match fetch(url, given, HOOK_AGENT, Instant::now() + FOREVER).await {
+        // The head is there.
+        Ok(_) | Err(Broken::Body(_)) => Ok(()),
+        Err(Broken::Head(why)) => Err(why),
+    }
+}
+
+/// Status and body of what is there, or where it has moved to on the same host.
+async fn fetch(
+    first: Url,
+    given: &[(String, String)],
+    agent: &'static str,
+    deadline: Instant,
+) -> Result<(StatusCode, Vec<u8>), Broken> {
     let mut host = given.iter().find(|(name, _)| name.eq_ignore_ascii_case("host")).map(|(_, value)| value.clone());
     host = host.filter(|host| !host.is_empty());
     let mut url = first.clone();
-    let no = |url: &Url, why: &str| Answer::Failure(format!("Get \"{url}\": {why}"));
+    let no = |url: &Url, why: &str| Err(Broken::Head(format!("Get \"{url}\": {why}")));
     for hops in 1.. {
         let named = host.clone().unwrap_or_else(|| authority(&url.host, url.port));
-        let sent = match headers(given, &named) {
+        let sent = match headers(given, &named, agent) {
             Ok(headers) => headers,
             Err(why) => return no(&url, &why),
         };
         let (status, next, body) = match exchange(&url, sent, deadline).await {
             Ok(answered) => answered,
             Err(Broken::Head(why)) => return no(&url, &why),
-            Err(Broken::Body(message)) => return Answer::Error { state: "failure".to_owned(), message },
+            Err(body) => return Err(body),
         };
         let followed = matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308);
-        let Some(location) = next.filter(|_| followed) else { return verdict(status, &body) };
+        let Some(location) = next.filter(|_| followed) else { return Ok((status, body)) };
         let Some((next, names_host)) = url.join(&location) else {
             return no(&url, &format!("failed to parse Location header {location:?}"));
         };
         if next.host != first.host {
-            return verdict(status, &body);
+            return Ok((status, body));
         }
         if hops >= REDIRECTS {
             return no(&next, "stopped after 10 redirects");

@@ -29,8 +29,12 @@ use crate::act::PodRuntime;
 const TRIES: usize = 3;
 /// So much of an answer is read (pkg/probe, maxRespBodyLength and maxReadLength).
 const MAX_OUTPUT: usize = 10 << 10;
+/// The time of what has none of its own: whoever waits for it gives it up.
+pub(crate) const FOREVER: Duration = Duration::from_secs(365 * 24 * 3_600);
 /// As the stock kubelet of the release whose rules these are.
 const USER_AGENT: &str = "kube-probe/1.37";
+/// The same of a hook.
+const HOOK_AGENT: &str = "kube-lifecycle/1.37";
 
 /// A question to one run of a container.
 #[derive(Clone, Debug)]
@@ -73,6 +77,28 @@ async fn ask_once<R: PodRuntime>(runtime: &R, question: &Question) -> Answer {
     }
 }
 
+/// Asks for the hook of a container: whatever is answered will do, if something is. `Ok` with text: it spoke HTTP where HTTPS was
+/// expected, and was asked anew without encryption (pkg/kubelet/lifecycle/handlers.go, runHTTPHandler, release 1.36).
+pub(crate) async fn call(
+    tls: bool,
+    host: &str,
+    port: u16,
+    path: &str,
+    headers: &[(String, String)],
+) -> Result<Option<String>, String> {
+    let url = http::Url { tls, host: host.to_owned(), port, path: http::request_target(path) };
+    let at = dial::authority(host, port);
+    let Err(error) = http::answered(url.clone(), headers).await else { return Ok(None) };
+    if !error.ends_with(tls::NOT_TLS) {
+        return Err(error);
+    }
+    let plain = |(name, _): &&(String, String)| !name.eq_ignore_ascii_case("authorization");
+    let headers: Vec<_> = headers.iter().filter(plain).cloned().collect();
+    // Which of the two errors counts: the first one says what is wrong.
+    http::answered(http::Url { tls: false, ..url }, &headers).await.map_err(|_| error)?;
+    Ok(Some(format!("request to HTTPS lifecycle hook {at} got HTTP response, retry with HTTP succeeded")))
+}
+
 fn unknown(message: &str) -> Answer {
     Answer::Error { state: "unknown".to_owned(), message: message.to_owned() }
 }
@@ -84,9 +110,11 @@ fn go_duration(time: Duration) -> String {
 }
 
 /// Bytes as text, at most so many of them.
-fn text(bytes: &[u8]) -> String {
+pub(crate) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(&bytes[..bytes.len().min(MAX_OUTPUT)]).into_owned()
 }
 
+#[cfg(test)]
+mod hook_tests;
 #[cfg(test)]
 mod tests;

@@ -35,6 +35,10 @@ impl PodRuntime for Fake {
         Ok(())
     }
 
+    async fn stop_container(&self, _: &str, _: beelet_core::units::Micros) -> Result<(), OpError> {
+        Ok(())
+    }
+
     async fn exec(&self, _: &str, command: &[String], after: Duration) -> Result<ExecOutput, ExecError> {
         *self.asked.lock().expect("a count") += 1;
         match command.concat().as_str() {

@@ -8,11 +8,14 @@ use std::sync::{Arc, LazyLock};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
+use rustls::{ClientConfig, DigitallySignedStruct, Error, InvalidMessage, SignatureScheme};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::dial::{Connection, words};
+
+/// Of a server that does not speak TLS (Go's net/http).
+pub(super) const NOT_TLS: &str = "http: server gave HTTP response to HTTPS client";
 
 static CONFIG: LazyLock<Result<Arc<ClientConfig>, Error>> = LazyLock::new(|| {
     let provider = Arc::new(ring::default_provider());
@@ -65,5 +68,9 @@ pub(super) async fn connect(stream: Connection, host: &str) -> Result<TlsStream<
     let config = CONFIG.as_ref().map_err(|error| format!("tls: {error}"))?;
     let name = ServerName::try_from(host.to_owned()).map_err(|_| format!("tls: {host:?} is no name of a server"))?;
     let connected = TlsConnector::from(Arc::clone(config)).connect(name, stream).await;
-    connected.map_err(|error| format!("tls: {}", words(&error)))
+    connected.map_err(|error| match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
+        // No record of TLS begins so; as the kubelet's words say, it is HTTP that does.
+        Some(Error::InvalidMessage(InvalidMessage::InvalidContentType)) => NOT_TLS.to_owned(),
+        _ => format!("tls: {}", words(&error)),
+    })
 }

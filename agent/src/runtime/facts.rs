@@ -23,7 +23,7 @@ use futures::stream;
 use super::client::{Runtime, lock};
 use super::error::RuntimeError;
 use super::last_words::LastWords;
-use super::names;
+use super::{names, pre_stop};
 use crate::blocking::blocking;
 
 /// How many objects are asked about at the same time.
@@ -248,6 +248,7 @@ impl Runtime {
         let grace = listed.annotations.get(names::TERMINATION_GRACE).and_then(|secs| secs.parse().ok());
         Ok(ContainerFact {
             grace: grace.map(Micros::secs),
+            pre_stop: listed.annotations.get(names::PRE_STOP).and_then(|json| pre_stop::read(json)),
             uid: uid
                 .or_else(|| uids.get(&listed.pod_sandbox_id).cloned())
                 .unwrap_or_else(|| PodUid::from(listed.pod_sandbox_id.as_str())),

@@ -26,6 +26,7 @@ pub mod names;
 pub mod operations;
 mod ops;
 pub mod paths;
+mod pre_stop;
 mod reference;
 mod spec_to_cri;
 mod stats;

@@ -21,6 +21,8 @@ pub const TERMINATION_MESSAGE_PATH: &str = "io.kubernetes.container.terminationM
 pub const TERMINATION_MESSAGE_POLICY: &str = "io.kubernetes.container.terminationMessagePolicy";
 /// Annotation: the container's ports, as JSON.
 pub const PORTS: &str = "io.kubernetes.container.ports";
+/// Annotation: what is done before the container is stopped, as the API writes it (JSON).
+pub const PRE_STOP: &str = "io.kubernetes.container.preStopHandler";
 /// Annotation: the pod's termination grace period in seconds.
 pub const TERMINATION_GRACE: &str = "io.kubernetes.pod.terminationGracePeriod";
 

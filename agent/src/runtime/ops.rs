@@ -154,19 +154,18 @@ impl Runtime {
         Ok(Done::Container { id, started })
     }
 
-    /// Stops containers, all at the same time: their stop signal, after `grace` SIGKILL. No grace is SIGKILL at once.
+    /// Stops a container: its stop signal, after `grace` SIGKILL. No grace is SIGKILL at once.
     ///
     /// # Errors
-    /// `KillContainerError`, naming each that would not stop.
-    pub async fn stop_containers(&self, ids: &[String], grace: Micros) -> Result<Done, OpError> {
+    /// `KillContainerError`, naming the container.
+    pub async fn stop_container(&self, id: &str, grace: Micros) -> Result<(), OpError> {
         let secs = whole_secs(grace);
-        let stop = async |id: &String| {
-            let timeout = i64::try_from(secs).unwrap_or(i64::MAX);
-            let request = cri::StopContainerRequest { container_id: id.clone(), timeout };
-            let within = self.timeout.saturating_add(Duration::from_secs(secs));
-            gone_is_done(self.call("StopContainer", within, self.pods().stop_container(request)).await)
-        };
-        all_of("KillContainerError", ids, join_all(ids.iter().map(stop)).await)
+        let timeout = i64::try_from(secs).unwrap_or(i64::MAX);
+        let request = cri::StopContainerRequest { container_id: id.to_owned(), timeout };
+        let within = self.timeout.saturating_add(Duration::from_secs(secs));
+        let answer = self.call("StopContainer", within, self.pods().stop_container(request)).await;
+        gone_is_done(answer)
+            .map_err(|error| OpError { reason: "KillContainerError".to_owned(), message: format!("{id}: {error}") })
     }
 
     /// Removes dead containers.

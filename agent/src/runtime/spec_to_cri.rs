@@ -17,7 +17,7 @@ use beelet_proto::cri;
 use super::env::{Fields, expand, variables};
 use super::error::SpecError;
 use super::ops::ContainerStart;
-use super::{last_words, names, paths};
+use super::{last_words, names, paths, pre_stop};
 
 pub use security::ImageUser;
 pub(super) use security::needs_image_user;
@@ -179,6 +179,9 @@ fn container_annotations(
         (names::RESOURCES, json(serde_json::to_string(&start.linux.resources))),
         (names::KNOBS, json(serde_json::to_string(&start.linux.knobs))),
     ]);
+    if let Some(hook) = &container.lifecycle.pre_stop {
+        annotations.insert(names::PRE_STOP, pre_stop::write(hook));
+    }
     if !container.ports.is_empty() {
         let ports = container.ports.iter().map(|port| {
             let mut entry = serde_json::json!({ "containerPort": port.container_port, "protocol": port.protocol });

@@ -126,7 +126,7 @@ async fn a_pod_runs_and_is_found_again() {
     runtime.facts(Micros(43)).await.expect("facts");
     assert_eq!(asked(&fake), before);
 
-    runtime.stop_containers(std::slice::from_ref(&id), Micros(1_000_001)).await.expect("stopped");
+    runtime.stop_container(&id, Micros(1_000_001)).await.expect("stopped");
     assert!(fake.with(|w| w.calls.contains(&format!("StopContainer {id} 2"))), "a grace period is rounded up");
     let facts = runtime.facts(Micros(44)).await.expect("facts");
     let ContainerFactState::Exited(exit) = &facts.containers[0].state else { panic!("{facts:?}") };
@@ -221,7 +221,7 @@ async fn a_containers_last_words_are_told() {
         };
         w.containers.get_mut(&id).expect("made").mounts.push(words);
     });
-    runtime.stop_containers(std::slice::from_ref(&id), Micros::ZERO).await.expect("stopped");
+    runtime.stop_container(&id, Micros::ZERO).await.expect("stopped");
     let facts = runtime.facts(Micros(1)).await.expect("facts");
     let ContainerFactState::Exited(exit) = &facts.containers[0].state else { panic!("{facts:?}") };
     assert!(exit.message.len() == 4_096 && exit.message.ends_with("xthe end"), "{}", exit.message);
@@ -360,7 +360,7 @@ async fn what_is_gone_counts_as_stopped_and_removed() {
     fake.with(|w| w.strict = true);
     let runtime = client(&fake);
     let ids = ["gone".to_owned(), "too".to_owned()];
-    assert_eq!(runtime.stop_containers(&ids, Micros::ZERO).await, Ok(Done::Ok));
+    assert_eq!(runtime.stop_container("gone", Micros::ZERO).await, Ok(()));
     assert_eq!(runtime.remove_containers(&ids).await, Ok(Done::Ok));
     assert_eq!(runtime.remove_sandboxes(&ids).await, Ok(Done::Ok));
     fake.with(|w| {
@@ -489,7 +489,7 @@ async fn a15_4_the_logs_of_what_runs_are_known_from_their_first_byte() {
     assert_eq!(second.noted_logs(), expected);
     second.reopen(&id).await.expect("reopened");
 
-    runtime.stop_containers(std::slice::from_ref(&id), Micros::ZERO).await.expect("stopped");
+    runtime.stop_container(&id, Micros::ZERO).await.expect("stopped");
     runtime.facts(Micros(2)).await.expect("facts");
     assert_eq!(logs().len(), 0, "it has ended");
     assert!(runtime.reopen(&id).await.is_err_and(|error| error.contains("not running")));
@@ -539,7 +539,7 @@ async fn a4_12g_a_container_that_is_removed_takes_its_log_and_link_along() {
     std::fs::remove_file(folder.join("1.log")).expect("removed");
     runtime.remove_dangling_links(&node.pod_logs_dir).await;
     assert!(link(&ids[1]).is_symlink());
-    runtime.stop_containers(&ids[1..], Micros::ZERO).await.expect("stopped");
+    runtime.stop_container(&ids[1], Micros::ZERO).await.expect("stopped");
     runtime.remove_dangling_links(&node.pod_logs_dir).await;
     assert!(!link(&ids[1]).is_symlink());
 }

@@ -24,6 +24,7 @@ use k8s_openapi::api::core::v1 as api;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use self::security::OfPod;
+use super::lifecycle::lifecycle;
 use super::names::{LABEL, is_dns1123_label, port_name_fault};
 use super::probe::{port_number, probes};
 use super::restart::restart;
@@ -77,13 +78,17 @@ pub(super) fn pod(pod: &api::Pod, origin: &str, mut left_out: Vec<String>) -> Re
     let mut seen = BTreeSet::new();
     // Address, protocol, port, and whether it is a sidecar's.
     let mut host_ports: BTreeSet<(String, String, u16, bool)> = BTreeSet::new();
+    let grace = spec.termination_grace_period_seconds.unwrap_or(30);
+    let grace = u64::try_from(grace).map_err(|_| {
+        invalid("spec.terminationGracePeriodSeconds", &grace.to_string(), "must be greater than or equal to 0")
+    })?;
     let mut list = |path: &str, list: &[api::Container]| -> Result<Vec<ContainerSpec>, Fault> {
         // Those of the init containers are free again when the others start; sidecars keep theirs.
         host_ports.retain(|(.., keeps)| *keeps);
         let mut made = Vec::new();
         for (i, one) in list.iter().enumerate() {
             let path = format!("{path}[{i}]");
-            let one = container(&path, one, &security, &names, host_network)?;
+            let one = container(&path, one, &security, &names, host_network, grace)?;
             if !seen.insert(one.name.clone()) {
                 return Err(Fault::new(format!("{path}.name"), format!("Duplicate value: {:?}", one.name)));
             }
@@ -103,10 +108,6 @@ pub(super) fn pod(pod: &api::Pod, origin: &str, mut left_out: Vec<String>) -> Re
     if containers.is_empty() {
         return Err(required("spec.containers"));
     }
-    let grace = spec.termination_grace_period_seconds.unwrap_or(30);
-    let grace = u64::try_from(grace).map_err(|_| {
-        invalid("spec.terminationGracePeriodSeconds", &grace.to_string(), "must be greater than or equal to 0")
-    })?;
     if spec.share_process_namespace == Some(true) && spec.host_pid == Some(true) {
         return Err(invalid(
             "spec.shareProcessNamespace",
@@ -140,6 +141,7 @@ pub(super) fn pod(pod: &api::Pod, origin: &str, mut left_out: Vec<String>) -> Re
             ],
         )?,
         termination_grace: Micros::secs(grace),
+        active_deadline: active_deadline(spec)?,
         host_network,
         host_pid: spec.host_pid.unwrap_or_default(),
         host_ipc: spec.host_ipc.unwrap_or_default(),
@@ -235,6 +237,7 @@ fn container(
     pod: &OfPod<'_>,
     volumes: &BTreeSet<&str>,
     host_network: bool,
+    grace: u64,
 ) -> Result<ContainerSpec, Fault> {
     if given.name.is_empty() {
         return Err(required(format!("{path}.name")));
@@ -252,6 +255,7 @@ fn container(
     let (resources, storage) = resources(&format!("{path}.resources"), given.resources.as_ref())?;
     let (env, ports) = (env(path, given)?, ports(path, given, host_network)?);
     let probes = probes(path, given, &env, &ports)?;
+    let lifecycle = lifecycle(path, given, &ports, grace)?;
     Ok(ContainerSpec {
         name: given.name.clone(),
         pull: one_of(
@@ -274,8 +278,17 @@ fn container(
         tty: given.tty.unwrap_or_default(),
         restart: restart(path, given)?,
         last_words: last_words(path, given)?,
+        lifecycle,
         probes,
     })
+}
+
+fn active_deadline(spec: &api::PodSpec) -> Result<Option<Micros>, Fault> {
+    let Some(secs) = spec.active_deadline_seconds else { return Ok(None) };
+    let fits = u64::try_from(secs).ok().filter(|secs| (1..=i32::MAX.unsigned_abs().into()).contains(secs));
+    let why = "must be between 1 and 2147483647, inclusive";
+    fits.map(|secs| Some(Micros::secs(secs)))
+        .ok_or_else(|| invalid("spec.activeDeadlineSeconds", &secs.to_string(), why))
 }
 
 fn last_words(path: &str, given: &api::Container) -> Result<LastWords, Fault> {

@@ -10,6 +10,7 @@
 
 mod convert;
 pub mod folder;
+mod lifecycle;
 pub mod manifest;
 pub(crate) mod names;
 mod probe;

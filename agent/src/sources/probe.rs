@@ -14,7 +14,7 @@ use super::names::port_name_fault;
 use crate::config::tree::{Fault, did_you_mean};
 use crate::runtime::env::expand;
 
-const NOT_FOR_INIT: &str = "Forbidden: may not be set for init containers without restartPolicy=Always";
+pub(super) const NOT_FOR_INIT: &str = "Forbidden: may not be set for init containers without restartPolicy=Always";
 
 /// The probes of a container whose variables and ports are known.
 pub(super) fn probes(path: &str, given: &api::Container, env: &[EnvVar], ports: &[Port]) -> Result<Probes, Fault> {
@@ -44,9 +44,9 @@ pub(super) fn probes(path: &str, given: &api::Container, env: &[EnvVar], ports: 
 
 /// What a probe refers to.
 #[derive(Clone, Copy)]
-struct Of<'a> {
-    env: &'a [EnvVar],
-    ports: &'a [Port],
+pub(super) struct Of<'a> {
+    pub(super) env: &'a [EnvVar],
+    pub(super) ports: &'a [Port],
 }
 
 impl Of<'_> {
@@ -89,9 +89,7 @@ impl Of<'_> {
             ("tcpSocket", given.tcp_socket.is_some()),
             ("grpc", given.grpc.is_some()),
         ];
-        if let Some((second, _)) = there.iter().filter(|(_, is)| *is).nth(1) {
-            return Err(Fault::new(format!("{path}.{second}"), "Forbidden: may not specify more than 1 handler type"));
-        }
+        one_handler(path, &there)?;
         if let Some(exec) = &given.exec {
             return self.exec(&format!("{path}.exec"), exec);
         }
@@ -99,21 +97,15 @@ impl Of<'_> {
             return self.http(&format!("{path}.httpGet"), http);
         }
         if let Some(tcp) = &given.tcp_socket {
-            let port = self.port(format!("{path}.tcpSocket.port"), &tcp.port)?;
-            return Ok(Handler::Tcp { host: tcp.host.clone().unwrap_or_default(), port });
+            return self.tcp(&format!("{path}.tcpSocket"), tcp);
         }
-        if let Some(grpc) = &given.grpc {
-            let port = self.port(format!("{path}.grpc.port"), &IntOrString::Int(grpc.port))?;
-            return Ok(Handler::Grpc { port, service: grpc.service.clone().unwrap_or_default() });
-        }
-        Err(Fault::new(path, "Required value: must specify a handler type"))
+        let grpc = given.grpc.clone().unwrap_or_default();
+        let port = self.port(format!("{path}.grpc.port"), &IntOrString::Int(grpc.port))?;
+        Ok(Handler::Grpc { port, service: grpc.service.unwrap_or_default() })
     }
 
     fn exec(self, path: &str, given: &api::ExecAction) -> Result<Handler, Fault> {
-        let command = given.command.as_deref().unwrap_or_default();
-        if command.is_empty() {
-            return Err(required(format!("{path}.command")));
-        }
+        let command = command(path, given)?;
         // As they are written: what comes from elsewhere is empty here, as upstream (ExpandContainerCommandOnlyStatic).
         let value = |v: &EnvVar| match &v.value {
             EnvValue::Literal(text) => text.clone(),
@@ -123,8 +115,16 @@ impl Of<'_> {
         Ok(Handler::Exec { command: command.iter().map(|word| expand(word, &variables)).collect() })
     }
 
-    fn http(self, path: &str, given: &api::HTTPGetAction) -> Result<Handler, Fault> {
+    pub(super) fn tcp(self, path: &str, given: &api::TCPSocketAction) -> Result<Handler, Fault> {
         let port = self.port(format!("{path}.port"), &given.port)?;
+        Ok(Handler::Tcp { host: given.host.clone().unwrap_or_default(), port })
+    }
+
+    pub(super) fn http(self, path: &str, given: &api::HTTPGetAction) -> Result<Handler, Fault> {
+        let port = self.port(format!("{path}.port"), &given.port)?;
+        if given.protocol.is_some() {
+            return Err(Fault::new(format!("{path}.protocol"), "not supported yet: HTTP/1.1 is spoken"));
+        }
         let schemes = [("HTTP", false), ("HTTPS", true)];
         let tls = one_of(&format!("{path}.scheme"), given.scheme.as_deref(), false, &schemes)?;
         let mut headers = Vec::new();
@@ -156,6 +156,24 @@ impl Of<'_> {
             }
         }
     }
+}
+
+/// Of the handlers that there may be one is given.
+pub(super) fn one_handler(path: &str, there: &[(&str, bool)]) -> Result<(), Fault> {
+    let mut given = there.iter().filter(|(_, is)| *is);
+    match (given.next(), given.next()) {
+        (None, _) => Err(Fault::new(path, "Required value: must specify a handler type")),
+        (_, None) => Ok(()),
+        (_, Some((second, _))) => {
+            Err(Fault::new(format!("{path}.{second}"), "Forbidden: may not specify more than 1 handler type"))
+        }
+    }
+}
+
+/// The words of a command.
+pub(super) fn command<'a>(path: &str, given: &'a api::ExecAction) -> Result<&'a [String], Fault> {
+    let command = given.command.as_deref().filter(|words| !words.is_empty());
+    command.ok_or_else(|| required(format!("{path}.command")))
 }
 
 /// The number of a port.
@@ -269,6 +287,7 @@ mod tests {
                 "{httpGet: {port: wbe}}",
                 "httpGet.port: Not found: \"wbe\": the container has no port of that name",
             ),
+            ("livenessProbe", "{httpGet: {port: 1, protocol: HTTP2}}", "httpGet.protocol: not supported yet"),
             (
                 "livenessProbe",
                 "{httpGet: {port: 1, scheme: FTP}}",

@@ -28,7 +28,6 @@ use Verdict::{Group, NoMeaning, Refuse, Take, Unless, Warn};
 
 const NOT_YET: Verdict = Refuse("not supported yet");
 const NO_EFFECT: Verdict = Warn("has no effect yet");
-const NOT_RUN: Verdict = Warn("not run yet");
 const SECRETS: Verdict = Refuse("static pods may not reference secrets");
 const CONFIG_MAPS: Verdict = Refuse("static pods may not reference configmaps");
 const CLAIMS: Verdict = Refuse("static pods may not reference persistentvolumeclaims");
@@ -56,7 +55,7 @@ const FIELDS: &[(&str, Verdict)] = &[
     ("metadata.selfLink", NoMeaning),
     ("metadata.uid", Take),
     ("spec", Group),
-    ("spec.activeDeadlineSeconds", NO_EFFECT),
+    ("spec.activeDeadlineSeconds", Take),
     ("spec.affinity", Group),
     ("spec.affinity.nodeAffinity", Group),
     ("spec.affinity.nodeAffinity.preferredDuringSchedulingIgnoredDuringExecution", NoMeaning),
@@ -82,7 +81,11 @@ const FIELDS: &[(&str, Verdict)] = &[
     ("spec.containers.envFrom.secretRef", SECRETS),
     ("spec.containers.image", Take),
     ("spec.containers.imagePullPolicy", Take),
-    ("spec.containers.lifecycle", NOT_RUN),
+    ("spec.containers.lifecycle", Group),
+    ("spec.containers.lifecycle.postStart", Take),
+    ("spec.containers.lifecycle.preStop", Take),
+    // The kubelet's feature gate ContainerStopSignals is alpha, and off.
+    ("spec.containers.lifecycle.stopSignal", NO_EFFECT),
     ("spec.containers.livenessProbe", Take),
     ("spec.containers.name", Take),
     ("spec.containers.ports", Group),

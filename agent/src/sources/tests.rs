@@ -255,17 +255,28 @@ fn a4_18b_last_words_are_where_the_manifest_says() {
 fn what_is_left_out_is_named() {
     let parsed = good(&with(
         "setHostnameAsFQDN: false\npriorityClassName: mine\npriority: 5\nsubdomain: ''",
-        "livenessProbe: {httpGet: {port: 80}}\nstdinOnce: true\n\
+        "livenessProbe: {httpGet: {port: 80}}\nlifecycle: {stopSignal: SIGUSR1}\n\
          terminationMessagePath: /dev/termination-log\nresources: {requests: {ephemeral-storage: 1Gi}}",
     ));
     assert_eq!(
         parsed.spec.left_out,
         [
-            "spec.containers[0].stdinOnce: has no effect yet",
+            "spec.containers[0].lifecycle.stopSignal: has no effect yet",
             "spec.priorityClassName: \"mine\" is not known without an API server, the priority is 5: set spec.priority",
         ]
     );
     assert_eq!(parsed.spec.priority, 5);
+}
+
+#[test]
+fn a4_13_a_deadline_is_of_seconds() {
+    assert_eq!(good(&with("activeDeadlineSeconds: 600", "")).spec.active_deadline, Some(Micros::secs(600)));
+    assert_eq!(good(&with("", "")).spec.active_deadline, None);
+    for bad in ["0", "-5", "2147483648"] {
+        let text = with(&format!("activeDeadlineSeconds: {bad}"), "");
+        let error = parse(text.as_bytes(), "f", "n").remove(0).expect_err(bad).to_string();
+        assert!(error.contains("spec.activeDeadlineSeconds") && error.contains("between 1 and 2147483647"), "{error}");
+    }
 }
 
 #[test]

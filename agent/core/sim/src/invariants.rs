@@ -547,7 +547,9 @@ fn invariant_running_containers_are_left_alone(look: &Look<'_>, probes: &Probed)
         let Action::Pod { uid, what, .. } = action else { continue };
         let going = look.world.pods().get(uid).is_none_or(|p| is_going(&p.state));
         let touched = |id: &String, sandbox_id: &String| match what {
-            PodOp::StopContainers { ids, .. } => ids.contains(id) && !probes.has_failed(look.world, uid, id),
+            PodOp::StopContainers { stops, .. } => {
+                stops.iter().any(|s| s.id == *id) && !probes.has_failed(look.world, uid, id)
+            }
             PodOp::RemoveContainers { ids } => ids.contains(id),
             PodOp::RemoveSandboxes { ids } => ids.contains(sandbox_id),
             PodOp::Cleanup { .. } => true,

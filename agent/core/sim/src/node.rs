@@ -147,6 +147,7 @@ pub struct Sim {
     kernel: Kernel,
     runtime: Runtime,
     remembered: BTreeMap<PodUid, Terminal>,
+    going: BTreeMap<PodUid, Micros>,
     wanted: (Vec<Arc<PodSpec>>, Vec<Rejected>),
     crash_soon: bool,
     checker: Checker,
@@ -185,6 +186,7 @@ impl Sim {
             kernel,
             runtime: Runtime::new(),
             remembered: BTreeMap::new(),
+            going: BTreeMap::new(),
             wanted: (Vec::new(), Vec::new()),
             crash_soon: false,
             checker: Checker::new(&scenario.node),
@@ -418,6 +420,7 @@ impl Sim {
         let fact = beelet_core::event::ContainerFact {
             grace: None,
             pid: None,
+            pre_stop: None,
             id: id.clone(),
             sandbox_id,
             uid,
@@ -450,6 +453,7 @@ impl Sim {
         self.stretch = beelet_core::budget::NONE;
         (self.pace, self.sampled, self.looked) = (Pace::default(), self.now, Micros::ZERO);
         self.step(Event::Remembered(self.remembered.values().cloned().collect()))?;
+        self.step(Event::Going(self.going.iter().map(|(uid, until)| (uid.clone(), *until)).collect()))?;
         let seen = self.millis(1, 300);
         self.put(seen, Item::Wishes(self.life));
         self.relist();
@@ -555,6 +559,10 @@ impl Sim {
             Action::Forget(uid) => {
                 self.remembered.remove(&uid);
             }
+            Action::Going { uid, until } => match until {
+                Some(until) => _ = self.going.insert(uid, until),
+                None => _ = self.going.remove(&uid),
+            },
         }
     }
 

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use beelet_core::event::{ContainerFact, ContainerFactState, Done, Exit, LinuxResources, OpError, PodOp, SandboxFact};
 use beelet_core::spec::PodUid;
+use beelet_core::stop::after_hook;
 use beelet_core::units::Micros;
 
 use crate::kernel::Kernel;
@@ -121,6 +122,7 @@ impl Runtime {
                 let mut fact = ContainerFact {
                     grace: Some(spec.termination_grace),
                     pid: None,
+                    pre_stop: wanted.lifecycle.pre_stop.as_deref().cloned(),
                     id: id.clone(),
                     sandbox_id: sandbox_id.clone(),
                     uid: spec.uid.clone(),
@@ -141,15 +143,19 @@ impl Runtime {
                 kernel.start(&id, &spec.uid, container, Curve::of(wanted), limits, linux.oom_score_adj);
                 Ok(Done::Container { id, started: wall }).into()
             }
-            PodOp::StopContainers { ids, grace } => {
-                let running: Vec<&String> = ids.iter().filter(|id| kernel.procs.contains_key(*id)).collect();
+            PodOp::PostStart { .. } => Ok(Done::Ok).into(),
+            PodOp::StopContainers { stops, grace, .. } => {
+                // Who has no time at all is killed by the agent as well, at once.
+                let grace = if *grace == Micros::ZERO { *grace } else { after_hook(*grace, Micros::ZERO) };
+                let signalled = stops.iter().filter(|stop| stop.signal).map(|stop| &stop.id);
+                let running: Vec<&String> = signalled.filter(|id| kernel.procs.contains_key(*id)).collect();
                 let end = |id: &String, rng: &mut Rng| {
                     let takes = match rng.range(0, 9) {
                         0 => Micros::secs(3_600),
                         1 => Micros::millis(rng.range(1_000, 10_000)),
                         _ => Micros::millis(rng.range(5, 200)),
                     };
-                    if takes < *grace { (id.clone(), takes, 143) } else { (id.clone(), *grace, 137) }
+                    if takes < grace { (id.clone(), takes, 143) } else { (id.clone(), grace, 137) }
                 };
                 let ends: Vec<_> = running.into_iter().map(|id| end(id, rng)).collect();
                 let longer = ends.iter().map(|e| e.1).max().unwrap_or_default() + Micros::millis(60);

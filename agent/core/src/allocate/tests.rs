@@ -33,6 +33,7 @@ fn container(name: &str, (cpu_request, cpu_limit, memory_request, memory_limit):
         tty: false,
         restart: None,
         last_words: LastWords::default(),
+        lifecycle: Default::default(),
         probes: Default::default(),
     }
 }
