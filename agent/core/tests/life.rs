@@ -17,6 +17,8 @@ use beelet_core::units::{Bytes, Micros, MilliCpu, Now};
 
 #[path = "life/probes.rs"]
 mod probes;
+#[path = "life/written.rs"]
+mod written;
 
 /// A node whose runtime obeys at once.
 struct Node {
