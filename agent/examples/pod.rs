@@ -1,4 +1,4 @@
-//! Makes a kubelet for a node, creates a pod, waits until it runs, deletes it, and waits until it is gone.
+//! Makes a kubelet for a node, creates a pod that reads a ConfigMap, waits until it runs, deletes it, and waits until it is gone.
 //!
 //! `cargo run -p beelet --example pod -- node-1 CONFIG ROOT` with a KubeletConfiguration that names a containerd to use.
 
@@ -7,8 +7,42 @@ use std::time::Duration;
 use anyhow::Context;
 use beelet::config::Config;
 use beelet::kubelet::Kubelet;
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use beelet::volumes::Objects;
+use beelet_core::content::{Found, Object, ObjectError};
+use beelet_core::spec::{ObjectKind, ObjectRef};
+use k8s_openapi::api::core::v1::{
+    ConfigMapKeySelector, ConfigMapVolumeSource, Container, EnvVar, EnvVarSource, Pod, PodSpec, Volume, VolumeMount,
+};
 use kube::core::ObjectMeta;
+
+/// One ConfigMap in every namespace.
+#[derive(Debug)]
+struct Greetings;
+
+impl Objects for Greetings {
+    fn get(&self, _namespace: &str, object: &ObjectRef) -> Found {
+        if (object.kind, object.name.as_str()) != (ObjectKind::ConfigMap, "greetings") {
+            return Err(ObjectError::NotFound(object.clone()));
+        }
+        Ok(Object { data: [("morning".to_owned(), b"hello".to_vec())].into(), ..Object::default() })
+    }
+}
+
+/// The container says it as a file and as a variable.
+fn greeted(name: &str, script: &str) -> Container {
+    let key = ConfigMapKeySelector { name: "greetings".to_owned(), key: "morning".to_owned(), optional: None };
+    let from = EnvVarSource { config_map_key_ref: Some(key), ..EnvVarSource::default() };
+    let mount =
+        VolumeMount { name: "greetings".to_owned(), mount_path: "/greetings".to_owned(), ..VolumeMount::default() };
+    Container {
+        name: name.to_owned(),
+        image: Some("docker.io/library/busybox:1.36".to_owned()),
+        command: Some(["sh", "-c", script].map(str::to_owned).to_vec()),
+        env: Some(vec![EnvVar { name: "GREETING".to_owned(), value_from: Some(from), ..EnvVar::default() }]),
+        volume_mounts: Some(vec![mount]),
+        ..Container::default()
+    }
+}
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
@@ -20,18 +54,21 @@ async fn main() -> anyhow::Result<()> {
     }
     let root = args.next().unwrap_or_else(|| "/var/lib/beelet".to_owned());
 
-    let kubelet = Kubelet::builder(&node_name).config(config).root(root).start().await?;
+    let kubelet = Kubelet::builder(&node_name).config(config).root(root).objects(Greetings).start().await?;
     println!("kubelet of {node_name} serves on {}", kubelet.address());
 
-    let container = Container {
-        name: "main".to_owned(),
-        image: Some("docker.io/library/busybox:1.36".to_owned()),
-        command: Some(["sh", "-c", "trap exit TERM; while :; do sleep 1; done"].map(str::to_owned).to_vec()),
-        ..Container::default()
-    };
+    let check = greeted("check", r#"test "$GREETING" = hello && test "$(cat /greetings/morning)" = hello"#);
+    let container = greeted("main", "trap exit TERM; while :; do sleep 1; done");
+    let greetings = ConfigMapVolumeSource { name: "greetings".to_owned(), ..ConfigMapVolumeSource::default() };
+    let volume = Volume { name: "greetings".to_owned(), config_map: Some(greetings), ..Volume::default() };
     let pod = Pod {
         metadata: ObjectMeta { name: Some("hello".to_owned()), ..ObjectMeta::default() },
-        spec: Some(PodSpec { containers: vec![container], ..PodSpec::default() }),
+        spec: Some(PodSpec {
+            init_containers: Some(vec![check]),
+            containers: vec![container],
+            volumes: Some(vec![volume]),
+            ..PodSpec::default()
+        }),
         ..Pod::default()
     };
     let uid = kubelet.create_pod(&pod)?;

@@ -18,6 +18,7 @@ use crate::agent::{self, AgentError, Handles, Options, PodSource};
 use crate::config::Config;
 use crate::sources::manifest::{self, ManifestError};
 use crate::sources::{Parsed, SourceState};
+use crate::volumes::Objects;
 
 /// Why a request of a program cannot be done.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +81,13 @@ impl KubeletBuilder {
         self
     }
 
+    /// With somebody who has the `ConfigMap`s and `Secret`s that its pods may refer to. Without, a pod that does is refused.
+    #[must_use]
+    pub fn objects(mut self, objects: impl Objects) -> Self {
+        self.options.objects = Some(Arc::new(objects));
+        self
+    }
+
     /// Starts it.
     ///
     /// # Errors
@@ -87,11 +95,11 @@ impl KubeletBuilder {
     pub async fn start(mut self) -> Result<Kubelet, KubeletError> {
         let (wishes, source) = watch::channel(Arc::new(SourceState { ready: true, ..SourceState::default() }));
         self.options.source = PodSource::Channel(source);
-        let node_name = self.options.node_name.clone();
+        let (node_name, references) = (self.options.node_name.clone(), self.options.objects.is_some());
         let (stop, (told, started)) = (CancellationToken::new(), oneshot::channel());
         let task = tokio::spawn(agent::run(self.options, Some(told), stop.clone()));
         match started.await {
-            Ok(handles) => Ok(Kubelet { node_name, wishes, handles, stop, task }),
+            Ok(handles) => Ok(Kubelet { node_name, references, wishes, handles, stop, task }),
             Err(_) => match task.await {
                 Ok(Err(error)) => Err(error.into()),
                 Ok(Ok(())) | Err(_) => Err(KubeletError::Ended),
@@ -104,6 +112,7 @@ impl KubeletBuilder {
 #[derive(Debug)]
 pub struct Kubelet {
     node_name: String,
+    references: bool,
     wishes: watch::Sender<Arc<SourceState>>,
     handles: Handles,
     stop: CancellationToken,
@@ -123,6 +132,7 @@ impl Kubelet {
                 root: PathBuf::from("/var/lib/beelet"),
                 bpf_object: PathBuf::from("/usr/lib/beelet/beelet-ebpf"),
                 beside: false,
+                objects: None,
             },
         }
     }
@@ -134,7 +144,10 @@ impl Kubelet {
     /// If the specification cannot be run, or there is a pod of that name.
     pub fn create_pod(&self, pod: &Pod) -> Result<PodUid, KubeletError> {
         let json = serde_json::to_vec(pod)?;
-        let mut parsed = manifest::parse(&json, API, &self.node_name);
+        let mut parsed = manifest::parse_with(
+            &json,
+            &manifest::From { origin: API, node_name: &self.node_name, references: self.references },
+        );
         let Parsed { spec, pod } = parsed.pop().ok_or(KubeletError::Ended)??;
         let name = spec.full_name();
         if self.wishes.borrow().pods.iter().any(|p| p.full_name() == name) {

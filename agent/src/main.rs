@@ -158,6 +158,7 @@ async fn run(args: RunArgs) -> anyhow::Result<()> {
         root: args.root_dir,
         bpf_object: args.bpf_object.unwrap_or_else(find_object),
         beside: args.beside_kubelet,
+        objects: None,
     };
     let stop = CancellationToken::new();
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);

@@ -146,6 +146,7 @@ impl World {
                     }
                 }
                 pod.resize.clear();
+                self.refresh(uid);
                 let message = format!("Resources of {} changed in place", names.join(", "));
                 self.say(uid, None, now, false, "ResizeCompleted", message);
             }

@@ -262,6 +262,9 @@ pub enum Action {
         /// The pod's address, "" for none (host network).
         ip: String,
     },
+    /// See that the written files of a running pod say what it says now ([`crate::content`]). Nothing is awaited; it may be done any number
+    /// of times.
+    Refresh(Arc<PodSpec>),
     /// Kill every process of a pod now, past all queues: the kernel's OOM killer is near. Nothing is awaited.
     Kill {
         /// Which pod.

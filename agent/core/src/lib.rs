@@ -14,6 +14,7 @@ pub mod attribute;
 pub mod backoff;
 pub mod budget;
 mod climb;
+pub mod content;
 mod deadline;
 mod disks;
 pub mod dns;

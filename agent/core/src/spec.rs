@@ -5,7 +5,7 @@
 //! what cannot be honoured. The core and the runtime client read nothing else.
 //!
 //! Property: two manifests that differ only in `resources` give the same [`PodUid`] (the change is applied in place); any
-//! other difference gives another one (the pod is replaced).
+//! other difference gives another one (the pod is replaced). Labels and annotations are changed in place where the UID is given.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -21,9 +21,14 @@ use crate::units::{Bytes, Micros, MilliCpu};
 mod lifecycle;
 pub mod placement;
 mod probe;
+mod written;
 pub use lifecycle::{Hook, Lifecycle};
 pub use placement::Placement;
 pub use probe::{Handler, Probe, ProbeKind, Probes};
+pub use written::{
+    DownwardFile, DownwardValue, EnvFrom, KeyFile, ObjectKind, ObjectRef, Part, ResourceField, ResourceKind, Written,
+    WrittenKind,
+};
 
 /// A pod's UID: `metadata.uid`, or for a manifest without one a hash of its content, its file and the node's name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -163,7 +168,7 @@ pub struct Volume {
     pub kind: VolumeKind,
 }
 
-/// The volume kinds of the first slice.
+/// The kinds of volumes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum VolumeKind {
     /// `emptyDir`.
@@ -180,6 +185,20 @@ pub enum VolumeKind {
         /// `type`, "" where unset.
         kind: String,
     },
+    /// `downwardAPI`, `projected`, `configMap`, `secret`.
+    Written(Written),
+}
+
+impl VolumeKind {
+    /// It is the pod's own and takes space on the node's disk.
+    #[must_use]
+    pub fn on_disk(&self) -> bool {
+        match self {
+            Self::EmptyDir { memory, .. } => !memory,
+            Self::HostPath { .. } => true,
+            Self::Written(written) => !written.kind.in_memory(),
+        }
+    }
 }
 
 /// A container that should run in the pod.
@@ -197,6 +216,9 @@ pub struct ContainerSpec {
     pub args: Vec<String>,
     /// `workingDir`, "" for the image's.
     pub working_dir: String,
+    /// `envFrom`, in order; [`Self::env`] goes over it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub env_from: Vec<EnvFrom>,
     /// `env`, in order. `$(NAME)` is expanded when the container is created.
     pub env: Vec<EnvVar>,
     /// `ports`.
@@ -270,6 +292,28 @@ pub enum EnvValue {
     Literal(String),
     /// `valueFrom.fieldRef.fieldPath`, checked: `metadata.name`, `status.podIP`, ...
     Field(String),
+    /// `valueFrom.resourceFieldRef`.
+    Resource(ResourceField),
+    /// `valueFrom.configMapKeyRef` and `valueFrom.secretKeyRef`.
+    Key {
+        /// The object.
+        object: ObjectRef,
+        /// `key`.
+        key: String,
+        /// `optional`: without it, or its object, the variable is not set.
+        optional: bool,
+    },
+    /// `valueFrom.fileKeyRef`.
+    File {
+        /// `volumeName`, an emptyDir.
+        volume: String,
+        /// `path` in it.
+        path: String,
+        /// `key`: which of the file's variables.
+        key: String,
+        /// `optional`: if the file has no such variable, this one is not set.
+        optional: bool,
+    },
 }
 
 /// A port of a container.
@@ -379,6 +423,7 @@ impl ContainerSpec {
             command: Vec::new(),
             args: Vec::new(),
             working_dir: String::new(),
+            env_from: Vec::new(),
             env: Vec::new(),
             ports: Vec::new(),
             mounts: Vec::new(),
@@ -446,18 +491,26 @@ impl PodSpec {
         self.origin != API
     }
 
-    /// The other one differs in `resources` at most, which can be changed in place.
+    /// The other one differs at most in what can be changed in place: `resources`, labels and annotations.
     #[must_use]
-    pub fn same_but_resources(&self, other: &Self) -> bool {
+    pub fn can_become(&self, other: &Self) -> bool {
         let bare = |pod: &Self| {
             let mut bare = pod.clone();
             bare.left_out.clear();
+            bare.labels.clear();
+            bare.annotations.clear();
             for container in bare.init_containers.iter_mut().chain(&mut bare.containers) {
                 container.resources = Resources::default();
             }
             bare
         };
         bare(self) == bare(other)
+    }
+
+    /// It has volumes with files that beelet writes.
+    #[must_use]
+    pub fn has_written(&self) -> bool {
+        self.volumes.iter().any(|volume| matches!(volume.kind, VolumeKind::Written(_)))
     }
 
     /// All containers, the initialising ones first.

@@ -329,7 +329,7 @@ impl World {
                     }
                     // It ended with the old values, or (a UID given by hand) it is another pod but for its UID.
                     PodState::Terminal(_) => anew.push(spec.uid.clone()),
-                    state if state.is_live() && !pod.spec.same_but_resources(&spec) => anew.push(spec.uid.clone()),
+                    state if state.is_live() && !pod.spec.can_become(&spec) => anew.push(spec.uid.clone()),
                     _ => {}
                 }
                 pod.next_spec = Some(spec);
@@ -577,6 +577,12 @@ impl World {
         }
     }
 
+    /// Has the pod's written files say what is so now: labels as they are wished for, resources as they were given.
+    pub(crate) fn refresh(&mut self, uid: &PodUid) {
+        let Some(pod) = self.pods.get(uid).filter(|pod| pod.spec.has_written()) else { return };
+        self.out.push(Action::Refresh(pod.actuated().map_or_else(|| Arc::clone(&pod.spec), Arc::new)));
+    }
+
     fn note_resize(&mut self, uid: &PodUid, now: Now) {
         let Some(pod) = self.pods.get_mut(uid) else { return };
         if pod.state != PodState::Running || pod.foreign || pod.in_flight.is_some() {
@@ -586,6 +592,7 @@ impl World {
         let started = |name: &str| pod.tracks.get(name).is_some_and(|t| t.actuated.is_some());
         if pod.next_spec.is_some() && pod.spec.containers.iter().all(|c| started(&c.name)) {
             pod.spec = pod.next_spec.take().unwrap_or_else(|| Arc::clone(&pod.spec));
+            self.refresh(uid);
         }
         let Some(pod) = self.pods.get(uid) else { return };
         let plan = pod

@@ -19,6 +19,8 @@ use beelet_core::units::{Bytes, Micros, MilliCpu, Now};
 mod probes;
 #[path = "life/stops.rs"]
 mod stops;
+#[path = "life/written.rs"]
+mod written;
 
 /// A node whose runtime obeys at once.
 struct Node {

@@ -5,12 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use beelet_core::event::{Done, Event, LinuxResources, OpError, PodOp};
+use beelet_core::spec::PodSpec;
 use beelet_core::units::Micros;
 use tokio::io::AsyncReadExt as _;
 use tokio::sync::mpsc;
 
 use super::pod_ops::PodRuntime;
-use crate::runtime::{ContainerStart, ExecError, ExecOutput, NodeEnv, Runtime};
+use crate::blocking::blocking;
+use crate::runtime::{ContainerStart, ExecError, ExecOutput, Given, NodeEnv, Runtime};
+use crate::volumes::Objects;
 
 /// [`Runtime`] with what of the node goes into pods.
 #[derive(Clone, Debug)]
@@ -21,6 +24,8 @@ pub struct CriRuntime {
     pub node: Arc<NodeEnv>,
     /// `resolvConf`, read anew for each pod; `None` where it is "".
     pub resolv_conf: Option<PathBuf>,
+    /// Who has ConfigMaps and Secrets.
+    pub objects: Arc<dyn Objects>,
     /// Where it is told what was noticed of a pod.
     pub events: mpsc::UnboundedSender<Event>,
 }
@@ -41,6 +46,18 @@ impl CriRuntime {
             node.dns.resolv_conf = Some(String::from_utf8_lossy(&text).into_owned());
         }
         Ok(node)
+    }
+}
+
+impl CriRuntime {
+    /// What the container's variables refer to.
+    async fn given(&self, spec: &Arc<PodSpec>, container: &str) -> Given {
+        if !spec.container(container).is_some_and(Given::is_needed) {
+            return Given::default();
+        }
+        let (spec, container) = (Arc::clone(spec), container.to_owned());
+        let (root, objects) = (self.node.root.clone(), Arc::clone(&self.objects));
+        blocking(move || Given::look_up(&spec, &container, &root, &*objects)).await
     }
 }
 
@@ -70,7 +87,8 @@ impl PodRuntime for CriRuntime {
                 let start = ContainerStart { spec, container, attempt, sandbox_id, pod_ip, cgroup, linux };
                 // What it lacks of the node's names is the sandbox's business, which has it.
                 let node = self.node_now().await.unwrap_or_else(|_| NodeEnv::clone(&self.node));
-                self.runtime.start_container(&node, &start).await
+                let given = self.given(spec, container).await;
+                self.runtime.start_container(&node, &start, &given).await
             }
             PodOp::RemoveContainers { ids } => self.runtime.remove_containers(ids).await,
             PodOp::RemoveSandboxes { ids } => self.runtime.remove_sandboxes(ids).await,

@@ -20,7 +20,7 @@ use super::pod_ops::{Context, PodRuntime, reason, time_limit};
 use super::reclaim::Reclaimer;
 use crate::cgroup::Tree;
 use crate::probe::{self, Question};
-use crate::volumes::Volumes;
+use crate::volumes::{Volumes, refresh};
 
 /// What an executor is made of.
 #[derive(Debug)]
@@ -125,6 +125,10 @@ impl<R: PodRuntime> Executor<R> {
                 let address = if ip.is_empty() { self.context.host_ip.to_string() } else { ip };
                 let timeout = Duration::from_micros(timeout.get());
                 self.probe(uid, container, kind, Question { run, handler, timeout, address });
+            }
+            Action::Refresh(spec) => {
+                let volumes = Arc::clone(&self.context.volumes);
+                tokio::task::spawn_blocking(move || refresh::one(&volumes, &spec, None));
             }
             Action::Kill { uid, cgroup } => self.context.killer.kill(uid, cgroup),
             Action::Cgroups(cgroups) => self.context.knobs.cgroups(cgroups),

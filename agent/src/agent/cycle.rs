@@ -149,6 +149,7 @@ impl Cycle {
             match action {
                 Action::Pod { .. }
                 | Action::Probe { .. }
+                | Action::Refresh(_)
                 | Action::Cancel { .. }
                 | Action::Kill { .. }
                 | Action::Knob(_)

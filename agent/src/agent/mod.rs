@@ -25,6 +25,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use beelet_core::World;
+use beelet_core::content::Allocatable;
 use beelet_core::dns::NodeDns;
 use beelet_core::event::Event;
 use beelet_core::ladder::{Rung, Rungs};
@@ -58,7 +59,7 @@ use crate::report::{AgentReport, Capability, Manifests, Published, SelfReport};
 use crate::runtime::{NodeEnv, Runtime, RuntimeError};
 use crate::server::{self, ServerError, ServerState};
 use crate::sources::SourceState;
-use crate::volumes::Volumes;
+use crate::volumes::{self, NoObjects, Objects, Volumes};
 
 /// Where pods come from.
 #[derive(Clone, Debug)]
@@ -88,6 +89,8 @@ pub struct Options {
     pub bpf_object: PathBuf,
     /// Pods belong to a kubelet: write nothing.
     pub beside: bool,
+    /// Who has ConfigMaps and Secrets; nobody for static pods.
+    pub objects: Option<Arc<dyn Objects>>,
 }
 
 /// Why the agent cannot run.
@@ -257,6 +260,8 @@ pub async fn run(
         Duration::from_micros(kubelet.runtime_timeout.0),
         &instance,
     )?);
+    let allocatable = Allocatable::from(&node);
+    let objects = options.objects.clone().unwrap_or_else(|| Arc::new(NoObjects));
     let env = NodeEnv {
         instance,
         node_name: options.node_name.clone(),
@@ -271,11 +276,15 @@ pub async fn run(
         cgroup_v2: machine.cgroup_v2,
         seccomp_default: kubelet.seccomp_default,
         masked: machine::masked_here(Path::new("/sys/devices/system/cpu")),
+        allocatable,
     };
     let mut volumes = Volumes::new(&options.root, &kubelet.pod_logs_dir);
     volumes.memory_default = Some(node.allocatable().memory);
     volumes.cluster_domain.clone_from(&kubelet.cluster_domain);
+    volumes.allocatable = allocatable;
+    volumes.objects = Arc::clone(&objects);
     let volumes = Arc::new(volumes);
+    let written = Arc::clone(&volumes);
     let leftovers = tree.as_ref().map_or(Ok(Vec::new()), |tree| leftovers(tree, &volumes, &node.kubepods))?;
     let executor = match tree {
         Some(tree) => Some(
@@ -286,6 +295,7 @@ pub async fn run(
                     runtime: Arc::clone(&runtime),
                     node: Arc::new(env),
                     resolv_conf: kubelet.resolv_conf.clone(),
+                    objects,
                     events: events_to.clone(),
                 }),
                 journal: Journal::open(options.root.join("journal"))?,
@@ -374,6 +384,7 @@ pub async fn run(
             let kept = keeper::keep(Arc::clone(&runtime), settings, runtime.log_health(), runtime.running_logs());
             tasks.spawn_vital("logs", kept);
         }
+        tasks.spawn("written volumes", volumes::refresh::keep(written, published.clone()));
         tasks.spawn("log links", watchers::log_links(Arc::clone(&runtime), kubelet.pod_logs_dir.clone()));
     }
     let tidier = (!options.beside).then(|| disks::Tidier {

@@ -101,7 +101,8 @@ pub(crate) fn documents(bytes: &[u8]) -> Result<Vec<Node>, Fault> {
         let line = 1 + bytes[..error.valid_up_to()].iter().filter(|b| **b == b'\n').count() as u64;
         Fault { path: String::new(), line, problem: "not UTF-8 text".to_owned() }
     })?;
-    let options = serde_saphyr::options! { with_snippet: false, strict_booleans: true };
+    // Modes of files are written `0400`, which means what it means to the API server's reader of YAML.
+    let options = serde_saphyr::options! { with_snippet: false, strict_booleans: true, legacy_octal_numbers: true };
     match serde_saphyr::from_multiple_with_options::<Spanned<Value>>(text, options) {
         Ok(nodes) => Ok(nodes.into_iter().map(Node::from).filter(|n| !matches!(n.value, Value::Null)).collect()),
         Err(error) => {

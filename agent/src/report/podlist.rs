@@ -124,7 +124,7 @@ fn container(spec: &spec::ContainerSpec) -> Container {
         EnvValue::Literal(value) => {
             Some(EnvVar { name: e.name.clone(), value: Some(value.clone()), ..EnvVar::default() })
         }
-        EnvValue::Field(_) => None,
+        _ => None,
     });
     let ports = spec.ports.iter().map(|p| ContainerPort {
         name: text(&p.name),

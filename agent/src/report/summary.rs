@@ -13,7 +13,7 @@ use std::sync::{Mutex, PoisonError};
 
 use beelet_core::sample::{CgroupReading, Pressure, PressureReading, Stall};
 use beelet_core::snapshot::{ContainerState, ContainerView, PodView, Snapshot};
-use beelet_core::spec::{PodSpec, VolumeKind};
+use beelet_core::spec::PodSpec;
 use beelet_core::telemetry::{FsUse, InterfaceReading, NodeDetail, StorageReading};
 use beelet_core::units::{Bytes, Micros, MilliCpu, Now};
 use serde::Serialize;
@@ -483,10 +483,8 @@ fn container(view: &ContainerView, storage: Option<&StorageReading>, now: Now) -
 
 /// What the pod has on the node's disk, on the file system of beelet's folder.
 fn ephemeral(storage: &StorageReading, spec: &PodSpec, picture: &Snapshot) -> Option<FsStats> {
-    let on_disk = |name: &str| {
-        let volume = spec.volumes.iter().find(|volume| volume.name == name);
-        !matches!(volume.map(|v| &v.kind), Some(VolumeKind::EmptyDir { memory: true, .. }))
-    };
+    let on_disk =
+        |name: &str| spec.volumes.iter().find(|volume| volume.name == name).is_none_or(|volume| volume.kind.on_disk());
     let volumes = storage.volumes.iter().filter(|(name, _)| on_disk(name));
     let parts: Vec<&FsUse> =
         storage.rootfs.iter().chain(&storage.logs).chain(volumes).map(|(_, space)| space).collect();

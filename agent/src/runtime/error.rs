@@ -3,7 +3,9 @@
 use std::error::Error;
 use std::time::Duration;
 
+use beelet_core::content::{ObjectError, kind_in_text};
 use beelet_core::event::OpError;
+use beelet_core::spec::ObjectRef;
 use tonic::{Code, Status};
 
 /// A call of the runtime failed.
@@ -121,6 +123,42 @@ pub enum SpecError {
         /// The variable.
         variable: String,
         /// The path.
+        path: String,
+    },
+    /// A variable refers to an object.
+    #[error(transparent)]
+    Object(ObjectError),
+    /// An object has no such key.
+    #[error("couldn't find key {key} in {} {namespace}/{}", kind_in_text(.object.kind), .object.name)]
+    NoKey {
+        /// The object.
+        object: ObjectRef,
+        /// Its namespace.
+        namespace: String,
+        /// The key.
+        key: String,
+    },
+    /// A key's value cannot be a variable's.
+    #[error("environment variable {0:?}: its value is not text")]
+    NotText(String),
+    /// A file of variables cannot be read.
+    #[error("couldn't parse env file {path:?} of volume {volume:?}: {why}")]
+    EnvFile {
+        /// The volume.
+        volume: String,
+        /// The path in it.
+        path: String,
+        /// Why not.
+        why: String,
+    },
+    /// A file of variables has not the one that is wanted.
+    #[error("environment variable key {key:?} not found in file {path:?} of volume {volume:?}")]
+    NoFileKey {
+        /// Its name there.
+        key: String,
+        /// The volume.
+        volume: String,
+        /// The path in it.
         path: String,
     },
     /// `runAsNonRoot`, and `runAsUser: 0`.

@@ -14,6 +14,7 @@
 
 mod client;
 pub(crate) mod env;
+mod env_file;
 mod error;
 mod events;
 mod exec;
@@ -37,6 +38,7 @@ mod fake;
 mod tests;
 
 pub use client::{DEFAULT_TIMEOUT, MAX_MESSAGE, Runtime, Version};
+pub use env::Given;
 pub use error::{RuntimeError, SpecError};
 pub use events::Wake;
 pub use exec::{ExecError, ExecOutput};

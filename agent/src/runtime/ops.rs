@@ -15,6 +15,7 @@ use futures::future::join_all;
 use tokio::time::Instant;
 
 use super::client::Runtime;
+use super::env::Given;
 use super::error::RuntimeError;
 use super::facts::state_of;
 use super::spec_to_cri::{
@@ -115,7 +116,12 @@ impl Runtime {
     ///
     /// # Errors
     /// `CreateContainerConfigError`, `CreateContainerError`, `RunContainerError`.
-    pub async fn start_container(&self, node: &NodeEnv, start: &ContainerStart<'_>) -> Result<Done, OpError> {
+    pub async fn start_container(
+        &self,
+        node: &NodeEnv,
+        start: &ContainerStart<'_>,
+        given: &Given,
+    ) -> Result<Done, OpError> {
         let user = match start.spec.container(start.container) {
             Some(container) if needs_image_user(container) => {
                 let image = self.image(&container.image).await.map_err(|e| e.because("ImageInspectError"))?;
@@ -123,7 +129,7 @@ impl Runtime {
             }
             _ => None,
         };
-        let config = container_config(node, start, user.as_ref())?;
+        let config = container_config(node, start, user.as_ref(), given)?;
         // The sandbox has its resolver; a file of the node's that was broken since is no reason not to start.
         let dns = resolver(node, start.spec).map(|(dns, _)| dns).unwrap_or_default();
         let attempt = self.sandbox_attempt(start.sandbox_id);

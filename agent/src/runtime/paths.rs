@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use beelet_core::spec::{PodSpec, PodUid, Volume, VolumeKind};
+use beelet_core::spec::{PodSpec, PodUid, Volume, VolumeKind, WrittenKind};
 
 /// `<root>/pods/<uid>`.
 #[must_use]
@@ -46,7 +46,11 @@ pub fn seccomp(root: &Path) -> PathBuf {
 /// The folder of an emptyDir volume.
 #[must_use]
 pub fn empty_dir(root: &Path, uid: &PodUid, volume: &str) -> PathBuf {
-    pod_dir(root, uid).join("volumes").join("kubernetes.io~empty-dir").join(volume)
+    volume_dir(root, uid, "empty-dir", volume)
+}
+
+fn volume_dir(root: &Path, uid: &PodUid, plugin: &str, volume: &str) -> PathBuf {
+    pod_dir(root, uid).join("volumes").join(format!("kubernetes.io~{plugin}")).join(volume)
 }
 
 /// What is mounted into containers for this volume.
@@ -55,6 +59,15 @@ pub fn volume(root: &Path, uid: &PodUid, volume: &Volume) -> PathBuf {
     match &volume.kind {
         VolumeKind::EmptyDir { .. } => empty_dir(root, uid, &volume.name),
         VolumeKind::HostPath { path, .. } => PathBuf::from(path),
+        VolumeKind::Written(written) => {
+            let plugin = match written.kind {
+                WrittenKind::DownwardApi => "downward-api",
+                WrittenKind::Projected => "projected",
+                WrittenKind::ConfigMap => "configmap",
+                WrittenKind::Secret => "secret",
+            };
+            volume_dir(root, uid, plugin, &volume.name)
+        }
     }
 }
 

@@ -8,13 +8,14 @@ mod security;
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 
+use beelet_core::content::Allocatable;
 use beelet_core::dns::{self, NameTooLong, NodeDns, ResolvConfError, Resolver, Told};
 use beelet_core::event::LinuxResources;
 use beelet_core::spec::{ContainerSpec, PodSpec, VolumeKind};
 use beelet_core::units::Micros;
 use beelet_proto::cri;
 
-use super::env::{Fields, expand, variables};
+use super::env::{Fields, Given, expand, variables};
 use super::error::SpecError;
 use super::ops::ContainerStart;
 use super::{last_words, names, paths, pre_stop};
@@ -43,6 +44,8 @@ pub struct NodeEnv {
     pub seccomp_default: bool,
     /// Paths of this machine that a container must not read, beside those of every machine.
     pub masked: Vec<String>,
+    /// What a container may use that has no limit.
+    pub allocatable: Allocatable,
 }
 
 /// What a sandbox is made from. `cgroup` is the pod's, relative to the hierarchies' roots; `dns` is its [`resolver`].
@@ -84,7 +87,8 @@ pub fn sandbox_config(
     })
 }
 
-/// What a container is made from. `image_user` is needed only where [`needs_image_user`] says so.
+/// What a container is made from. `image_user` is needed only where [`needs_image_user`] says so, and in `given` is what
+/// [`Given::is_needed`] says.
 ///
 /// # Errors
 /// If the spec asks for what is not there, or for a user that it forbids itself.
@@ -92,12 +96,19 @@ pub fn container_config(
     node: &NodeEnv,
     start: &ContainerStart<'_>,
     image_user: Option<&ImageUser>,
+    given: &Given,
 ) -> Result<cri::ContainerConfig, SpecError> {
     let spec = start.spec;
     let container =
         spec.container(start.container).ok_or_else(|| SpecError::NoContainer(start.container.to_owned()))?;
-    let fields = Fields { spec, node_name: &node.node_name, host_ips: &node.host_ips, pod_ip: start.pod_ip };
-    let env = variables(fields, start.container)?;
+    let fields = Fields {
+        spec,
+        node_name: &node.node_name,
+        host_ips: &node.host_ips,
+        pod_ip: start.pod_ip,
+        allocatable: node.allocatable,
+    };
+    let env = variables(fields, start.container, given)?;
     let all_expanded = |texts: &[String]| texts.iter().map(|text| expand(text, &env)).collect();
 
     let mut labels: HashMap<String, String> = pod_labels(spec).collect();
@@ -221,9 +232,10 @@ fn mounts(node: &NodeEnv, start: &ContainerStart<'_>, container: &ContainerSpec)
         mounts.push(cri::Mount {
             container_path: mount.path.clone(),
             host_path: paths::volume(&node.root, &spec.uid, volume).display().to_string(),
-            readonly: mount.read_only,
+            // What beelet writes is nobody else's to write.
+            readonly: mount.read_only || matches!(volume.kind, VolumeKind::Written(_)),
             // What the pod has for itself gets its label; the node's own keeps its.
-            selinux_relabel: matches!(volume.kind, VolumeKind::EmptyDir { .. }),
+            selinux_relabel: matches!(volume.kind, VolumeKind::EmptyDir { .. } | VolumeKind::Written(_)),
             ..cri::Mount::default()
         });
     }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use beelet_core::content::Allocatable;
 use beelet_core::event::{CgroupKnobs, ContainerFactState, Done, LinuxResources, OpError, SandboxFact};
 use beelet_core::spec::{ContainerSpec, PodSpec, PodUid, PullPolicy, Resources};
 use beelet_core::units::{Bytes, Micros, MilliCpu};
@@ -11,7 +12,7 @@ use tokio::time::{Instant, timeout};
 use tonic::Status;
 
 use super::fake::Fake;
-use super::{ContainerStart, NodeEnv, Runtime, RuntimeError, Wake, paths};
+use super::{ContainerStart, Given, NodeEnv, Runtime, RuntimeError, Wake, paths};
 use crate::logs::keeper::Writer as _;
 use crate::logs::links;
 
@@ -26,6 +27,7 @@ fn node() -> NodeEnv {
         cgroup_v2: true,
         seccomp_default: false,
         masked: Vec::new(),
+        allocatable: Allocatable::default(),
     }
 }
 
@@ -73,7 +75,7 @@ async fn container_on(node: &NodeEnv, runtime: &Runtime, sandbox_id: &str, attem
         cgroup: "kubepods/podu1",
         linux: &linux,
     };
-    match runtime.start_container(node, &start).await? {
+    match runtime.start_container(node, &start, &Given::default()).await? {
         Done::Container { id, started } => {
             assert_eq!(started, Micros::secs(7));
             Ok(id)

@@ -7,17 +7,19 @@
 //! Property: what comes out needs no further check: names are safe as file names, every mount has its volume, requests are
 //! within limits.
 
+mod env;
 mod network;
 mod placement;
 mod security;
+mod volume;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use beelet_core::ladder::{WishError, Wishes};
 use beelet_core::quantity::{parse_bytes, parse_cpu};
 use beelet_core::spec::{
-    ContainerSpec, EnvValue, EnvVar, LastWords, Mount, PodSpec, PodUid, Port, PullPolicy, Resources, RestartPolicy,
-    StorageResources, Volume, VolumeKind,
+    ContainerSpec, LastWords, Mount, PodSpec, PodUid, Port, PullPolicy, Resources, RestartPolicy, StorageResources,
+    Volume, VolumeKind,
 };
 use beelet_core::units::Micros;
 use k8s_openapi::api::core::v1 as api;
@@ -34,19 +36,6 @@ const NODE_CRITICAL: (&str, i32) = ("system-node-critical", 2_000_001_000);
 const CLUSTER_CRITICAL: (&str, i32) = ("system-cluster-critical", 2_000_000_000);
 const HOST_PATH_TYPES: &[&str] =
     &["", "DirectoryOrCreate", "Directory", "FileOrCreate", "File", "Socket", "CharDevice", "BlockDevice"];
-/// What an environment variable may take from its pod (pkg/apis/core/validation, validEnvDownwardAPIFieldPathExpressions).
-const FIELD_PATHS: &[&str] = &[
-    "metadata.name",
-    "metadata.namespace",
-    "metadata.uid",
-    "spec.nodeName",
-    "spec.serviceAccountName",
-    "status.hostIP",
-    "status.hostIPs",
-    "status.podIP",
-    "status.podIPs",
-];
-
 pub(super) fn invalid(path: impl Into<String>, value: &str, why: impl std::fmt::Display) -> Fault {
     Fault::new(path, format!("Invalid value: {value:?}: {why}"))
 }
@@ -105,6 +94,8 @@ pub(super) fn pod(pod: &api::Pod, origin: &str, mut left_out: Vec<String>) -> Re
     };
     let init_containers = list("spec.initContainers", spec.init_containers.as_deref().unwrap_or_default())?;
     let containers = list("spec.containers", &spec.containers)?;
+    env::check_files("spec.initContainers", &init_containers, &volumes)?;
+    env::check_files("spec.containers", &containers, &volumes)?;
     if containers.is_empty() {
         return Err(required("spec.containers"));
     }
@@ -189,25 +180,29 @@ fn volumes(spec: &api::PodSpec) -> Result<Vec<Volume>, Fault> {
         if made.iter().any(|other| other.name == volume.name) {
             return Err(Fault::new(format!("{path}.name"), format!("Duplicate value: {:?}", volume.name)));
         }
-        let kind = match (&volume.empty_dir, &volume.host_path) {
-            (Some(_), Some(_)) => return Err(Fault::new(path, "may not specify more than 1 volume type")),
-            (Some(dir), None) => VolumeKind::EmptyDir {
-                memory: dir.medium.as_deref() == Some("Memory"),
-                size_limit: match &dir.size_limit {
-                    Some(limit) => Some(
-                        parse_bytes(&limit.0)
-                            .map_err(|e| Fault::new(format!("{path}.emptyDir.sizeLimit"), e.to_string()))?,
-                    ),
-                    None => None,
-                },
-            },
-            (None, Some(host)) => host_path(&format!("{path}.hostPath"), host)?,
-            // As the API server's default.
-            (None, None) => VolumeKind::EmptyDir { memory: false, size_limit: None },
-        };
+        let mut kinds: Vec<VolumeKind> = volume::written(&path, volume)?.into_iter().map(VolumeKind::Written).collect();
+        if let Some(dir) = &volume.empty_dir {
+            kinds.push(empty_dir(&format!("{path}.emptyDir"), dir)?);
+        }
+        if let Some(host) = &volume.host_path {
+            kinds.push(host_path(&format!("{path}.hostPath"), host)?);
+        }
+        // None at all is an emptyDir, as the API server's default.
+        let kind = kinds.pop().unwrap_or(VolumeKind::EmptyDir { memory: false, size_limit: None });
+        if !kinds.is_empty() {
+            return Err(Fault::new(path, "may not specify more than 1 volume type"));
+        }
         made.push(Volume { name: volume.name.clone(), kind });
     }
     Ok(made)
+}
+
+fn empty_dir(path: &str, dir: &api::EmptyDirVolumeSource) -> Result<VolumeKind, Fault> {
+    let limit = dir.size_limit.as_ref().map(|limit| parse_bytes(&limit.0));
+    Ok(VolumeKind::EmptyDir {
+        memory: dir.medium.as_deref() == Some("Memory"),
+        size_limit: limit.transpose().map_err(|e| Fault::new(format!("{path}.sizeLimit"), e.to_string()))?,
+    })
 }
 
 fn host_path(path: &str, host: &api::HostPathVolumeSource) -> Result<VolumeKind, Fault> {
@@ -253,7 +248,7 @@ fn container(
         return Err(invalid(format!("{path}.image"), &image, "must not have white space"));
     }
     let (resources, storage) = resources(&format!("{path}.resources"), given.resources.as_ref())?;
-    let (env, ports) = (env(path, given)?, ports(path, given, host_network)?);
+    let ((env_from, env), ports) = (env::env(path, given)?, ports(path, given, host_network)?);
     let probes = probes(path, given, &env, &ports)?;
     let lifecycle = lifecycle(path, given, &ports, grace)?;
     Ok(ContainerSpec {
@@ -268,6 +263,7 @@ fn container(
         command: given.command.clone().unwrap_or_default(),
         args: given.args.clone().unwrap_or_default(),
         working_dir: given.working_dir.clone().unwrap_or_default(),
+        env_from,
         env,
         ports,
         mounts: mounts(path, given, volumes)?,
@@ -314,57 +310,6 @@ fn default_pull(image: &str) -> PullPolicy {
         None | Some((_, "latest")) => PullPolicy::Always,
         Some(_) => PullPolicy::IfNotPresent,
     }
-}
-
-fn env(path: &str, given: &api::Container) -> Result<Vec<EnvVar>, Fault> {
-    let mut made = Vec::new();
-    for (i, var) in given.env.iter().flatten().enumerate() {
-        let path = format!("{path}.env[{i}]");
-        if var.name.is_empty() {
-            return Err(required(format!("{path}.name")));
-        }
-        if var.name.contains(['=', '\0']) {
-            return Err(invalid(format!("{path}.name"), &var.name, "must not have '='"));
-        }
-        let value = match (&var.value, var.value_from.as_ref()) {
-            (value, None) => EnvValue::Literal(value.clone().unwrap_or_default()),
-            (Some(value), Some(_)) if !value.is_empty() => {
-                return Err(Fault::new(format!("{path}.valueFrom"), "may not be specified when `value` is not empty"));
-            }
-            (_, Some(from)) => {
-                let field = from.field_ref.as_ref().ok_or_else(|| required(format!("{path}.valueFrom.fieldRef")))?;
-                let version = field.api_version.as_deref().filter(|version| !matches!(*version, "" | "v1"));
-                if let Some(version) = version {
-                    let why = format!("error converting fieldPath: unsupported pod version: {version}");
-                    return Err(invalid(format!("{path}.valueFrom.fieldRef.apiVersion"), version, why));
-                }
-                EnvValue::Field(field_path(&format!("{path}.valueFrom.fieldRef.fieldPath"), &field.field_path)?)
-            }
-        };
-        made.push(EnvVar { name: var.name.clone(), value });
-    }
-    // What refers to something was refused before.
-    if given.env_from.as_ref().is_some_and(|list| !list.is_empty()) {
-        return Err(invalid(format!("{path}.envFrom[0]"), "", "must specify one of: `configMapRef` or `secretRef`"));
-    }
-    Ok(made)
-}
-
-fn field_path(path: &str, given: &str) -> Result<String, Fault> {
-    let of_key = ["metadata.labels['", "metadata.annotations['"]
-        .iter()
-        .any(|start| given.strip_prefix(start).and_then(|r| r.strip_suffix("']")).is_some_and(|key| !key.is_empty()));
-    if of_key || FIELD_PATHS.contains(&given) {
-        return Ok(given.to_owned());
-    }
-    let supported = FIELD_PATHS.join(", ");
-    let hint = did_you_mean(given, FIELD_PATHS.iter().copied());
-    Err(Fault::new(
-        path,
-        format!(
-            "Unsupported value: {given:?}: supported values: {supported}, metadata.labels['<KEY>'], metadata.annotations['<KEY>']{hint}"
-        ),
-    ))
 }
 
 fn ports(path: &str, given: &api::Container, host_network: bool) -> Result<Vec<Port>, Fault> {

@@ -78,6 +78,21 @@ fn samples() -> BTreeMap<&'static str, (String, String)> {
                 "env: [{name: A, valueFrom: {fieldRef: {fieldPath: metadata.uid}}}]",
             ),
         ),
+        (
+            "spec.containers.env.valueFrom.fileKeyRef",
+            (
+                manifest("", "volumes: [{name: v}]", "env: [{name: A}]"),
+                manifest(
+                    "",
+                    "volumes: [{name: v}]",
+                    "env: [{name: A, valueFrom: {fileKeyRef: {volumeName: v, path: a, key: A}}}]",
+                ),
+            ),
+        ),
+        (
+            "spec.containers.env.valueFrom.resourceFieldRef",
+            own("env: [{name: A}]", "env: [{name: A, valueFrom: {resourceFieldRef: {resource: limits.cpu}}}]"),
+        ),
         ("spec.containers.envFrom.prefix", own("", "envFrom: [{prefix: A}]")),
         ("spec.containers.image", own("", "image: 'img:2'")),
         ("spec.containers.imagePullPolicy", own("", "imagePullPolicy: Never")),
@@ -191,6 +206,18 @@ fn samples() -> BTreeMap<&'static str, (String, String)> {
         (
             "spec.volumes.emptyDir.sizeLimit",
             pod("volumes: [{name: v}]", "volumes: [{name: v, emptyDir: {sizeLimit: 1Mi}}]"),
+        ),
+        ("spec.volumes.downwardAPI", pod("volumes: [{name: v}]", "volumes: [{name: v, downwardAPI: {}}]")),
+        (
+            "spec.volumes.projected.defaultMode",
+            pod("volumes: [{name: v, projected: {}}]", "volumes: [{name: v, projected: {defaultMode: 256}}]"),
+        ),
+        (
+            "spec.volumes.projected.sources.downwardAPI",
+            pod(
+                "volumes: [{name: v, projected: {}}]",
+                "volumes: [{name: v, projected: {sources: [{downwardAPI: {items: [{path: a, fieldRef: {fieldPath: metadata.name}}]}}]}}]",
+            ),
         ),
         ("spec.volumes.hostPath", pod("volumes: [{name: v}]", "volumes: [{name: v, hostPath: {path: /a}}]")),
         ("spec.volumes.name", pod("volumes: [{name: v}]", "volumes: [{name: w}]")),

@@ -53,6 +53,23 @@ impl ManifestError {
 /// Reads all pods of a file. One that is wrong does not hide the others.
 #[must_use]
 pub fn parse(bytes: &[u8], origin: &str, node_name: &str) -> Vec<Result<Parsed, ManifestError>> {
+    parse_with(bytes, &From { origin, node_name, references: false })
+}
+
+/// Where pods come from.
+#[derive(Clone, Copy, Debug)]
+pub struct From<'a> {
+    /// For messages.
+    pub origin: &'a str,
+    /// The node's name.
+    pub node_name: &'a str,
+    /// They may refer to ConfigMaps and Secrets: somebody has them. Static pods may not.
+    pub references: bool,
+}
+
+/// As [`parse`], for pods of other origins too.
+#[must_use]
+pub fn parse_with(bytes: &[u8], from: &From<'_>) -> Vec<Result<Parsed, ManifestError>> {
     let documents = match documents(bytes) {
         Ok(documents) => documents,
         Err(fault) => return vec![Err(ManifestError { pod: None, fault })],
@@ -61,13 +78,13 @@ pub fn parse(bytes: &[u8], origin: &str, node_name: &str) -> Vec<Result<Parsed, 
         let fault = Fault::new("", "the file has no pod in it: a manifest of kind Pod is wanted");
         return vec![Err(ManifestError { pod: None, fault })];
     }
-    documents.iter().flat_map(|document| one(document, origin, node_name)).collect()
+    documents.iter().flat_map(|document| one(document, from)).collect()
 }
 
-fn one(document: &Node, origin: &str, node_name: &str) -> Vec<Result<Parsed, ManifestError>> {
+fn one(document: &Node, from: &From<'_>) -> Vec<Result<Parsed, ManifestError>> {
     let kind = document.text_of("kind");
     if !matches!(kind, "List" | "PodList") {
-        return vec![pod(document, origin, node_name)];
+        return vec![pod(document, from)];
     }
     let items = match document.get("items").map(|items| &items.value) {
         Some(Value::List(items)) => items.as_slice(),
@@ -89,20 +106,20 @@ fn one(document: &Node, origin: &str, node_name: &str) -> Vec<Result<Parsed, Man
                 }
             }
         }
-        pod(&item, origin, node_name)
+        pod(&item, from)
     };
     items.iter().map(of_list).collect()
 }
 
-fn pod(document: &Node, origin: &str, node_name: &str) -> Result<Parsed, ManifestError> {
+fn pod(document: &Node, from: &From<'_>) -> Result<Parsed, ManifestError> {
     let named = || {
         let meta = document.get("metadata")?;
         let name = meta.text_of("name");
         let namespace = Some(meta.text_of("namespace")).filter(|n| !n.is_empty()).unwrap_or("default");
         let fine = is_dns1123_subdomain(name) && is_dns1123_label(namespace);
-        fine.then(|| format!("{namespace}/{}", static_name(name, node_name)))
+        fine.then(|| format!("{namespace}/{}", static_name(name, from.node_name)))
     };
-    read(document, origin, node_name).map_err(|mut fault| {
+    read(document, from).map_err(|mut fault| {
         if fault.line == 0 {
             fault.line = document.line_at(&fault.path);
         }
@@ -115,7 +132,7 @@ fn static_name(name: &str, node_name: &str) -> String {
     format!("{name}-{}", node_name.to_lowercase())
 }
 
-fn read(document: &Node, origin: &str, node_name: &str) -> Result<Parsed, Fault> {
+fn read(document: &Node, from: &From<'_>) -> Result<Parsed, Fault> {
     let (version, kind) = (document.text_of("apiVersion"), document.text_of("kind"));
     if kind != "Pod" || version != "v1" {
         let field = if kind == "Pod" { "apiVersion" } else { "kind" };
@@ -124,9 +141,9 @@ fn read(document: &Node, origin: &str, node_name: &str) -> Result<Parsed, Fault>
         return Err(Fault::new(field, problem));
     }
     let mut pod: api::Pod = document.read("")?;
-    let mut warnings = support::survey(document)?;
-    identify(&mut pod, origin, node_name, &mut warnings)?;
-    let spec = convert::pod(&pod, origin, warnings)?;
+    let mut warnings = support::survey(document, from.references)?;
+    identify(&mut pod, from.origin, from.node_name, &mut warnings)?;
+    let spec = convert::pod(&pod, from.origin, warnings)?;
     Ok(Parsed { spec: Arc::new(spec), pod: Arc::new(pod) })
 }
 

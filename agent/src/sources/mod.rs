@@ -60,3 +60,5 @@ mod placement_tests;
 mod security_tests;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod written_tests;

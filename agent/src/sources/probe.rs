@@ -109,7 +109,7 @@ impl Of<'_> {
         // As they are written: what comes from elsewhere is empty here, as upstream (ExpandContainerCommandOnlyStatic).
         let value = |v: &EnvVar| match &v.value {
             EnvValue::Literal(text) => text.clone(),
-            EnvValue::Field(_) => String::new(),
+            _ => String::new(),
         };
         let variables: Vec<(String, String)> = self.env.iter().map(|v| (v.name.clone(), value(v))).collect();
         Ok(Handler::Exec { command: command.iter().map(|word| expand(word, &variables)).collect() })

@@ -21,15 +21,18 @@ enum Verdict {
     Warn(&'static str),
     /// The pod would be another one without it.
     Refuse(&'static str),
+    /// It refers to an object of the API: taken where somebody has those, else refused.
+    Reference(&'static str),
     /// Fine with this value, which is also the default.
     Unless(&'static str, &'static Verdict),
 }
-use Verdict::{Group, NoMeaning, Refuse, Take, Unless, Warn};
+use Verdict::{Group, NoMeaning, Reference, Refuse, Take, Unless, Warn};
 
 const NOT_YET: Verdict = Refuse("not supported yet");
 const NO_EFFECT: Verdict = Warn("has no effect yet");
 const SECRETS: Verdict = Refuse("static pods may not reference secrets");
-const CONFIG_MAPS: Verdict = Refuse("static pods may not reference configmaps");
+const SECRET_DATA: Verdict = Reference("static pods may not reference secrets");
+const CONFIG_MAP_DATA: Verdict = Reference("static pods may not reference configmaps");
 const CLAIMS: Verdict = Refuse("static pods may not reference persistentvolumeclaims");
 const SERVICE_ACCOUNTS: Verdict = Refuse("static pods may not reference serviceaccounts");
 
@@ -70,15 +73,17 @@ const FIELDS: &[(&str, Verdict)] = &[
     ("spec.containers.env.name", Take),
     ("spec.containers.env.value", Take),
     ("spec.containers.env.valueFrom", Group),
-    ("spec.containers.env.valueFrom.configMapKeyRef", CONFIG_MAPS),
+    ("spec.containers.env.valueFrom.configMapKeyRef", CONFIG_MAP_DATA),
     ("spec.containers.env.valueFrom.fieldRef", Group),
     ("spec.containers.env.valueFrom.fieldRef.apiVersion", Take),
     ("spec.containers.env.valueFrom.fieldRef.fieldPath", Take),
-    ("spec.containers.env.valueFrom.secretKeyRef", SECRETS),
+    ("spec.containers.env.valueFrom.fileKeyRef", Take),
+    ("spec.containers.env.valueFrom.resourceFieldRef", Take),
+    ("spec.containers.env.valueFrom.secretKeyRef", SECRET_DATA),
     ("spec.containers.envFrom", Group),
-    ("spec.containers.envFrom.configMapRef", CONFIG_MAPS),
+    ("spec.containers.envFrom.configMapRef", CONFIG_MAP_DATA),
     ("spec.containers.envFrom.prefix", Take),
-    ("spec.containers.envFrom.secretRef", SECRETS),
+    ("spec.containers.envFrom.secretRef", SECRET_DATA),
     ("spec.containers.image", Take),
     ("spec.containers.imagePullPolicy", Take),
     ("spec.containers.lifecycle", Group),
@@ -185,7 +190,8 @@ const FIELDS: &[(&str, Verdict)] = &[
     ("spec.tolerations", Take),
     ("spec.topologySpreadConstraints", NoMeaning),
     ("spec.volumes", Group),
-    ("spec.volumes.configMap", CONFIG_MAPS),
+    ("spec.volumes.configMap", CONFIG_MAP_DATA),
+    ("spec.volumes.downwardAPI", Take),
     ("spec.volumes.emptyDir", Group),
     ("spec.volumes.emptyDir.medium", Unless("Memory", &NOT_YET)),
     ("spec.volumes.emptyDir.sizeLimit", Take),
@@ -193,68 +199,78 @@ const FIELDS: &[(&str, Verdict)] = &[
     ("spec.volumes.hostPath", Take),
     ("spec.volumes.name", Take),
     ("spec.volumes.persistentVolumeClaim", CLAIMS),
-    ("spec.volumes.secret", SECRETS),
+    ("spec.volumes.projected", Group),
+    ("spec.volumes.projected.defaultMode", Take),
+    ("spec.volumes.projected.sources", Group),
+    ("spec.volumes.projected.sources.clusterTrustBundle", Refuse("static pods may not reference clustertrustbundles")),
+    ("spec.volumes.projected.sources.configMap", CONFIG_MAP_DATA),
+    ("spec.volumes.projected.sources.downwardAPI", Take),
+    ("spec.volumes.projected.sources.podCertificate", Refuse("static pods may not reference podcertificates")),
+    ("spec.volumes.projected.sources.secret", SECRET_DATA),
+    ("spec.volumes.projected.sources.serviceAccountToken", SERVICE_ACCOUNTS),
+    ("spec.volumes.secret", SECRET_DATA),
     ("status", NoMeaning),
 ];
 
-/// Looks at every field of a manifest. Returns what is left out, by path.
-pub(super) fn survey(pod: &Node) -> Result<Vec<String>, Fault> {
-    let mut warnings = Vec::new();
-    look(pod, "", "", &mut warnings)?;
-    Ok(warnings)
+/// Looks at every field of a manifest. Returns what is left out, by path. `references`: somebody has the objects that it may refer to.
+pub(super) fn survey(pod: &Node, references: bool) -> Result<Vec<String>, Fault> {
+    let mut survey = Survey { references, warnings: Vec::new() };
+    survey.look(pod, "", "")?;
+    Ok(survey.warnings)
 }
 
-fn look(node: &Node, rule: &str, path: &str, warnings: &mut Vec<String>) -> Result<(), Fault> {
-    match &node.value {
-        Value::Map(fields) => {
-            for (name, line, field) in fields {
-                let at = join(path, name);
-                let name = if name == "initContainers" { "containers" } else { name };
-                let rule = join(rule, name);
-                judge(field, *line, verdict(&rule), &rule, &at, warnings)?;
+struct Survey {
+    references: bool,
+    warnings: Vec<String>,
+}
+
+impl Survey {
+    fn look(&mut self, node: &Node, rule: &str, path: &str) -> Result<(), Fault> {
+        match &node.value {
+            Value::Map(fields) => {
+                for (name, line, field) in fields {
+                    let at = join(path, name);
+                    let name = if name == "initContainers" { "containers" } else { name };
+                    let rule = join(rule, name);
+                    self.judge(field, *line, verdict(&rule), &rule, &at)?;
+                }
+                Ok(())
             }
-            Ok(())
+            Value::List(items) => {
+                items.iter().enumerate().try_for_each(|(i, item)| self.look(item, rule, &format!("{path}[{i}]")))
+            }
+            _ => Ok(()),
         }
-        Value::List(items) => {
-            items.iter().enumerate().try_for_each(|(i, item)| look(item, rule, &format!("{path}[{i}]"), warnings))
+    }
+
+    fn judge(&mut self, node: &Node, line: u64, verdict: Verdict, rule: &str, path: &str) -> Result<(), Fault> {
+        // An empty source of a volume or of variables asks for one of that kind all the same.
+        let source = ["spec.volumes.", "spec.containers.envFrom."].iter().any(|of| rule.starts_with(of));
+        if asks_nothing(node) && !(source && matches!(node.value, Value::Map(_))) {
+            return Ok(());
         }
-        _ => Ok(()),
+        match verdict {
+            Take | NoMeaning => Ok(()),
+            Group => self.look(node, rule, path),
+            Reference(_) if self.references => Ok(()),
+            Warn(why) => {
+                self.warnings.push(format!("{path}: {why}"));
+                Ok(())
+            }
+            Refuse(why) | Reference(why) => Err(Fault { line, ..Fault::new(path, why) }),
+            Unless(fine, otherwise) => {
+                let given = match &node.value {
+                    Value::Bool(v) => v.to_string(),
+                    _ => node.text().unwrap_or_default().to_owned(),
+                };
+                if given == fine { Ok(()) } else { self.judge(node, line, *otherwise, rule, path) }
+            }
+        }
     }
 }
 
 fn verdict(rule: &str) -> Verdict {
     FIELDS.binary_search_by(|(name, _)| name.cmp(&rule)).map_or(NOT_YET, |index| FIELDS[index].1)
-}
-
-fn judge(
-    node: &Node,
-    line: u64,
-    verdict: Verdict,
-    rule: &str,
-    path: &str,
-    warnings: &mut Vec<String>,
-) -> Result<(), Fault> {
-    // An empty source of a volume or of variables asks for one of that kind all the same.
-    let source = ["spec.volumes.", "spec.containers.envFrom."].iter().any(|of| rule.starts_with(of));
-    if asks_nothing(node) && !(source && matches!(node.value, Value::Map(_))) {
-        return Ok(());
-    }
-    match verdict {
-        Take | NoMeaning => Ok(()),
-        Group => look(node, rule, path, warnings),
-        Warn(why) => {
-            warnings.push(format!("{path}: {why}"));
-            Ok(())
-        }
-        Refuse(why) => Err(Fault { line, ..Fault::new(path, why) }),
-        Unless(fine, otherwise) => {
-            let given = match &node.value {
-                Value::Bool(v) => v.to_string(),
-                _ => node.text().unwrap_or_default().to_owned(),
-            };
-            if given == fine { Ok(()) } else { judge(node, line, *otherwise, rule, path, warnings) }
-        }
-    }
 }
 
 /// The rows of one kind, for tests: those that are taken, or those without a meaning.

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use beelet_core::content::ContentError;
+
 /// Why a pod's files could not be made or removed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -37,6 +39,14 @@ pub enum Error {
         /// What it should be.
         expected: &'static str,
     },
+    /// What should be in a written volume is not to be had; the kubelet's text (pkg/kubelet/volumemanager, FailedMount).
+    #[error("MountVolume.SetUp failed for volume {volume:?} : {source}")]
+    Content {
+        /// The volume's name.
+        volume: String,
+        /// Why.
+        source: ContentError,
+    },
     /// A `type` of a hostPath that there is not.
     #[error(
         "{kind} is an invalid volume type of hostPath {path}; there are \"\", DirectoryOrCreate, Directory, FileOrCreate, File, Socket, CharDevice, BlockDevice"
@@ -55,6 +65,10 @@ pub enum Error {
 }
 
 impl Error {
+    pub(super) fn content(volume: &str, source: ContentError) -> Self {
+        Self::Content { volume: volume.to_owned(), source }
+    }
+
     pub(super) fn io(what: &'static str, path: &Path, source: io::Error) -> Self {
         match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::Full { what, path: path.to_owned() },

@@ -11,27 +11,34 @@
 //! root may be shared with a kubelet, and its pods are not ours.
 //!
 //! Properties: nothing outside of the pod's folder and its log folder is ever removed, but links to its logs; a volume that is there keeps its content;
-//! an error names the path, and for a full disk says what to do.
+//! an error names the path, and for a full disk says what to do; a reader of a written file never sees half of it ([`atomic`]).
 
+mod atomic;
+mod content;
 mod empty_dir;
 mod error;
 mod host_path;
 mod hosts;
 mod places;
+pub(crate) mod refresh;
 mod remove;
 #[cfg(test)]
 pub(crate) mod tests;
+mod written;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use beelet_core::content::Allocatable;
 use beelet_core::spec::{PodSpec, PodUid, VolumeKind};
 use beelet_core::units::Bytes;
 
 use crate::logs::{files, links};
 use crate::runtime::paths;
 
+pub use content::{NoObjects, Objects};
 pub use error::Error;
 pub use hosts::hosts_content;
 pub use places::{Place, PlaceKind};
@@ -49,6 +56,12 @@ pub struct Volumes {
     pub memory_default: Option<Bytes>,
     /// `clusterDomain`, "" for none.
     pub cluster_domain: String,
+    /// What a container may use that has no limit.
+    pub allocatable: Allocatable,
+    /// Who has ConfigMaps and Secrets.
+    pub objects: Arc<dyn Objects>,
+    turns: Arc<written::Turns>,
+    last: Arc<written::Last>,
 }
 
 impl Volumes {
@@ -61,6 +74,10 @@ impl Volumes {
             node_hosts: "/etc/hosts".into(),
             memory_default: None,
             cluster_domain: String::new(),
+            allocatable: Allocatable::default(),
+            objects: Arc::new(NoObjects),
+            turns: Arc::default(),
+            last: Arc::default(),
         }
     }
 
@@ -93,6 +110,9 @@ impl Volumes {
             make_dir(&pod.join("containers").join(&container.name), 0o750)?;
         }
         make_dir(&paths::log_dir(&self.pod_logs, spec), 0o755)?;
+        if spec.has_written() {
+            self.last.all().insert(spec.uid.clone(), Arc::new(spec.clone()));
+        }
         for volume in &spec.volumes {
             match &volume.kind {
                 VolumeKind::EmptyDir { memory, size_limit } => {
@@ -101,6 +121,9 @@ impl Volumes {
                     empty_dir::setup(&dir, size, spec.security.fs_group)?;
                 }
                 VolumeKind::HostPath { path, kind } => host_path::check(Path::new(path), kind)?,
+                VolumeKind::Written(written) => {
+                    self.turns.with(&spec.uid, || self.setup_written(spec, volume, written))?;
+                }
             }
         }
         // A repeated setup must not take the address away that the hosts file got since.
@@ -183,7 +206,8 @@ impl Volumes {
     /// If a name is not plain, a mount cannot be undone (then nothing is removed), or a file cannot be removed.
     pub fn teardown(&self, uid: &PodUid, keep_logs: bool) -> Result<(), Error> {
         plain(uid.as_str())?;
-        remove::tree(&paths::pod_dir(&self.root, uid))?;
+        self.last.all().remove(uid);
+        self.turns.with(uid, || remove::tree(&paths::pod_dir(&self.root, uid)))?;
         if keep_logs {
             return Ok(());
         }

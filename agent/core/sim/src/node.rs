@@ -525,6 +525,7 @@ impl Sim {
             // Pulls are quick here, and stops end by themselves.
             // The simulated node has memory and no disks.
             Action::Knob(_)
+            | Action::Refresh(_)
             | Action::Cancel { .. }
             | Action::LookAtDisks { .. }
             | Action::Reclaim { .. }

@@ -18,6 +18,7 @@ fn container(name: &str, (cpu_request, cpu_limit, memory_request, memory_limit):
         command: Vec::new(),
         args: Vec::new(),
         working_dir: String::new(),
+        env_from: Vec::new(),
         env: Vec::new(),
         ports: Vec::new(),
         mounts: Vec::new(),

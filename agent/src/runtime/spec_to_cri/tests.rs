@@ -20,6 +20,7 @@ fn node() -> NodeEnv {
         cgroup_v2: true,
         seccomp_default: false,
         masked: Vec::new(),
+        allocatable: Allocatable::default(),
     }
 }
 
@@ -65,7 +66,7 @@ fn container(spec: &PodSpec, image: Option<&ImageUser>) -> Result<cri::Container
         cgroup: "kubepods/burstable/podu1",
         linux: &linux,
     };
-    container_config(&node(), &start, image)
+    container_config(&node(), &start, image, &Given::default())
 }
 
 fn security(spec: &PodSpec) -> cri::LinuxContainerSecurityContext {

@@ -8,7 +8,7 @@ use std::cmp::Reverse;
 
 use super::{Layout, Signal};
 use crate::allocate::pod_storage_request;
-use crate::spec::{PodSpec, PodUid, VolumeKind};
+use crate::spec::{PodSpec, PodUid};
 use crate::telemetry::{FsUse, StorageReading};
 use crate::units::{Bytes, Micros};
 
@@ -82,8 +82,7 @@ pub(super) fn is_fresh(part: &FsUse, since: Micros, now: Micros) -> bool {
 
 /// Whether a volume lies on the node's disk.
 pub(super) fn on_disk(pod: &PodSpec, volume: &str) -> bool {
-    let kind = pod.volumes.iter().find(|v| v.name == volume).map(|v| &v.kind);
-    !matches!(kind, Some(VolumeKind::EmptyDir { memory: true, .. }))
+    pod.volumes.iter().find(|v| v.name == volume).is_none_or(|v| v.kind.on_disk())
 }
 
 fn oldest<'a>(parts: impl Iterator<Item = &'a FsUse>, now: Micros) -> Option<Micros> {
