@@ -120,6 +120,7 @@ mod tests {
             state,
             resources: None,
             grace: None,
+            pre_stop: None,
             pid,
         };
         Event::Runtime(RuntimeFacts {
