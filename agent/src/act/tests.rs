@@ -139,7 +139,7 @@ async fn operations_of_a_pod_are_in_order_and_pods_do_not_wait() {
             rig.image(uid, op, &format!("{uid}{op}"));
         }
     }
-    let mut last = std::collections::BTreeMap::new();
+    let mut last = BTreeMap::new();
     for _ in 0..12 {
         let (uid, op, result) = rig.result().await;
         assert!(result.is_ok());
