@@ -190,3 +190,44 @@ impl Pod {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::event::OpId;
+    use crate::node::NodeConfig;
+    use crate::spec::{PodSpec, PodUid};
+    use crate::world::World;
+
+    #[test]
+    fn a4_7c_a_stop_under_way_is_told_anew_if_there_is_less_time_now_and_only_then() {
+        let (uid, now) = (PodUid::from("u"), Now { mono: Micros::secs(100), wall: Micros::secs(1_000) });
+        for (given, left, anew) in [(600, 600, false), (20, 20, true), (0, 0, true)] {
+            let mut world = World::new(NodeConfig::default());
+            let spec = PodSpec { termination_grace: Micros::secs(600), ..PodSpec::unknown(uid.clone()) };
+            let mut pod = Pod::new(Arc::new(spec), now);
+            pod.state = pod.terminating(Why::Removed, now);
+            pod.in_flight = Some((OpId(1), "stop_containers"));
+            assert_eq!(
+                pod.note_deadline(now),
+                Some(Action::Going { uid: uid.clone(), until: Some(Micros::secs(1_600)) })
+            );
+            let next = pod.terminating(Why::evicted("m", Micros::secs(given)), now);
+            assert_eq!(
+                pod.terminating(Why::evicted("m", Micros::secs(9_000)), now),
+                pod.terminating(Why::evicted("m", Micros::secs(600)), now)
+            );
+            world.pods.insert(uid.clone(), pod);
+            world.go(&uid, next, now);
+            let is = |action: &Action| matches!(action, Action::Cancel { .. });
+            assert_eq!(world.out.iter().any(is), anew, "{given}");
+            let until = world.out.iter().find_map(|action| match action {
+                Action::Going { until, .. } => *until,
+                _ => None,
+            });
+            assert_eq!(until, anew.then_some(Micros::secs(1_000 + left)), "{given}");
+        }
+    }
+}

@@ -151,7 +151,7 @@ pub struct World {
     tree: Vec<PodCgroup>,
     next_op: u64,
     waking: Option<Micros>,
-    out: Vec<Action>,
+    pub(crate) out: Vec<Action>,
 }
 
 impl World {
