@@ -245,7 +245,12 @@ impl World {
             Some("resize") => "ResizeError",
             _ => "Failed",
         };
-        self.say(uid, container, now, true, event, format!("Error: {}: {}", error.reason, error.message));
+        // Where the event says it all, its message is the kubelet's.
+        let message = match error.reason == event {
+            true => error.message.clone(),
+            false => format!("Error: {}: {}", error.reason, error.message),
+        };
+        self.say(uid, container, now, true, event, message);
     }
 }
 

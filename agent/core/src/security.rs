@@ -69,6 +69,9 @@ impl Default for NodeSecurity {
 pub struct RuntimeFeatures {
     /// `supplementalGroupsPolicy`.
     pub groups_policy: bool,
+    /// `recursiveReadOnly` of mounts.
+    #[serde(default)]
+    pub recursive_read_only: bool,
 }
 
 /// Why a pod is turned away.
@@ -136,7 +139,7 @@ mod tests {
     use super::*;
     use crate::spec::{ContainerSpec, PodUid};
 
-    const RUNTIME: RuntimeFeatures = RuntimeFeatures { groups_policy: true };
+    const RUNTIME: RuntimeFeatures = RuntimeFeatures { groups_policy: true, recursive_read_only: false };
 
     fn pod(change: impl FnOnce(&mut PodSpec)) -> PodSpec {
         let mut pod = PodSpec::unknown(PodUid::from("u"));

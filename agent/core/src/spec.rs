@@ -19,10 +19,12 @@ use crate::security::{GroupsPolicy, Profile, SeLinux};
 use crate::units::{Bytes, Micros, MilliCpu};
 
 mod lifecycle;
+mod mount;
 pub mod placement;
 mod probe;
 mod written;
 pub use lifecycle::{Hook, Lifecycle};
+pub use mount::{Mount, PathFault, Propagation, RecursiveReadOnly, SubPath, check_descending, name_of};
 pub use placement::Placement;
 pub use probe::{Handler, Probe, ProbeKind, Probes};
 pub use written::{
@@ -330,17 +332,6 @@ pub struct Port {
     pub host_ip: String,
     /// `protocol`: TCP, UDP or SCTP.
     pub protocol: String,
-}
-
-/// A volume in a container's file tree.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Mount {
-    /// The volume's name.
-    pub volume: String,
-    /// Where in the container.
-    pub path: String,
-    /// `readOnly`.
-    pub read_only: bool,
 }
 
 /// `securityContext` of a container; fields of the pod's already merged in.

@@ -744,7 +744,7 @@ fn a4_16_what_the_node_cannot_do_turns_a_pod_away_before_anything_is_made() {
 #[test]
 fn a4_16l_strict_groups_are_admitted_where_the_runtime_says_that_it_can() {
     let mut node = ready_node();
-    node.facts.features = RuntimeFeatures { groups_policy: true };
+    node.facts.features = RuntimeFeatures { groups_policy: true, ..RuntimeFeatures::default() };
     node.relist();
     let mut strict = pod("strict");
     strict.security.groups_policy = GroupsPolicy::Strict;

@@ -12,8 +12,8 @@ use tokio::sync::mpsc;
 
 use super::pod_ops::PodRuntime;
 use crate::blocking::blocking;
-use crate::runtime::{ContainerStart, ExecError, ExecOutput, Given, NodeEnv, Runtime};
-use crate::volumes::Objects;
+use crate::runtime::{ContainerStart, ExecError, ExecOutput, Given, NodeEnv, Runtime, sub_paths};
+use crate::volumes::{Objects, Volumes};
 
 /// [`Runtime`] with what of the node goes into pods.
 #[derive(Clone, Debug)]
@@ -22,6 +22,8 @@ pub struct CriRuntime {
     pub runtime: Arc<Runtime>,
     /// The node, but for the text of its resolv.conf.
     pub node: Arc<NodeEnv>,
+    /// The files of pods.
+    pub volumes: Arc<Volumes>,
     /// `resolvConf`, read anew for each pod; `None` where it is "".
     pub resolv_conf: Option<PathBuf>,
     /// Who has ConfigMaps and Secrets.
@@ -84,11 +86,19 @@ impl PodRuntime for CriRuntime {
             PodOp::EnsureImage { image, pull } => self.runtime.ensure_image(image, *pull).await,
             PodOp::StartContainer { spec, container, attempt, sandbox_id, pod_ip, cgroup, linux } => {
                 let attempt = *attempt;
-                let start = ContainerStart { spec, container, attempt, sandbox_id, pod_ip, cgroup, linux };
+                let start =
+                    ContainerStart { spec, container, attempt, sandbox_id, pod_ip, cgroup, linux, sources: &[] };
                 // What it lacks of the node's names is the sandbox's business, which has it.
                 let node = self.node_now().await.unwrap_or_else(|_| NodeEnv::clone(&self.node));
                 let given = self.given(spec, container).await;
-                self.runtime.start_container(&node, &start, &given).await
+                let sub_paths = sub_paths(&node, &start, &given)?;
+                let (files, spec, container) = (Arc::clone(&self.volumes), Arc::clone(spec), container.clone());
+                let sources = blocking(move || files.sources(&spec, &container, &sub_paths)).await;
+                let sources = sources.map_err(|error| OpError {
+                    reason: "CreateContainerConfigError".to_owned(),
+                    message: error.to_string(),
+                })?;
+                self.runtime.start_container(&node, &ContainerStart { sources: &sources, ..start }, &given).await
             }
             PodOp::RemoveContainers { ids } => self.runtime.remove_containers(ids).await,
             PodOp::RemoveSandboxes { ids } => self.runtime.remove_sandboxes(ids).await,

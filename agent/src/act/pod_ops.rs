@@ -48,7 +48,8 @@ pub trait PodRuntime: Send + Sync + 'static {
 pub fn time_limit(what: &PodOp) -> Duration {
     let minutes = |n: u64| Duration::from_secs(n * 60);
     match what {
-        PodOp::Prepare { .. } => minutes(1),
+        // As long as the kubelet waits for volumes (pkg/kubelet/volumemanager, podAttachAndMountTimeout).
+        PodOp::Prepare { .. } => Duration::from_secs(123),
         PodOp::StartSandbox { .. } | PodOp::StartContainer { .. } => minutes(6),
         // A pull may be large; the runtime ends one that makes no progress.
         PodOp::EnsureImage { .. } => minutes(60),

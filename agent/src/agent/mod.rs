@@ -279,7 +279,7 @@ pub async fn run(
         allocatable,
     };
     let mut volumes = Volumes::new(&options.root, &kubelet.pod_logs_dir);
-    volumes.memory_default = Some(node.allocatable().memory);
+    volumes.allocatable_memory = Some(node.allocatable().memory);
     volumes.cluster_domain.clone_from(&kubelet.cluster_domain);
     volumes.allocatable = allocatable;
     volumes.objects = Arc::clone(&objects);
@@ -290,10 +290,11 @@ pub async fn run(
         Some(tree) => Some(
             Executor::spawn(Parts {
                 tree,
-                volumes,
+                volumes: Arc::clone(&volumes),
                 runtime: Arc::new(CriRuntime {
                     runtime: Arc::clone(&runtime),
                     node: Arc::new(env),
+                    volumes,
                     resolv_conf: kubelet.resolv_conf.clone(),
                     objects,
                     events: events_to.clone(),

@@ -42,8 +42,9 @@ impl Hierarchies {
     /// If it cannot be read or shows no cgroup2 mount.
     pub fn detect() -> Result<Self, Error> {
         let file = Path::new("/proc/self/mountinfo");
-        let text = fs::read_to_string(file).map_err(|source| Error::Mounts { file: file.to_owned(), source })?;
-        Self::parse(&text)
+        // A pod's mount need not have a name that is text; hierarchies have.
+        let text = fs::read(file).map_err(|source| Error::Mounts { file: file.to_owned(), source })?;
+        Self::parse(&String::from_utf8_lossy(&text))
     }
 
     /// From the text of a mountinfo file (proc_pid_mountinfo(5)). Of several mounts of one hierarchy the first counts.
@@ -115,22 +116,22 @@ pub(super) fn check(path: &str) -> Result<(), Error> {
 }
 
 /// Decodes the octal escapes of mountinfo (`\040` is a space).
-pub(crate) fn unescape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some(at) = rest.find('\\') {
-        out.push_str(&rest[..at]);
-        match rest.get(at + 1..at + 4).and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
-            Some(byte) => {
-                out.push(char::from(byte));
-                rest = &rest[at + 4..];
+fn unescape(text: &str) -> String {
+    String::from_utf8_lossy(&unescape_bytes(text.as_bytes())).into_owned()
+}
+
+/// The same for a name that need not be UTF-8.
+pub(crate) fn unescape_bytes(mut rest: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(rest.len());
+    while let Some((&first, after)) = rest.split_first() {
+        let escaped = match (first, after) {
+            (b'\\', [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', ..]) => {
+                Some((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'))
             }
-            None => {
-                out.push('\\');
-                rest = &rest[at + 1..];
-            }
-        }
+            _ => None,
+        };
+        out.push(escaped.unwrap_or(first));
+        rest = if escaped.is_some() { &after[3..] } else { after };
     }
-    out.push_str(rest);
     out
 }

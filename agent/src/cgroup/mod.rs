@@ -29,7 +29,7 @@ mod turn;
 pub use error::Error;
 pub use kill::{KillHandle, Killed};
 pub use knobs::shares_from_weight;
-pub(crate) use layout::unescape;
+pub(crate) use layout::unescape_bytes;
 pub use layout::{Hierarchies, V1Mount};
 pub use reap::Reaped;
 pub use remove::Leftover;

@@ -13,7 +13,9 @@ use std::sync::Arc;
 use beelet_core::event::{Exit, Rejected};
 use beelet_core::health::Health;
 use beelet_core::snapshot::{ContainerState as State, ContainerView, Phase, PodView, Snapshot};
-use beelet_core::spec::{self, EnvValue, PodSpec, PodUid, QosClass, RestartPolicy};
+use beelet_core::spec::{
+    self, EnvValue, PodSpec, PodUid, Propagation, QosClass, RecursiveReadOnly, RestartPolicy, SubPath, name_of,
+};
 use beelet_core::units::Micros;
 use k8s_openapi::api::core::v1::{
     Container, ContainerPort, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting,
@@ -137,6 +139,12 @@ fn container(spec: &spec::ContainerSpec) -> Container {
         name: m.volume.clone(),
         mount_path: m.path.clone(),
         read_only: Some(m.read_only).filter(|&on| on),
+        sub_path: if let SubPath::Path(path) = &m.sub_path { text(path) } else { None },
+        sub_path_expr: if let SubPath::Expr(path) = &m.sub_path { text(path) } else { None },
+        mount_propagation: (m.propagation != Propagation::None)
+            .then(|| name_of(&Propagation::ALL, &m.propagation).to_owned()),
+        recursive_read_only: (m.recursive_read_only != RecursiveReadOnly::Disabled)
+            .then(|| name_of(&RecursiveReadOnly::ALL, &m.recursive_read_only).to_owned()),
         ..VolumeMount::default()
     });
     Container {

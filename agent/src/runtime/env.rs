@@ -5,13 +5,15 @@
 //! stays as it is; `$$` is a `$`, so `$$(NAME)` gives `$(NAME)`; any other `$` stands for itself. Commands and arguments see
 //! all variables.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use beelet_core::content::{self, Allocatable, Found, ObjectError};
 use beelet_core::spec::{ContainerSpec, EnvValue, ObjectRef, PodSpec};
 
 use super::error::SpecError;
+use super::ops::ContainerStart;
+use super::spec_to_cri::NodeEnv;
 use super::{env_file, paths};
 use crate::volumes::Objects;
 
@@ -124,7 +126,18 @@ fn text(variable: &str, value: &[u8]) -> Result<String, SpecError> {
     }
 }
 
-impl Fields<'_> {
+impl<'a> Fields<'a> {
+    /// Those of a run of a container.
+    pub(super) fn of(node: &'a NodeEnv, start: &ContainerStart<'a>) -> Self {
+        Self {
+            spec: start.spec,
+            node_name: &node.node_name,
+            host_ips: &node.host_ips,
+            pod_ip: start.pod_ip,
+            allocatable: node.allocatable,
+        }
+    }
+
     /// What a reference leads to; `None` for what is not there and optional.
     fn referred(&self, variable: &str, value: &EnvValue, given: &Given) -> Result<Option<String>, SpecError> {
         match value {
@@ -184,6 +197,30 @@ impl Fields<'_> {
 
 /// Replaces `$(NAME)`. Of two variables of one name the later counts.
 pub(crate) fn expand(text: &str, variables: &[(String, String)]) -> String {
+    expand_by(text, |name| value_of(variables, name).map_or_else(|| format!("$({name})"), str::to_owned))
+}
+
+/// Replaces `$(NAME)` in what makes no sense with a part missing.
+///
+/// # Errors
+/// The names of variables that are not defined or empty, sorted (pkg/kubelet/container/helpers.go, ExpandContainerVolumeMounts).
+pub(super) fn expand_all(text: &str, variables: &[(String, String)]) -> Result<String, Vec<String>> {
+    let mut missing = BTreeSet::new();
+    let expanded = expand_by(text, |name| match value_of(variables, name) {
+        Some(value) if !value.is_empty() => value.to_owned(),
+        _ => {
+            missing.insert(name.to_owned());
+            String::new()
+        }
+    });
+    if missing.is_empty() { Ok(expanded) } else { Err(missing.into_iter().collect()) }
+}
+
+fn value_of<'a>(variables: &'a [(String, String)], name: &str) -> Option<&'a str> {
+    variables.iter().rev().find(|(known, _)| known == name).map(|(_, value)| &**value)
+}
+
+fn expand_by(text: &str, mut value: impl FnMut(&str) -> String) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(at) = rest.find('$') {
@@ -193,10 +230,7 @@ pub(crate) fn expand(text: &str, variables: &[(String, String)]) -> String {
             out.push('$');
             rest = after;
         } else if let Some((name, after)) = rest.strip_prefix('(').and_then(|open| open.split_once(')')) {
-            match variables.iter().rev().find(|(known, _)| known == name) {
-                Some((_, value)) => out.push_str(value),
-                None => out.extend(["$(", name, ")"]),
-            }
+            out.push_str(&value(name));
             rest = after;
         } else {
             out.push('$');
@@ -379,5 +413,13 @@ mod tests {
         ] {
             assert_eq!(expand(text, &variables), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn a7_8b_a_sub_path_lacks_no_part() {
+        let variables = [("A", "1"), ("EMPTY", "")].map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let of = |text: &str| expand_all(text, &variables).map_err(|missing| missing.join(", "));
+        assert_eq!(of("x/$(A)/$$(B)/y"), Ok("x/1/$(B)/y".to_owned()));
+        assert_eq!(of("$(Z)/$(EMPTY)/$(A)/$(B)/$(Z)"), Err("B, EMPTY, Z".to_owned()));
     }
 }

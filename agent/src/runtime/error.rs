@@ -117,6 +117,20 @@ pub enum SpecError {
         /// The volume.
         volume: String,
     },
+    /// `subPathExpr` names variables that are not there or empty; the kubelet's text, as those of the next three.
+    #[error("missing value for {0}")]
+    NoVariable(String),
+    /// `subPathExpr` came out as an absolute path.
+    #[error("error SubPath `{0}` must not be an absolute path")]
+    AbsoluteSubPath(String),
+    /// `subPathExpr` came out as a path that goes upwards.
+    #[error("unable to provision SubPath `{0}`: must not contain '..'")]
+    SubPathUpwards(String),
+    /// `recursiveReadOnly: Enabled`, and the runtime does not know of it.
+    #[error(
+        "failed to resolve recursive read-only mode: volume {0:?} requested recursive read-only mode, but it is not supported by the runtime"
+    )]
+    NotRecursive(String),
     /// A variable's field path is not one of those that can be used.
     #[error("environment variable {variable:?}: unsupported field path {path:?}")]
     FieldPath {

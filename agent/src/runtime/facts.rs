@@ -102,19 +102,25 @@ impl Runtime {
     }
 
     /// What the runtime can do: asked once, and again after it was away, as another release may have come up.
-    async fn features(&self) -> Result<RuntimeFeatures, RuntimeError> {
+    pub(super) async fn features(&self) -> Result<RuntimeFeatures, RuntimeError> {
         if let Some(known) = lock(&self.cache).features {
             return Ok(known);
         }
         let request = cri::StatusRequest { verbose: false };
         let timeout = self.timeout.min(STATUS_TIMEOUT);
         let told = match self.call("Status", timeout, self.pods().status(request)).await {
-            Ok(answer) => answer.features.unwrap_or_default(),
+            Ok(answer) => answer,
             // What it cannot tell it cannot do.
-            Err(RuntimeError::Unimplemented { .. }) => cri::RuntimeFeatures::default(),
+            Err(RuntimeError::Unimplemented { .. }) => cri::StatusResponse::default(),
             Err(error) => return Err(error),
         };
-        let features = RuntimeFeatures { groups_policy: told.supplemental_groups_policy };
+        // Every pod is run by the default handler.
+        let handler = told.runtime_handlers.into_iter().find(|handler| handler.name.is_empty());
+        let handler = handler.and_then(|handler| handler.features).unwrap_or_default();
+        let features = RuntimeFeatures {
+            groups_policy: told.features.is_some_and(|features| features.supplemental_groups_policy),
+            recursive_read_only: handler.recursive_read_only_mounts,
+        };
         lock(&self.cache).features = Some(features);
         Ok(features)
     }

@@ -412,7 +412,13 @@ impl RuntimeService for Service {
         let Some(supplemental_groups_policy) = world.groups_policy else { return lacks() };
         world.calls.push("Status".to_owned());
         let features = Some(cri::RuntimeFeatures { supplemental_groups_policy });
-        Ok(Response::new(cri::StatusResponse { features, ..cri::StatusResponse::default() }))
+        let handler = |name: &str, recursive_read_only_mounts| cri::RuntimeHandler {
+            name: name.to_owned(),
+            features: Some(cri::RuntimeHandlerFeatures { recursive_read_only_mounts }),
+        };
+        let runtime_handlers =
+            vec![handler("other", !supplemental_groups_policy), handler("", supplemental_groups_policy)];
+        Ok(Response::new(cri::StatusResponse { features, runtime_handlers, ..cri::StatusResponse::default() }))
     }
 
     async fn runtime_config(

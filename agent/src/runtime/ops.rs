@@ -4,10 +4,12 @@
 //! first whether its result is there already; names (pod UID, container name, attempt) make that certain. What is half made
 //! under the same name is removed, and the operation tried once more.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use beelet_core::dns::Told;
 use beelet_core::event::{ContainerFactState, Done, LinuxResources, OpError, SandboxFact};
+use beelet_core::security::RuntimeFeatures;
 use beelet_core::spec::{PodSpec, PullPolicy};
 use beelet_core::units::Micros;
 use beelet_proto::cri;
@@ -19,7 +21,8 @@ use super::env::Given;
 use super::error::RuntimeError;
 use super::facts::state_of;
 use super::spec_to_cri::{
-    ImageUser, NodeEnv, changed_resources, container_config, needs_image_user, resolver, sandbox_config, whole_secs,
+    ImageUser, NodeEnv, changed_resources, container_config, needs_image_user, resolver, sandbox_config,
+    wants_recursive_read_only, whole_secs,
 };
 use super::{names, paths, reference};
 use crate::logs::links;
@@ -46,6 +49,8 @@ pub struct ContainerStart<'a> {
     pub cgroup: &'a str,
     /// What the runtime is told.
     pub linux: &'a LinuxResources,
+    /// What of the node is mounted for each of the container's mounts, in their order (`crate::volumes::Volumes::sources`).
+    pub sources: &'a [PathBuf],
 }
 
 impl Runtime {
@@ -129,7 +134,13 @@ impl Runtime {
             }
             _ => None,
         };
-        let config = container_config(node, start, user.as_ref(), given)?;
+        let features = match start.spec.container(start.container) {
+            Some(container) if wants_recursive_read_only(container) => {
+                self.features().await.map_err(|e| e.because("CreateContainerConfigError"))?
+            }
+            _ => RuntimeFeatures::default(),
+        };
+        let config = container_config(node, start, user.as_ref(), given, features)?;
         // The sandbox has its resolver; a file of the node's that was broken since is no reason not to start.
         let dns = resolver(node, start.spec).map(|(dns, _)| dns).unwrap_or_default();
         let attempt = self.sandbox_attempt(start.sandbox_id);

@@ -7,10 +7,16 @@ use std::path::{Path, PathBuf};
 
 use beelet_core::spec::{PodSpec, PodUid, Volume, VolumeKind, WrittenKind};
 
+/// `<root>/pods`.
+#[must_use]
+pub fn pods(root: &Path) -> PathBuf {
+    root.join("pods")
+}
+
 /// `<root>/pods/<uid>`.
 #[must_use]
 pub fn pod_dir(root: &Path, uid: &PodUid) -> PathBuf {
-    root.join("pods").join(uid.as_str())
+    pods(root).join(uid.as_str())
 }
 
 /// The note that beelet made this pod's folder and cgroup. Not in the pod's folder, so that it is the last to go.
@@ -53,7 +59,13 @@ fn volume_dir(root: &Path, uid: &PodUid, plugin: &str, volume: &str) -> PathBuf 
     pod_dir(root, uid).join("volumes").join(format!("kubernetes.io~{plugin}")).join(volume)
 }
 
-/// What is mounted into containers for this volume.
+/// The place of a part of a volume that a container mounts, by the place of the mount in its list.
+#[must_use]
+pub fn sub_path(root: &Path, uid: &PodUid, volume: &str, container: &str, index: usize) -> PathBuf {
+    pod_dir(root, uid).join("volume-subpaths").join(volume).join(container).join(index.to_string())
+}
+
+/// Where a volume is, as a whole.
 #[must_use]
 pub fn volume(root: &Path, uid: &PodUid, volume: &Volume) -> PathBuf {
     match &volume.kind {

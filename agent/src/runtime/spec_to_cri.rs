@@ -3,6 +3,7 @@
 //! Property: the same spec, node and attempt give the same request; the sandbox config that goes with each container is the
 //! one that the sandbox was made with, `privileged` included.
 
+mod mounts;
 mod security;
 
 use std::collections::{BTreeMap, HashMap};
@@ -11,7 +12,8 @@ use std::path::PathBuf;
 use beelet_core::content::Allocatable;
 use beelet_core::dns::{self, NameTooLong, NodeDns, ResolvConfError, Resolver, Told};
 use beelet_core::event::LinuxResources;
-use beelet_core::spec::{ContainerSpec, PodSpec, VolumeKind};
+use beelet_core::security::RuntimeFeatures;
+use beelet_core::spec::{ContainerSpec, PodSpec};
 use beelet_core::units::Micros;
 use beelet_proto::cri;
 
@@ -20,6 +22,8 @@ use super::error::SpecError;
 use super::ops::ContainerStart;
 use super::{last_words, names, paths, pre_stop};
 
+pub use mounts::sub_paths;
+pub(super) use mounts::wants_recursive_read_only;
 pub use security::ImageUser;
 pub(super) use security::needs_image_user;
 
@@ -87,8 +91,8 @@ pub fn sandbox_config(
     })
 }
 
-/// What a container is made from. `image_user` is needed only where [`needs_image_user`] says so, and in `given` is what
-/// [`Given::is_needed`] says.
+/// What a container is made from. `image_user` is needed only where [`needs_image_user`] says so, in `given` is what
+/// [`Given::is_needed`] says, and what the `runtime` can do is needed where a mount is to be read-only recursively.
 ///
 /// # Errors
 /// If the spec asks for what is not there, or for a user that it forbids itself.
@@ -97,18 +101,12 @@ pub fn container_config(
     start: &ContainerStart<'_>,
     image_user: Option<&ImageUser>,
     given: &Given,
+    runtime: RuntimeFeatures,
 ) -> Result<cri::ContainerConfig, SpecError> {
     let spec = start.spec;
     let container =
         spec.container(start.container).ok_or_else(|| SpecError::NoContainer(start.container.to_owned()))?;
-    let fields = Fields {
-        spec,
-        node_name: &node.node_name,
-        host_ips: &node.host_ips,
-        pod_ip: start.pod_ip,
-        allocatable: node.allocatable,
-    };
-    let env = variables(fields, start.container, given)?;
+    let env = variables(Fields::of(node, start), start.container, given)?;
     let all_expanded = |texts: &[String]| texts.iter().map(|text| expand(text, &env)).collect();
 
     let mut labels: HashMap<String, String> = pod_labels(spec).collect();
@@ -125,7 +123,7 @@ pub fn container_config(
         command: all_expanded(&container.command),
         args: all_expanded(&container.args),
         working_dir: container.working_dir.clone(),
-        mounts: mounts(node, start, container)?,
+        mounts: mounts::mounts(node, start, container, runtime)?,
         devices: Vec::new(),
         labels,
         annotations: container_annotations(node, start, container),
@@ -218,43 +216,6 @@ fn hash(container: &ContainerSpec) -> u64 {
     container.resources = beelet_core::spec::Resources::default();
     let text = serde_json::to_string(&container).unwrap_or_default();
     text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
-}
-
-fn mounts(node: &NodeEnv, start: &ContainerStart<'_>, container: &ContainerSpec) -> Result<Vec<cri::Mount>, SpecError> {
-    let spec = start.spec;
-    let mut mounts = Vec::with_capacity(container.mounts.len() + 2);
-    for mount in &container.mounts {
-        let volume = spec
-            .volumes
-            .iter()
-            .find(|v| v.name == mount.volume)
-            .ok_or_else(|| SpecError::NoVolume { container: container.name.clone(), volume: mount.volume.clone() })?;
-        mounts.push(cri::Mount {
-            container_path: mount.path.clone(),
-            host_path: paths::volume(&node.root, &spec.uid, volume).display().to_string(),
-            // What beelet writes is nobody else's to write.
-            readonly: mount.read_only || matches!(volume.kind, VolumeKind::Written(_)),
-            // What the pod has for itself gets its label; the node's own keeps its.
-            selinux_relabel: matches!(volume.kind, VolumeKind::EmptyDir { .. } | VolumeKind::Written(_)),
-            ..cri::Mount::default()
-        });
-    }
-    let files = [
-        ("/etc/hosts", paths::etc_hosts(&node.root, &spec.uid)),
-        (&*container.last_words.path, paths::termination_log(&node.root, &spec.uid, &container.name, start.attempt)),
-    ];
-    for (inside, outside) in files {
-        // What the pod's author mounts there goes first.
-        if container.mounts.iter().all(|mount| mount.path.trim_end_matches('/') != inside) {
-            mounts.push(cri::Mount {
-                container_path: inside.to_owned(),
-                host_path: outside.display().to_string(),
-                selinux_relabel: true,
-                ..cri::Mount::default()
-            });
-        }
-    }
-    Ok(mounts)
 }
 
 fn namespaces(spec: &PodSpec) -> cri::NamespaceOption {

@@ -74,6 +74,7 @@ async fn container_on(node: &NodeEnv, runtime: &Runtime, sandbox_id: &str, attem
         pod_ip: "10.0.0.7",
         cgroup: "kubepods/podu1",
         linux: &linux,
+        sources: &[],
     };
     match runtime.start_container(node, &start, &Given::default()).await? {
         Done::Container { id, started } => {
@@ -98,6 +99,16 @@ async fn a4_16l_the_runtime_is_asked_once_for_what_it_can_do_and_anew_after_it_w
     assert!(can(&runtime).await.expect("facts"));
     assert!(can(&runtime).await.expect("facts"));
     assert_eq!(super::client::lock(&fake.world).count("Status"), 1, "one answer lasts");
+}
+
+#[tokio::test]
+async fn a7_10c_the_default_handler_says_whether_mounts_can_be_read_only_recursively() {
+    for can in [true, false] {
+        let fake = Fake::start();
+        super::client::lock(&fake.world).groups_policy = Some(can);
+        let features = client(&fake).facts(Micros(1)).await.expect("facts").features;
+        assert_eq!(features.recursive_read_only, can);
+    }
 }
 
 #[tokio::test]

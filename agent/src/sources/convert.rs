@@ -8,6 +8,7 @@
 //! within limits.
 
 mod env;
+mod mounts;
 mod network;
 mod placement;
 mod security;
@@ -18,8 +19,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use beelet_core::ladder::{WishError, Wishes};
 use beelet_core::quantity::{parse_bytes, parse_cpu};
 use beelet_core::spec::{
-    ContainerSpec, LastWords, Mount, PodSpec, PodUid, Port, PullPolicy, Resources, RestartPolicy, StorageResources,
-    Volume, VolumeKind,
+    ContainerSpec, LastWords, PodSpec, PodUid, Port, PullPolicy, Resources, RestartPolicy, StorageResources, Volume,
+    VolumeKind,
 };
 use beelet_core::units::Micros;
 use k8s_openapi::api::core::v1 as api;
@@ -266,7 +267,7 @@ fn container(
         env_from,
         env,
         ports,
-        mounts: mounts(path, given, volumes)?,
+        mounts: mounts::mounts(path, given, volumes)?,
         resources,
         storage,
         security: pod.container(path, given)?,
@@ -344,36 +345,6 @@ fn ports(path: &str, given: &api::Container, host_network: bool) -> Result<Vec<P
         let protocols = [("TCP", "TCP"), ("UDP", "UDP"), ("SCTP", "SCTP")];
         let protocol = one_of(&format!("{path}.protocol"), port.protocol.as_deref(), "TCP", &protocols)?.to_owned();
         made.push(Port { name, container_port, host_port, host_ip, protocol });
-    }
-    Ok(made)
-}
-
-fn mounts(path: &str, given: &api::Container, volumes: &BTreeSet<&str>) -> Result<Vec<Mount>, Fault> {
-    let mut made: Vec<Mount> = Vec::new();
-    for (i, mount) in given.volume_mounts.iter().flatten().enumerate() {
-        let path = format!("{path}.volumeMounts[{i}]");
-        if !volumes.contains(mount.name.as_str()) {
-            let hint = did_you_mean(&mount.name, volumes.iter().copied());
-            return Err(Fault::new(
-                format!("{path}.name"),
-                format!("Not found: {:?}: no such volume in spec.volumes{hint}", mount.name),
-            ));
-        }
-        if !mount.mount_path.starts_with('/') || mount.mount_path.split('/').any(|p| p == "..") {
-            return Err(invalid(
-                format!("{path}.mountPath"),
-                &mount.mount_path,
-                "must be an absolute path without '..'",
-            ));
-        }
-        if made.iter().any(|other| other.path == mount.mount_path) {
-            return Err(invalid(format!("{path}.mountPath"), &mount.mount_path, "must be unique"));
-        }
-        made.push(Mount {
-            volume: mount.name.clone(),
-            path: mount.mount_path.clone(),
-            read_only: mount.read_only.unwrap_or_default(),
-        });
     }
     Ok(made)
 }

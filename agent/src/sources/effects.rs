@@ -140,6 +140,26 @@ fn samples() -> BTreeMap<&'static str, (String, String)> {
         ("spec.containers.stdin", own("", "stdin: true")),
         ("spec.containers.tty", own("", "tty: true")),
         ("spec.containers.volumeMounts.mountPath", mounted("name: v, mountPath: /a", "name: v, mountPath: /b")),
+        (
+            "spec.containers.volumeMounts.mountPropagation",
+            mounted("name: v, mountPath: /a", "name: v, mountPath: /a, mountPropagation: HostToContainer"),
+        ),
+        (
+            "spec.containers.volumeMounts.recursiveReadOnly",
+            mounted(
+                "name: v, mountPath: /a, readOnly: true",
+                "name: v, mountPath: /a, readOnly: true, recursiveReadOnly: IfPossible",
+            ),
+        ),
+        (
+            "spec.containers.volumeMounts.subPath",
+            mounted("name: v, mountPath: /a", "name: v, mountPath: /a, subPath: b"),
+        ),
+        (
+            "spec.containers.volumeMounts.subPathExpr",
+            mounted("name: v, mountPath: /a", "name: v, mountPath: /a, subPathExpr: b"),
+        ),
+        ("spec.securityContext.fsGroupChangePolicy", context("fsGroupChangePolicy: Sometimes")),
         ("spec.containers.volumeMounts.name", mounted("name: v, mountPath: /a", "name: w, mountPath: /a")),
         (
             "spec.containers.volumeMounts.readOnly",

@@ -181,10 +181,7 @@ fn what_is_wrong_is_named_with_its_place() {
             with("", "envFrom: [{secretRef: {name: x}}]"),
             "spec.containers[0].envFrom[0].secretRef (line 9): static pods may not reference secrets",
         ),
-        (
-            with("", "volumeMounts: [{name: a, mountPath: /a, subPath: b}]"),
-            "volumeMounts[0].subPath (line 9): not supported yet",
-        ),
+        (with("securityContext: {fsGroupChangePolicy: Never}", ""), "supported values: Always, OnRootMismatch"),
         (
             with("initContainers: [{name: side, image: a, restartPolicy: always}]", ""),
             "spec.initContainers[0].restartPolicy (line 6): Unsupported value: \"always\": supported values: Always, OnFailure, Never, \

@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use beelet_core::content::ContentError;
+use beelet_core::spec::Volume;
 
 /// Why a pod's files could not be made or removed.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +58,31 @@ pub enum Error {
         /// The value.
         kind: String,
     },
+    /// What of a volume a container is to see cannot be mounted without leaving the volume, or not at all. As the kubelet's text it
+    /// says no more, as more could tell of the node; the log does.
+    #[error("failed to prepare subPath for volumeMount {volume:?} of container {container:?}")]
+    SubPath {
+        /// The volume.
+        volume: String,
+        /// The container.
+        container: String,
+    },
+    /// It is not there, and cannot be made.
+    #[error("failed to create subPath directory for volumeMount {volume:?} of container {container:?}")]
+    MakeSubPath {
+        /// The volume.
+        volume: String,
+        /// The container.
+        container: String,
+    },
+    /// Volumes that are not there; in the kubelet's words (pkg/kubelet/kubelet.go, pkg/kubelet/volumemanager), with the causes where
+    /// it says that it has waited.
+    #[error(
+        "Unable to attach or mount volumes: unmounted volumes=[{}], unattached volumes=[], failed to process volumes=[]: {}",
+        names(.0),
+        causes(.0)
+    )]
+    Volumes(Vec<(String, Error)>),
     /// A mount is left, so nothing was removed.
     #[error(
         "{0} is still mounted, so nothing below the pod's folder was removed; find who uses it with `fuser -vm`, then `umount` it"
@@ -75,4 +101,25 @@ impl Error {
             _ => Self::Io { what, path: path.to_owned(), source },
         }
     }
+
+    pub(super) fn sub_path(volume: &Volume, container: &str) -> Self {
+        Self::SubPath { volume: volume.name.clone(), container: container.to_owned() }
+    }
+
+    pub(super) fn make_sub_path(volume: &Volume, container: &str) -> Self {
+        Self::MakeSubPath { volume: volume.name.clone(), container: container.to_owned() }
+    }
+}
+
+fn names(volumes: &[(String, Error)]) -> String {
+    volumes.iter().map(|(name, _)| &**name).collect::<Vec<_>>().join(" ")
+}
+
+fn causes(volumes: &[(String, Error)]) -> String {
+    let cause = |(name, error): &(String, Error)| match error {
+        // It says so itself.
+        Error::Content { .. } => error.to_string(),
+        _ => format!("MountVolume.SetUp failed for volume {name:?} : {error}"),
+    };
+    volumes.iter().map(cause).collect::<Vec<_>>().join("; ")
 }

@@ -1,20 +1,24 @@
 //! hostPath: checks that a path on the node is of its type, and makes it where the type says so.
 
 use std::fs;
-use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
-use super::{Error, make_dir};
+use rustix::fs::{FileType, OFlags, fstat};
 
-/// The types of pkg/apis/core/types.go (HostPathType). Links are followed, as the runtime's mount does.
-pub(super) fn check(path: &Path, kind: &str) -> Result<(), Error> {
+use super::{Error, make_dir, safe};
+
+/// Opens the path and looks at what was opened, so that what is given on is what was checked. The types are those of
+/// pkg/apis/core/types.go (HostPathType), "" for any. Links are followed, as the runtime's mount does.
+pub(super) fn open(path: &Path, kind: &str) -> Result<OwnedFd, Error> {
     let expected = match kind {
-        "" => return Ok(()),
-        "DirectoryOrCreate" | "Directory" => "directory",
-        "FileOrCreate" | "File" => "file",
-        "Socket" => "socket file",
-        "CharDevice" => "character device",
-        "BlockDevice" => "block device",
+        "" => None,
+        "DirectoryOrCreate" | "Directory" => Some((FileType::Directory, "directory")),
+        "FileOrCreate" | "File" => Some((FileType::RegularFile, "file")),
+        "Socket" => Some((FileType::Socket, "socket file")),
+        "CharDevice" => Some((FileType::CharacterDevice, "character device")),
+        "BlockDevice" => Some((FileType::BlockDevice, "block device")),
         _ => return Err(Error::HostPathKind { path: path.to_owned(), kind: kind.to_owned() }),
     };
     if !path.exists() {
@@ -31,12 +35,10 @@ pub(super) fn check(path: &Path, kind: &str) -> Result<(), Error> {
             _ => {}
         }
     }
-    let fits = fs::metadata(path).map(|m| m.file_type()).is_ok_and(|found| match expected {
-        "directory" => found.is_dir(),
-        "file" => found.is_file(),
-        "socket file" => found.is_socket(),
-        "character device" => found.is_char_device(),
-        _ => found.is_block_device(),
-    });
-    if fits { Ok(()) } else { Err(Error::HostPathType { path: path.to_owned(), expected }) }
+    let opened = safe::open_named(path, OFlags::PATH);
+    let Some((expected, words)) = expected else {
+        return opened.map_err(|e| Error::io("open", path, e.into()));
+    };
+    let fits = |found: &OwnedFd| fstat(found).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == expected);
+    opened.ok().filter(fits).ok_or_else(|| Error::HostPathType { path: path.to_owned(), expected: words })
 }

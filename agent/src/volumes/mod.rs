@@ -2,8 +2,8 @@
 //!
 //! Problem: a pod's folder is filled by programs that nobody trusts (symbolic links out of it, mounts in it, a full disk), and
 //! it is made and removed by an agent that may die in between. Approach: [`Volumes::setup`] and [`Volumes::teardown`] look at
-//! what is there and do the rest, so each can be repeated; removing goes by file descriptors and never through a link (std's
-//! `remove_dir_all`) and only after no mount is left below.
+//! what is there and do the rest, so each can be repeated; what is below a volume is opened by the kernel without ever leaving it
+//! (`safe`); removing goes by file descriptors, never through a link and never into a mount.
 //!
 //! The layout is the kubelet's, from [`crate::runtime::paths`].
 //!
@@ -17,11 +17,16 @@ mod atomic;
 mod content;
 mod empty_dir;
 mod error;
+#[cfg(test)]
+mod escape_tests;
+mod fs_group;
 mod host_path;
 mod hosts;
 mod places;
 pub(crate) mod refresh;
 mod remove;
+mod safe;
+mod sources;
 #[cfg(test)]
 pub(crate) mod tests;
 mod written;
@@ -32,7 +37,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use beelet_core::content::Allocatable;
-use beelet_core::spec::{PodSpec, PodUid, VolumeKind};
+use beelet_core::spec::{PodSpec, PodUid, Volume, VolumeKind};
 use beelet_core::units::Bytes;
 
 use crate::logs::{files, links};
@@ -52,8 +57,8 @@ pub struct Volumes {
     pub pod_logs: PathBuf,
     /// The node's hosts file, for pods with the node's network.
     pub node_hosts: PathBuf,
-    /// The size of a memory volume when neither it nor its pod has a limit.
-    pub memory_default: Option<Bytes>,
+    /// The memory that the node has for pods: no volume in memory is larger.
+    pub allocatable_memory: Option<Bytes>,
     /// `clusterDomain`, "" for none.
     pub cluster_domain: String,
     /// What a container may use that has no limit.
@@ -72,7 +77,7 @@ impl Volumes {
             root: root.into(),
             pod_logs: pod_logs.into(),
             node_hosts: "/etc/hosts".into(),
-            memory_default: None,
+            allocatable_memory: None,
             cluster_domain: String::new(),
             allocatable: Allocatable::default(),
             objects: Arc::new(NoObjects),
@@ -113,24 +118,30 @@ impl Volumes {
         if spec.has_written() {
             self.last.all().insert(spec.uid.clone(), Arc::new(spec.clone()));
         }
-        for volume in &spec.volumes {
-            match &volume.kind {
-                VolumeKind::EmptyDir { memory, size_limit } => {
-                    let size = memory.then(|| empty_dir::memory_size(spec, *size_limit, self.memory_default));
-                    let dir = paths::empty_dir(&self.root, &spec.uid, &volume.name);
-                    empty_dir::setup(&dir, size, spec.security.fs_group)?;
-                }
-                VolumeKind::HostPath { path, kind } => host_path::check(Path::new(path), kind)?,
-                VolumeKind::Written(written) => {
-                    self.turns.with(&spec.uid, || self.setup_written(spec, volume, written))?;
-                }
-            }
+        // One that fails does not hold up the others, as with the kubelet.
+        let made = spec.volumes.iter().map(|volume| (&volume.name, self.set_up(spec, volume)));
+        let failed: Vec<_> = made.filter_map(|(name, made)| Some((name.clone(), made.err()?))).collect();
+        if !failed.is_empty() {
+            return Err(Error::Volumes(failed));
         }
         // A repeated setup must not take the address away that the hosts file got since.
         if spec.host_network || !paths::etc_hosts(&self.root, &spec.uid).exists() {
             self.write_hosts(spec, "")?;
         }
         Ok(())
+    }
+
+    fn set_up(&self, spec: &PodSpec, volume: &Volume) -> Result<(), Error> {
+        match &volume.kind {
+            VolumeKind::EmptyDir { memory, size_limit } => {
+                let size = memory.then(|| empty_dir::memory_size(spec, *size_limit, self.allocatable_memory));
+                let dir = paths::empty_dir(&self.root, &spec.uid, &volume.name);
+                empty_dir::setup(&dir, size, spec.security.fs_group)
+            }
+            VolumeKind::HostPath { kind, .. } if kind.is_empty() => Ok(()),
+            VolumeKind::HostPath { path, kind } => host_path::open(Path::new(path), kind).map(drop),
+            VolumeKind::Written(written) => self.turns.with(&spec.uid, || self.setup_written(spec, volume, written)),
+        }
     }
 
     /// Writes the pod's hosts file, if it differs, once its address is known; before a container that mounts it is made.

@@ -186,31 +186,38 @@ fn mounts_of(dir: &Path) -> usize {
 }
 
 #[test]
-fn the_size_of_a_memory_volume() {
+fn a7_2b_the_size_of_a_memory_volume() {
     let mut spec = pod("u1", Vec::new());
-    assert_eq!(empty_dir::memory_size(&spec, None, None), None);
-    assert_eq!(empty_dir::memory_size(&spec, None, Some(Bytes(9))), Some(Bytes(9)));
-    assert_eq!(empty_dir::memory_size(&spec, Some(Bytes(5)), None), Some(Bytes(5)));
+    let size = |spec: &PodSpec, limit: Option<u64>, allocatable: Option<u64>| {
+        empty_dir::memory_size(spec, limit.map(Bytes), allocatable.map(Bytes)).map(Bytes::get)
+    };
+    assert_eq!(size(&spec, None, None), None);
+    assert_eq!(size(&spec, None, Some(9)), Some(9));
+    assert_eq!(size(&spec, Some(5), None), Some(5));
+    assert_eq!(size(&spec, Some(0), Some(9)), Some(9), "no limit");
     spec.containers[0].resources.memory_limit = Some(Bytes(3));
-    assert_eq!(empty_dir::memory_size(&spec, Some(Bytes(5)), Some(Bytes(1))), Some(Bytes(3)));
-    spec.containers.push(container("without a limit"));
-    assert_eq!(empty_dir::memory_size(&spec, None, None), None);
+    assert_eq!(size(&spec, Some(5), Some(9)), Some(3));
+    assert_eq!((size(&spec, Some(2), Some(9)), size(&spec, Some(5), Some(1))), (Some(2), Some(1)));
+    spec.init_containers.push(container("init"));
+    assert_eq!(size(&spec, Some(5), None), Some(5), "one that initialises has no limit, so the pod has none");
+    spec.init_containers[0].resources.memory_limit = Some(Bytes(4));
+    assert_eq!(size(&spec, Some(5), None), Some(4), "and is larger than the others");
 }
 
 #[test]
 fn host_paths_are_checked_and_made() {
     let dir = TempDir::new().unwrap();
     let at = |name: &str| dir.path().join(name);
-    host_path::check(&at("absent"), "").unwrap();
-    host_path::check(&at("new/dir"), "DirectoryOrCreate").unwrap();
+    assert!(host_path::open(&at("absent"), "").is_err());
+    host_path::open(&at("new/dir"), "DirectoryOrCreate").unwrap();
     assert_eq!(mode(&at("new/dir")), 0o755);
-    host_path::check(&at("new/dir"), "Directory").unwrap();
-    host_path::check(&at("file"), "FileOrCreate").unwrap();
+    host_path::open(&at("new/dir"), "Directory").unwrap();
+    host_path::open(&at("file"), "FileOrCreate").unwrap();
     assert_eq!(mode(&at("file")), 0o644);
-    host_path::check(&at("file"), "File").unwrap();
+    host_path::open(&at("file"), "File").unwrap();
     let _socket = UnixListener::bind(at("socket")).unwrap();
-    host_path::check(&at("socket"), "Socket").unwrap();
-    host_path::check(Path::new("/dev/null"), "CharDevice").unwrap();
+    host_path::open(&at("socket"), "Socket").unwrap();
+    host_path::open(Path::new("/dev/null"), "CharDevice").unwrap();
     for (name, kind, expected) in [
         ("file", "DirectoryOrCreate", "directory"),
         ("absent", "Directory", "directory"),
@@ -219,11 +226,11 @@ fn host_paths_are_checked_and_made() {
         ("file", "CharDevice", "character device"),
         ("file", "BlockDevice", "block device"),
     ] {
-        let error = host_path::check(&at(name), kind).unwrap_err().to_string();
+        let error = host_path::open(&at(name), kind).unwrap_err().to_string();
         assert_eq!(error, format!("hostPath type check failed: {} is not a {expected}", at(name).display()));
     }
-    assert!(host_path::check(&at("file"), "Folder").unwrap_err().to_string().contains("invalid volume type"));
-    assert!(host_path::check(&at("no/file"), "FileOrCreate").is_err());
+    assert!(host_path::open(&at("file"), "Folder").unwrap_err().to_string().contains("invalid volume type"));
+    assert!(host_path::open(&at("no/file"), "FileOrCreate").is_err());
 }
 
 proptest! {

@@ -52,7 +52,7 @@ impl Volumes {
     /// Makes a written volume, with its files. To be called in the pod's turn.
     pub(super) fn setup_written(&self, spec: &PodSpec, volume: &Volume, written: &Written) -> Result<(), Error> {
         let dir = paths::volume(&self.root, &spec.uid, volume);
-        let size = written.kind.in_memory().then(|| empty_dir::memory_size(spec, None, self.memory_default));
+        let size = written.kind.in_memory().then(|| empty_dir::memory_size(spec, None, self.allocatable_memory));
         empty_dir::setup(&dir, size, spec.security.fs_group)?;
         for path in mount_points(spec, &volume.name) {
             let path = content::clean(&path).map_err(|source| Error::content(&volume.name, source))?;

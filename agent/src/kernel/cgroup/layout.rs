@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use procfs::FromRead as _;
+
 use super::CgroupError;
 
 /// Where the hierarchies are mounted.
@@ -28,8 +30,9 @@ impl CgroupLayout {
     /// # Errors
     /// If there is no v2 hierarchy, or the mounts cannot be read.
     pub fn detect() -> Result<Self, CgroupError> {
-        let mounts = procfs::process::Process::myself()
-            .and_then(|process| process.mountinfo())
+        // A pod's mount need not have a name that is text; hierarchies have.
+        let text = std::fs::read("/proc/self/mountinfo").map_err(|error| CgroupError::Mounts(error.to_string()))?;
+        let mounts = procfs::process::MountInfos::from_read(String::from_utf8_lossy(&text).as_bytes())
             .map_err(|error| CgroupError::Mounts(error.to_string()))?;
         let mut unified: Option<PathBuf> = None;
         let mut controllers = BTreeMap::new();

@@ -9,7 +9,7 @@ use beelet_core::units::{Bytes, MilliCpu};
 
 use super::*;
 
-fn node() -> NodeEnv {
+pub(super) fn node() -> NodeEnv {
     NodeEnv {
         instance: "i1".to_owned(),
         node_name: "n1".to_owned(),
@@ -35,7 +35,7 @@ fn pod() -> PodSpec {
     }
 }
 
-fn changed(change: impl FnOnce(&mut PodSpec)) -> PodSpec {
+pub(super) fn changed(change: impl FnOnce(&mut PodSpec)) -> PodSpec {
     let mut spec = pod();
     change(&mut spec);
     spec
@@ -46,7 +46,7 @@ fn sandbox(spec: &PodSpec) -> cri::PodSandboxConfig {
     sandbox_config(&node(), spec, "kubepods/burstable/podu1", 3, dns).expect("a config")
 }
 
-fn container(spec: &PodSpec, image: Option<&ImageUser>) -> Result<cri::ContainerConfig, SpecError> {
+pub(super) fn container(spec: &PodSpec, image: Option<&ImageUser>) -> Result<cri::ContainerConfig, SpecError> {
     let linux = LinuxResources {
         knobs: CgroupKnobs {
             cpu_shares: Some(102),
@@ -57,16 +57,25 @@ fn container(spec: &PodSpec, image: Option<&ImageUser>) -> Result<cri::Container
         oom_score_adj: -997,
         resources: Resources { cpu_limit: Some(MilliCpu(200)), ..Resources::default() },
     };
-    let start = ContainerStart {
+    // As far as there are such volumes.
+    let volume = |mount: &Mount| spec.volumes.iter().find(|v| v.name == mount.volume);
+    let mounts = spec.containers[0].mounts.iter().map_while(volume);
+    let sources: Vec<_> = mounts.map(|volume| paths::volume(&node().root, &spec.uid, volume)).collect();
+    let start = ContainerStart { sources: &sources, ..start(spec, &linux) };
+    container_config(&node(), &start, image, &Given::default(), RuntimeFeatures::default())
+}
+
+pub(super) fn start<'a>(spec: &'a PodSpec, linux: &'a LinuxResources) -> ContainerStart<'a> {
+    ContainerStart {
         spec,
         container: "c",
         attempt: 2,
         sandbox_id: "s",
         pod_ip: "10.0.0.9",
         cgroup: "kubepods/burstable/podu1",
-        linux: &linux,
-    };
-    container_config(&node(), &start, image, &Given::default())
+        linux,
+        sources: &[],
+    }
 }
 
 fn security(spec: &PodSpec) -> cri::LinuxContainerSecurityContext {
@@ -252,7 +261,7 @@ fn a10_13_labels_arrive_and_what_is_the_pods_own_is_relabelled() {
                 kind: VolumeKind::HostPath { path: "/srv".to_owned(), kind: String::new() },
             },
         ];
-        let mount = |volume: &str| Mount { volume: volume.to_owned(), path: format!("/{volume}"), read_only: false };
+        let mount = |volume: &str| Mount { volume: volume.to_owned(), path: format!("/{volume}"), ..Mount::default() };
         s.containers[0].mounts = vec![mount("e"), mount("h")];
     });
     let of_sandbox = sandbox(&spec).linux.and_then(|l| l.security_context).and_then(|s| s.selinux_options);
@@ -336,40 +345,6 @@ fn variables_come_from_the_pod_and_expand_in_order() {
     spec.containers[0].env = vec![field("metadata.labels[app]")];
     let error = container(&spec, None).expect_err("no such path");
     assert!(matches!(error, SpecError::FieldPath { .. }), "{error}");
-}
-
-#[test]
-fn volumes_hosts_and_termination_log_are_mounted() {
-    let mount =
-        |volume: &str, path: &str| Mount { volume: volume.to_owned(), path: path.to_owned(), read_only: volume == "h" };
-    let mut spec = changed(|s| {
-        s.volumes = vec![
-            Volume { name: "e".to_owned(), kind: VolumeKind::EmptyDir { memory: false, size_limit: None } },
-            Volume {
-                name: "h".to_owned(),
-                kind: VolumeKind::HostPath { path: "/srv".to_owned(), kind: String::new() },
-            },
-        ];
-        s.containers[0].mounts = vec![mount("e", "/data"), mount("h", "/host")];
-    });
-    let mounts = |spec: &PodSpec| -> Vec<(String, String, bool)> {
-        let mounts = container(spec, None).expect("a config").mounts.into_iter();
-        mounts.map(|m| (m.container_path, m.host_path, m.readonly)).collect()
-    };
-    let entry = |inside: &str, outside: &str, read_only| (inside.to_owned(), outside.to_owned(), read_only);
-    let volumes =
-        [entry("/data", "/root/pods/u1/volumes/kubernetes.io~empty-dir/e", false), entry("/host", "/srv", true)];
-    let hosts = entry("/etc/hosts", "/root/pods/u1/etc-hosts", false);
-    let last_words = entry("/dev/termination-log", "/root/pods/u1/containers/c/2", false);
-    assert_eq!(mounts(&spec), [&volumes[..], &[hosts, last_words.clone()]].concat());
-
-    spec.containers[0].mounts.push(mount("h", "/etc/hosts/"));
-    let own = entry("/etc/hosts/", "/srv", true);
-    assert_eq!(mounts(&spec), [&volumes[..], &[own, last_words]].concat(), "the pod's own comes first");
-
-    spec.containers[0].mounts.push(mount("none", "/x"));
-    let error = container(&spec, None).expect_err("no such volume");
-    assert_eq!(error, SpecError::NoVolume { container: "c".to_owned(), volume: "none".to_owned() });
 }
 
 #[test]

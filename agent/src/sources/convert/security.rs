@@ -71,6 +71,8 @@ impl<'a> OfPod<'a> {
         let given = self.given;
         let path = "spec.securityContext";
         id(&format!("{path}.fsGroup"), given.fs_group)?;
+        let policies = [("Always", ()), ("OnRootMismatch", ())];
+        one_of(&format!("{path}.fsGroupChangePolicy"), given.fs_group_change_policy.as_deref(), (), &policies)?;
         for (i, group) in given.supplemental_groups.iter().flatten().enumerate() {
             id(&format!("{path}.supplementalGroups[{i}]"), Some(*group))?;
         }

@@ -100,7 +100,9 @@ fn a7_4b_objects_come_from_whoever_has_them() {
     let spec =
         pod("u1", vec![object("conf", WrittenKind::ConfigMap, false), object("later", WrittenKind::ConfigMap, true)]);
     let error = files.setup(&spec).unwrap_err().to_string();
-    assert_eq!(error, "MountVolume.SetUp failed for volume \"conf\" : configmap \"conf\" not found");
+    let cause = "MountVolume.SetUp failed for volume \"conf\" : configmap \"conf\" not found";
+    let named = "unmounted volumes=[conf], unattached volumes=[], failed to process volumes=[]";
+    assert_eq!(error, format!("Unable to attach or mount volumes: {named}: {cause}"));
     objects.set("conf", "key", "1");
     files.setup(&spec).unwrap();
     let read = |volume: &str, path: &str| {
