@@ -1,9 +1,9 @@
 //! Which hierarchies this machine has, and where each controller lives.
 
-use std::fs;
 use std::path::{Component, Path, PathBuf};
 
 use super::error::Error;
+use crate::kernel::mountinfo;
 
 /// A mounted v1 hierarchy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,8 +41,7 @@ impl Hierarchies {
     /// # Errors
     /// If it cannot be read or shows no cgroup2 mount.
     pub fn detect() -> Result<Self, Error> {
-        let file = Path::new("/proc/self/mountinfo");
-        let text = fs::read_to_string(file).map_err(|source| Error::Mounts { file: file.to_owned(), source })?;
+        let text = mountinfo::read().map_err(|source| Error::Mounts { file: mountinfo::FILE.into(), source })?;
         Self::parse(&text)
     }
 

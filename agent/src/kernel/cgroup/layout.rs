@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use procfs::FromRead as _;
+
 use super::CgroupError;
+use crate::kernel::mountinfo;
 
 /// Where the hierarchies are mounted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,8 +31,8 @@ impl CgroupLayout {
     /// # Errors
     /// If there is no v2 hierarchy, or the mounts cannot be read.
     pub fn detect() -> Result<Self, CgroupError> {
-        let mounts = procfs::process::Process::myself()
-            .and_then(|process| process.mountinfo())
+        let table = mountinfo::read().map_err(|error| CgroupError::Mounts(error.to_string()))?;
+        let mounts = procfs::process::MountInfos::from_read(table.as_bytes())
             .map_err(|error| CgroupError::Mounts(error.to_string()))?;
         let mut unified: Option<PathBuf> = None;
         let mut controllers = BTreeMap::new();
