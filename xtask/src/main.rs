@@ -6,6 +6,8 @@
 mod apt;
 mod bed;
 mod bench;
+#[cfg(test)]
+mod compat;
 mod ctx;
 mod ebpf;
 mod fuzz;
