@@ -4,7 +4,7 @@
 //! [`ROWS`]; tests bear the ids of the rows that they are for, and a row that claims something without a test is an error. The document is
 //! written from both, and a test compares it with the one in the repository: `BEELET_WRITE_DOCS=1 cargo test -p xtask compat` writes it.
 //!
-//! Terms: a test's *ids* begin its name, `a4_8f_a_crash_loop_...`, also several of them, `a4_8f_a4_3b_...`; or its documentation has a line
+//! Terms: a test's *ids* begin its name, `a4_8f_a_crash_loop_...`, also several of them, `a4_8f_and_a4_3b_...`; or its documentation has a line
 //! `Rows: A4.8f, A4.3b.`, where a table of many cases is for many rows. An id without a letter (`a5_3_...`) is for all rows that begin so.
 //!
 //! Properties (tested): each id of a test is one of a row; each row that says yes or partly has a test, each that says no has none.
@@ -105,6 +105,9 @@ fn ids_of_name(name: &str) -> Vec<String> {
     let mut ids = Vec::new();
     let mut parts = name.split('_').peekable();
     while let Some(group) = parts.next() {
+        if group == "and" && !ids.is_empty() {
+            continue;
+        }
         let number = group.strip_prefix('a').filter(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()));
         let row = parts.peek().filter(|row| {
             let digits = row.trim_end_matches(|c: char| c.is_ascii_lowercase());
@@ -271,6 +274,7 @@ fn ids_are_read_from_names_and_documentation() {
     for (name, ids) in [
         ("a4_8f_a_crash_loop", &["A4.8f"][..]),
         ("a4_8f_a4_3b_x", &["A4.8f", "A4.3b"]),
+        ("a4_8f_and_a4_3b_x", &["A4.8f", "A4.3b"]),
         ("a15_3_lines", &["A15.3"]),
         ("a6_8_a_pull", &["A6.8"]),
         ("a_pod_runs", &[]),

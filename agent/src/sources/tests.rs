@@ -253,7 +253,7 @@ fn a4_18b_last_words_are_where_the_manifest_says() {
     }
 }
 
-/// Rows: A4.6b, A4.16d.
+/// Rows: A4.7f.
 #[test]
 fn what_is_left_out_is_named() {
     let parsed = good(&with(
