@@ -84,7 +84,7 @@ fn places(spec: &PodSpec) {
     }
     for volume in &spec.volumes {
         match &volume.kind {
-            VolumeKind::EmptyDir { .. } => {
+            VolumeKind::EmptyDir { .. } | VolumeKind::Written(_) => {
                 below(&paths::volume(root, &spec.uid, volume), &paths::pod_dir(root, &spec.uid), 3);
             }
             VolumeKind::HostPath { path, .. } => {
