@@ -30,8 +30,8 @@ fn ids(cri: &Cri) -> BTreeMap<(String, String), String> {
 }
 
 #[test]
-fn ten_kills_at_random_moments_disturb_nothing() {
-    let Some(bed) = BED.get("ten_kills_at_random_moments_disturb_nothing") else { return };
+fn a4_12b_ten_kills_at_random_moments_disturb_nothing() {
+    let Some(bed) = BED.get("a4_12b_ten_kills_at_random_moments_disturb_nothing") else { return };
     let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     let seed = std::env::var("BEELET_SEED").ok().and_then(|text| text.parse().ok());
     let seed: u64 = seed.unwrap_or(clock.as_micros() as u64 | 1);

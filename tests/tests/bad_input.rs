@@ -43,8 +43,8 @@ fn refused(agent: &Agent, file: &str) -> Option<String> {
 }
 
 #[test]
-fn a_bad_manifest_is_named_and_touches_no_other() {
-    let Some(bed) = BED.get("a_bad_manifest_is_named_and_touches_no_other") else { return };
+fn a3_3h_a_bad_manifest_is_named_and_touches_no_other() {
+    let Some(bed) = BED.get("a3_3h_a_bad_manifest_is_named_and_touches_no_other") else { return };
     let mut agent = Agent::start(&bed, &AgentOptions::default());
     let cri = Cri::new(&bed);
     let steady = Steady::start(&agent, &cri);

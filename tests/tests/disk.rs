@@ -104,8 +104,8 @@ fn who_fills_nodefs_goes_and_nobody_else() {
 }
 
 #[test]
-fn pods_over_their_own_limits_go() {
-    let Some(bed) = BED.get("pods_over_their_own_limits_go") else { return };
+fn a7_2d_a15_6_pods_over_their_own_limits_go() {
+    let Some(bed) = BED.get("a7_2d_a15_6_pods_over_their_own_limits_go") else { return };
     let small = Small::mount(&bed, "limits");
     let agent = agent(&bed, &small.0, &[]);
     let fill = "dd if=/dev/zero of=/data/file bs=1M count=8";
@@ -143,8 +143,8 @@ fn pods_over_their_own_limits_go() {
 }
 
 #[test]
-fn images_that_nobody_uses_go_before_a_pod_does() {
-    let Some(bed) = OTHER.get("images_that_nobody_uses_go_before_a_pod_does") else { return };
+fn a6_5a_images_that_nobody_uses_go_before_a_pod_does() {
+    let Some(bed) = OTHER.get("a6_5a_images_that_nobody_uses_go_before_a_pod_does") else { return };
     let small = Small::mount(&bed, "root");
     // More than the file system of images will ever have: it stays short whatever goes.
     let hard = "\n  memory.available: 100Mi\n  imagefs.available: 99%";

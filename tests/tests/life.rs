@@ -55,6 +55,7 @@ fn the_agent_protects_itself_as_it_is_told() {
     }
 }
 
+/// Rows: A3.1a, A3.5c, A4.11a, A7.1, A7.2a, A7.2b, A7.3a, A7.12, A8.2a, A9.1c, A15.1.
 #[test]
 fn a_pod_from_a_file_runs_is_replaced_and_goes() {
     let Some(bed) = BED.get("a_pod_from_a_file_runs_is_replaced_and_goes") else { return };
@@ -141,6 +142,7 @@ fn a_pod_from_a_file_runs_is_replaced_and_goes() {
     agent.finish();
 }
 
+/// Rows: A4.1b, A4.3b, A4.4a, A4.5a, A4.8a, A4.8f.
 #[test]
 fn crashes_are_restarted_with_the_kubelets_back_off() {
     let Some(bed) = BED.get("crashes_are_restarted_with_the_kubelets_back_off") else { return };
@@ -202,8 +204,8 @@ fn crashes_are_restarted_with_the_kubelets_back_off() {
 }
 
 #[test]
-fn termination_is_graceful_and_ends_after_its_grace() {
-    let Some(bed) = BED.get("termination_is_graceful_and_ends_after_its_grace") else { return };
+fn a4_7a_a4_7e_termination_is_graceful_and_ends_after_its_grace() {
+    let Some(bed) = BED.get("a4_7a_a4_7e_termination_is_graceful_and_ends_after_its_grace") else { return };
     let agent = Agent::start(&bed, &AgentOptions::default());
     let cri = Cri::new(&bed);
     let handled = "trap 'echo handled > /host/polite; exit 0' TERM; while :; do sleep 0.1; done";
@@ -249,8 +251,8 @@ fn termination_is_graceful_and_ends_after_its_grace() {
 
 /// Sidecars run before the main container and are told to stop after it, the last first; they keep no pod alive.
 #[test]
-fn a4_5_sidecars_begin_before_and_end_after_the_main_container() {
-    let Some(bed) = BED.get("a4_5_sidecars_begin_before_and_end_after_the_main_container") else { return };
+fn a4_5d_a4_5g_sidecars_begin_before_and_end_after_the_main_container() {
+    let Some(bed) = BED.get("a4_5d_a4_5g_sidecars_begin_before_and_end_after_the_main_container") else { return };
     let agent = Agent::start(&bed, &AgentOptions::default());
     let sidecar = |name: &str| {
         format!(

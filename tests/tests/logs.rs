@@ -117,8 +117,8 @@ fn a15_4_a_pod_that_writes_as_fast_as_it_can_does_not_fill_the_disk() {
 }
 
 #[test]
-fn a15_5_logs_and_links_go_with_their_runs() {
-    let Some(bed) = BED.get("a15_5_logs_and_links_go_with_their_runs") else { return };
+fn a15_5a_a15_5b_logs_and_links_go_with_their_runs() {
+    let Some(bed) = BED.get("a15_5a_a15_5b_logs_and_links_go_with_their_runs") else { return };
     let pod_logs = bed.dir.join("log").join("pods");
     let links = bed.dir.join("log").join("containers");
     let options = AgentOptions::default()

@@ -71,8 +71,8 @@ fn a9_2b_a_pod_that_asks_for_a_cluster_that_is_not_there_is_told() {
 }
 
 #[test]
-fn a9_3e_a_pod_has_its_whole_name() {
-    let Some(bed) = BED.get("a9_3e_a_pod_has_its_whole_name") else { return };
+fn a9_3c_a9_3e_a_pod_has_its_whole_name() {
+    let Some(bed) = BED.get("a9_3c_a9_3e_a_pod_has_its_whole_name") else { return };
     let agent = Agent::start(&bed, &AgentOptions::default().set("clusterDomain", "cluster.local"));
     let folder = bed.dir.join("fqdn");
     let mut witness = Witness::new("named", &folder).container("main", "hostname; cat /etc/hosts", json!({}));

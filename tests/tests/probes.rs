@@ -32,8 +32,8 @@ fn http(path: &str, more: &Value) -> Value {
 }
 
 #[test]
-fn a5_6_a_pod_whose_http_liveness_fails_is_restarted_and_told() {
-    let Some(bed) = BED.get("a5_6_a_pod_whose_http_liveness_fails_is_restarted_and_told") else { return };
+fn a5_6b_a5_6c_a_pod_whose_http_liveness_fails_is_restarted_and_told() {
+    let Some(bed) = BED.get("a5_6b_a5_6c_a_pod_whose_http_liveness_fails_is_restarted_and_told") else { return };
     let agent = Agent::start(&bed, &AgentOptions::default());
     // The first run loses its file after a while; every later one keeps it.
     let once =

@@ -58,8 +58,8 @@ fn condition(pod: &Value, kind: &str) -> Option<Value> {
 }
 
 #[test]
-fn resources_change_in_place() {
-    let Some(bed) = BED.get("resources_change_in_place") else { return };
+fn a4_2h_resources_change_in_place() {
+    let Some(bed) = BED.get("a4_2h_resources_change_in_place") else { return };
     let agent = Agent::start(&bed, &AgentOptions::default());
     let cri = Cri::new(&bed);
     let sized = |cpu: &str, most: &str, memory: &str| {

@@ -304,8 +304,8 @@ fn an_oom_kill_is_counted_once_and_stays_counted() {
 
 /// A listening socket is seen to appear and to go; the pod that loses it is judged, the one that keeps it is not.
 #[test]
-fn a_listener_that_goes_is_seen_and_judged() {
-    let Some(bed) = BED.get("a_listener_that_goes_is_seen_and_judged") else { return };
+fn a5_8_a_listener_that_goes_is_seen_and_judged() {
+    let Some(bed) = BED.get("a5_8_a_listener_that_goes_is_seen_and_judged") else { return };
     let agent = Agent::start(&bed, &AgentOptions::default());
     pod("closes").workload(&["unlisten", "--port", "8080", "--after", "8s"]).write(&agent.manifests);
     pod("stays").workload(&["serve", "--port", "8081"]).write(&agent.manifests);

@@ -67,7 +67,12 @@ pub(crate) enum BenchCommand {
         #[arg(long, default_value_t = 3)]
         runs: u32,
     },
-    /// Pods that come and go: what grows in the agent
+    /// Pods that come and go, so many in a row: whether all is afterwards as it was before
+    Churn {
+        #[arg(long, default_value_t = 1_000)]
+        pods: u32,
+    },
+    /// Pods that come and go, for so long: what grows in the agent
     Soak {
         #[arg(long, default_value_t = 60)]
         minutes: u32,
@@ -104,6 +109,7 @@ impl BenchCommand {
                     ("BEELET_BENCH_RUNS", runs.to_string().into()),
                 ],
             ),
+            Self::Churn { pods } => ("churn", vec![("BEELET_BENCH_PODS", pods.to_string().into())]),
             Self::Soak { minutes } => ("soak", vec![("BEELET_BENCH_MINUTES", minutes.to_string().into())]),
         })
     }

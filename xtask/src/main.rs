@@ -6,8 +6,11 @@
 mod apt;
 mod bed;
 mod bench;
+#[cfg(test)]
+mod compat;
 mod ctx;
 mod ebpf;
+mod fuzz;
 mod image;
 mod images;
 mod licences;
@@ -43,6 +46,8 @@ enum Task {
     /// Measure; the tables of docs/benchmarks.md
     #[command(subcommand)]
     Bench(bench::BenchCommand),
+    /// Look for inputs that break what must hold for all; needs a C++ compiler
+    Fuzz(fuzz::FuzzArgs),
     /// Native beds: containerd on this machine, in a network namespace and cgroup of its own
     #[command(subcommand)]
     Bed(bed::BedCommand),
@@ -54,6 +59,7 @@ enum Task {
 }
 
 fn main() -> ExitCode {
+    fuzz::wrap_rustc();
     let cli = Cli::parse();
     let done = Ctx::new().and_then(|ctx| match cli.command {
         Task::Setup(args) => args.run(&ctx),
@@ -61,6 +67,7 @@ fn main() -> ExitCode {
         Task::Run(args) => args.run(&ctx),
         Task::Test(args) => args.run(&ctx),
         Task::Bench(command) => command.run(&ctx),
+        Task::Fuzz(args) => args.run(&ctx),
         Task::Bed(command) => command.run(&ctx),
         Task::Vm(command) => command.run(&ctx),
         Task::Image(args) => args.run(&ctx),

@@ -64,7 +64,7 @@ mod tests {
 
     /// A container that runs for one second each time: 0, 10, 20, 40, 80, 160, 300, 300 s between end and start.
     #[test]
-    fn doubles_from_ten_seconds_to_the_maximum() {
+    fn a4_8f_doubles_from_ten_seconds_to_the_maximum() {
         let max = Micros::secs(300);
         let (mut backoff, mut now, mut waits) = (Backoff::default(), Micros::secs(1_000), Vec::new());
         for _ in 0..8 {
@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_of_more_than_twice_the_maximum_is_forgiven() {
+    fn a4_8g_a_run_of_more_than_twice_the_maximum_is_forgiven() {
         let max = Micros::secs(300);
         let mut backoff = Backoff::rebuilt(5, Micros::secs(100), max);
         assert_eq!(backoff.delay(), Micros::secs(160));
@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn a_smaller_maximum_also_caps_the_first_delay() {
+    fn a4_8h_a_smaller_maximum_also_caps_the_first_delay() {
         let mut backoff = Backoff::default();
         backoff.next(Micros::ZERO, Micros::ZERO, Micros::secs(1));
         assert_eq!(backoff.delay(), Micros::secs(1));

@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn a9_2_the_policy_says_whose_servers_are_asked() {
+    fn a9_2a_a9_2b_a9_2c_the_policy_says_whose_servers_are_asked() {
         let cluster = resolver(
             &["10.96.0.10"],
             &["ns.svc.cluster.local", "svc.cluster.local", "cluster.local", "corp.example"],

@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_unused_go_until_the_low_threshold() {
+    fn a6_5a_the_longest_unused_go_until_the_low_threshold() {
         let all = [image("a", 30), image("b", 30), image("c", 30), image("d", 30), image("pause", 1)];
         let mut images = Images::default();
         images.observe(&all, &used(&["a", "r/b:1", "d"]), Micros::secs(1));
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn the_young_stay_and_the_old_go() {
+    fn a6_5a_the_young_stay_and_the_old_go() {
         let mut images = Images::default();
         images.observe(&[image("old", 30)], &used(&[]), Micros::secs(0));
         images.observe(&[image("old", 30), image("new", 30)], &used(&[]), Micros::secs(1_000));
@@ -236,7 +236,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn neither_a_used_nor_a_pinned_nor_a_young_image_goes_for_space(
+        fn a6_5a_neither_a_used_nor_a_pinned_nor_a_young_image_goes_for_space(
             looks in proptest::collection::vec((1_u64..400, proptest::collection::vec(any::<bool>(), 6)), 1..6),
             percent in 0_u64..=100,
         ) {

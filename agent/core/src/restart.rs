@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn a4_8_the_containers_word_leads_over_the_pods_and_a_rule_over_both() {
+    fn a4_8b_a4_8d_the_containers_word_leads_over_the_pods_and_a_rule_over_both() {
         use RestartPolicy::{Always, Never, OnFailure};
         let rule: &[(bool, &[i32])] = &[(true, &[42, 43])];
         let all_but: &[(bool, &[i32])] = &[(false, &[0, 1])];
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn a4_5_an_init_container_that_ended_well_is_over_and_a_sidecar_never_is() {
+    fn a4_5f_a4_8c_an_init_container_that_ended_well_is_over_and_a_sidecar_never_is() {
         use RestartPolicy::{Always, Never, OnFailure};
         for (pod, own, wanted) in [
             (Always, None, [false, true]),

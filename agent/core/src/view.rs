@@ -250,7 +250,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_back_off_is_told_in_the_kubelets_words() {
+    fn a4_3b_the_back_off_is_told_in_the_kubelets_words() {
         let mut pod = PodSpec::unknown("u1".into());
         pod.name = "p".to_owned();
         assert_eq!(

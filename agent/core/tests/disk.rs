@@ -197,7 +197,7 @@ fn who_only_observes_tells_what_would_have_been_done() {
 }
 
 #[test]
-fn over_their_own_limits_all_go_but_the_critical() {
+fn a7_2d_over_their_own_limits_all_go_but_the_critical() {
     let mut node = Node::new(NodeConfig::default());
     node.use_disk(&[("small", 501), ("large", 501), ("critical", 501)]);
     let told = ["Evicted default/large", "Evicted default/small", "Killing default/large", "Killing default/small"];

@@ -15,6 +15,8 @@ use beelet_core::snapshot::{ContainerState, Phase, PodView};
 use beelet_core::spec::{ContainerSpec, PodSpec, PodUid, ProbeKind, PullPolicy, RestartPolicy};
 use beelet_core::units::{Bytes, Micros, MilliCpu, Now};
 
+#[path = "life/ends.rs"]
+mod ends;
 #[path = "life/probes.rs"]
 mod probes;
 #[path = "life/stops.rs"]
@@ -225,7 +227,7 @@ fn ready_node() -> Node {
 }
 
 #[test]
-fn a_pod_is_prepared_started_and_removed_in_order() {
+fn a4_7g_a4_11a_a_pod_is_prepared_started_and_removed_in_order() {
     let mut node = ready_node();
     node.want(&[&pod("a")]);
     assert_eq!(node.done, ["prepare", "start_sandbox", "ensure_image", "start_container"]);
@@ -239,7 +241,7 @@ fn a_pod_is_prepared_started_and_removed_in_order() {
 }
 
 #[test]
-fn nothing_is_done_before_wishes_and_facts_are_known() {
+fn a3_5b_nothing_is_done_before_wishes_and_facts_are_known() {
     let mut node = Node::new(NodeConfig::default());
     node.want(&[&pod("a")]);
     assert_eq!(node.done, Vec::<String>::new());
@@ -266,7 +268,7 @@ fn a_restarted_agent_adopts_what_runs_and_touches_nothing() {
 }
 
 #[test]
-fn a_crash_loop_backs_off_as_the_kubelet_does() {
+fn a4_8f_a4_3b_a_crash_loop_backs_off_as_the_kubelet_does() {
     let mut node = ready_node();
     node.want(&[&pod("a")]);
     let mut starts = Vec::new();
@@ -300,7 +302,7 @@ fn a_crash_loop_backs_off_as_the_kubelet_does() {
 }
 
 #[test]
-fn a_changed_manifest_replaces_the_pod_after_the_old_one_is_gone() {
+fn a3_5c_a_changed_manifest_replaces_the_pod_after_the_old_one_is_gone() {
     let mut node = ready_node();
     node.want(&[&pod("a")]);
     node.done.clear();
@@ -340,7 +342,7 @@ fn changed_resources_are_applied_in_place() {
 }
 
 #[test]
-fn a_pod_that_may_not_restart_ends_and_stays_ended_over_a_restart_of_the_agent() {
+fn a4_1a_a4_1b_a4_8a_a_pod_that_may_not_restart_ends_and_stays_ended_over_a_restart_of_the_agent() {
     let mut node = ready_node();
     let mut once = pod("a");
     once.restart_policy = RestartPolicy::Never;
@@ -370,7 +372,7 @@ fn a_pod_that_may_not_restart_ends_and_stays_ended_over_a_restart_of_the_agent()
 }
 
 #[test]
-fn an_image_that_is_not_there_is_named_and_retried() {
+fn a4_3c_a4_9_an_image_that_is_not_there_is_named_and_retried() {
     let mut node = ready_node();
     let error = OpError { reason: "ErrImagePull".to_owned(), message: "no such image".to_owned() };
     node.fail.insert("ensure_image", VecDeque::from([error.clone(), error]));
@@ -382,7 +384,7 @@ fn an_image_that_is_not_there_is_named_and_retried() {
 }
 
 #[test]
-fn init_containers_run_one_after_the_other_before_the_rest() {
+fn a4_5a_a4_3a_init_containers_run_one_after_the_other_before_the_rest() {
     let mut node = ready_node();
     let mut spec = pod("a");
     let init = |name: &str| ContainerSpec { name: name.to_owned(), ..spec.containers[0].clone() };
@@ -396,7 +398,7 @@ fn init_containers_run_one_after_the_other_before_the_rest() {
 }
 
 #[test]
-fn a_dead_sandbox_is_replaced_and_never_two_live() {
+fn a4_12e_a_dead_sandbox_is_replaced_and_never_two_live() {
     let mut node = ready_node();
     node.want(&[&pod("a")]);
     node.facts.sandboxes[0].ready = false;
@@ -407,7 +409,7 @@ fn a_dead_sandbox_is_replaced_and_never_two_live() {
 }
 
 #[test]
-fn what_nobody_wants_is_removed_only_if_it_is_ours() {
+fn a4_12a_what_nobody_wants_is_removed_only_if_it_is_ours() {
     let mut before = ready_node();
     before.want(&[&pod("a"), &pod("b")]);
     let mut after = Node::new(NodeConfig::default());
@@ -421,7 +423,7 @@ fn what_nobody_wants_is_removed_only_if_it_is_ours() {
 }
 
 #[test]
-fn a_pod_that_does_not_fit_is_rejected_with_the_kubelets_words() {
+fn a4_16a_a_pod_that_does_not_fit_is_rejected_with_the_kubelets_words() {
     let mut node = ready_node();
     let mut big = pod("a");
     big.containers[0].resources.memory_request = Some(Bytes::gib(64));
@@ -468,7 +470,7 @@ fn a_manifest_that_comes_back_while_its_pod_goes_gives_the_pod_back() {
 }
 
 #[test]
-fn what_an_agent_that_was_killed_left_behind_is_cleaned_away_once_and_no_wanted_pod_with_it() {
+fn a4_12b_what_an_agent_that_was_killed_left_behind_is_cleaned_away_once_and_no_wanted_pod_with_it() {
     let mut node = Node::new(NodeConfig::default());
     node.want(&[&pod("a")]);
     let leftovers = vec![
@@ -502,7 +504,7 @@ fn a_resize_that_would_change_the_class_moves_no_cgroup() {
 }
 
 #[test]
-fn an_evicted_pod_is_written_down_before_it_is_tidied_away() {
+fn a4_1c_a4_4c_an_evicted_pod_is_written_down_before_it_is_tidied_away() {
     let mut node = ready_node();
     let mut once = pod("a");
     once.restart_policy = RestartPolicy::Never;
@@ -549,7 +551,7 @@ fn a_sandbox_of_somebody_else_with_the_same_uid_is_left_alone() {
 }
 
 #[test]
-fn a_rejected_pod_is_looked_at_again_when_its_resources_change() {
+fn a4_16n_a_rejected_pod_is_looked_at_again_when_its_resources_change() {
     let mut node = ready_node();
     let mut big = pod("a");
     big.containers[0].resources.memory_request = Some(Bytes::gib(64));
@@ -586,7 +588,7 @@ fn a_uid_given_by_hand_does_not_hide_another_pod() {
 }
 
 #[test]
-fn a_runtime_that_cannot_stop_a_pod_does_not_keep_it_alive() {
+fn a4_7c_a_runtime_that_cannot_stop_a_pod_does_not_keep_it_alive() {
     let mut node = ready_node();
     node.want(&[&pod("a")]);
     let hung = OpError { reason: "FailedKillPod".to_owned(), message: "timeout".to_owned() };
@@ -600,7 +602,7 @@ fn a_runtime_that_cannot_stop_a_pod_does_not_keep_it_alive() {
 }
 
 #[test]
-fn a_pull_under_way_is_given_up_when_the_pod_goes() {
+fn a6_8_a_pull_under_way_is_given_up_when_the_pod_goes() {
     let mut world = World::new(NodeConfig::default());
     let now = Now { mono: Micros::secs(10), wall: Micros::secs(10) };
     world.step(Event::Runtime(RuntimeFacts { asked: now.mono, ..RuntimeFacts::default() }), now);
@@ -654,7 +656,7 @@ impl Node {
 }
 
 #[test]
-fn a4_5_sidecars_start_in_their_place_and_nobody_waits_for_their_end() {
+fn a4_5d_sidecars_start_in_their_place_and_nobody_waits_for_their_end() {
     let mut node = ready_node();
     node.want(&[&with_sidecars(RestartPolicy::Always)]);
     assert_eq!(node.running(), ["proxy", "init"]);
@@ -720,7 +722,7 @@ fn turned_away(node: &Node, name: &str) -> Option<(String, String)> {
 }
 
 #[test]
-fn a4_16_what_the_node_cannot_do_turns_a_pod_away_before_anything_is_made() {
+fn a4_16i_a4_16k_a4_16l_what_the_node_cannot_do_turns_a_pod_away_before_anything_is_made() {
     let security = NodeSecurity { app_armor: false, se_linux: false, ..NodeSecurity::default() };
     let mut node = Node::new(NodeConfig { security, ..NodeConfig::default() });
     node.want(&[]);
@@ -831,7 +833,7 @@ fn a6_1b_each_container_has_its_image_by_its_own_policy() {
 }
 
 #[test]
-fn the_logs_of_a_pod_that_ended_go_with_it_also_if_it_is_not_wanted_any_more_while_it_is_tidied_away() {
+fn a15_7_the_logs_of_a_pod_that_ended_go_with_it_also_if_it_is_not_wanted_any_more_while_it_is_tidied_away() {
     let mut node = ready_node();
     let mut job = pod("a");
     job.restart_policy = RestartPolicy::Never;

@@ -132,7 +132,7 @@ impl Rig {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn operations_of_a_pod_are_in_order_and_pods_do_not_wait() {
+async fn a4_15a_operations_of_a_pod_are_in_order_and_pods_do_not_wait() {
     let mut rig = rig(nowhere(), Fake::default());
     for op in 0..3 {
         for uid in ["a", "b", "c", "d"] {
@@ -165,7 +165,7 @@ async fn operations_of_a_pod_are_in_order_and_pods_do_not_wait() {
 }
 
 #[tokio::test]
-async fn a_panic_and_a_hang_are_results() {
+async fn a7_11a_a_panic_and_a_hang_are_results() {
     let mut rig = rig(nowhere(), Fake::default());
     rig.image("a", 1, "panic");
     rig.image("a", 2, "hang");
@@ -178,7 +178,7 @@ async fn a_panic_and_a_hang_are_results() {
 }
 
 #[tokio::test]
-async fn a_pull_is_given_up_and_nothing_else() {
+async fn a6_8_a_pull_is_given_up_and_nothing_else() {
     let mut rig = rig(nowhere(), Fake::default());
     let cancel = |uid: &str| assert_eq!(rig.executor.execute(Action::Cancel { uid: uid.into() }), None);
     // Queued or under way, it makes no difference; others go on.
@@ -263,8 +263,8 @@ fn limits(memory: u64) -> CgroupKnobs {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pod_from_prepare_to_cleanup() {
-    let Some(bed) = Bed::new("a_pod_from_prepare_to_cleanup") else { return };
+async fn a4_11a_a_pod_from_prepare_to_cleanup() {
+    let Some(bed) = Bed::new("a4_11a_a_pod_from_prepare_to_cleanup") else { return };
     let path = bed.pod("u1");
     let mut rig = rig(bed.tree.clone(), Fake::default());
     let spec = Arc::new(pod("u1", Vec::new()));

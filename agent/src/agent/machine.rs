@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a10_10_the_throttling_of_each_cpu_is_masked_where_it_is_told() {
+    fn a10_10a_the_throttling_of_each_cpu_is_masked_where_it_is_told() {
         let dir = tempfile::tempdir().expect("a folder");
         for name in ["cpu0/thermal_throttle", "cpu1/topology", "cpu10/thermal_throttle", "cpufreq/thermal_throttle"] {
             std::fs::create_dir_all(dir.path().join(name)).expect("a folder in it");

@@ -1,9 +1,9 @@
 //! Which hierarchies this machine has, and where each controller lives.
 
-use std::fs;
 use std::path::{Component, Path, PathBuf};
 
 use super::error::Error;
+use crate::kernel::mountinfo;
 
 /// A mounted v1 hierarchy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,10 +41,8 @@ impl Hierarchies {
     /// # Errors
     /// If it cannot be read or shows no cgroup2 mount.
     pub fn detect() -> Result<Self, Error> {
-        let file = Path::new("/proc/self/mountinfo");
-        // A pod's mount need not have a name that is text; hierarchies have.
-        let text = fs::read(file).map_err(|source| Error::Mounts { file: file.to_owned(), source })?;
-        Self::parse(&String::from_utf8_lossy(&text))
+        let text = mountinfo::read().map_err(|source| Error::Mounts { file: mountinfo::FILE.into(), source })?;
+        Self::parse(&text)
     }
 
     /// From the text of a mountinfo file (proc_pid_mountinfo(5)). Of several mounts of one hierarchy the first counts.

@@ -174,7 +174,7 @@ fn c1_what_the_kubelets_own_tools_leave_unset_is_not_warned_of() {
 }
 
 #[test]
-fn c5_unsafe_sysctls_are_allowed_by_name() {
+fn a10_16_unsafe_sysctls_are_allowed_by_name() {
     let allowed = |fields: &str, name: &str| {
         let (config, warnings) = kubelet(fields).unwrap_or_else(|e| panic!("{fields}: {e}"));
         assert_eq!(warnings, [""; 0]);
@@ -191,7 +191,7 @@ fn c5_unsafe_sysctls_are_allowed_by_name() {
 }
 
 #[test]
-fn c6_seccomp_default_is_taken() {
+fn a10_11c_seccomp_default_is_taken() {
     let (config, warnings) = kubelet("seccompDefault: true").unwrap();
     assert_eq!((config.kubelet.seccomp_default, warnings.len()), (true, 0));
     assert!(!Config::default().kubelet.seccomp_default);

@@ -25,6 +25,7 @@ pub mod listeners;
 pub mod loader;
 pub mod maps;
 pub mod memory_events;
+pub(crate) mod mountinfo;
 pub mod net_counters;
 pub mod netns;
 pub mod offsets;

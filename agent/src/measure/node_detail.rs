@@ -24,7 +24,7 @@ use super::room::pids;
 use super::storage::{by_runtime, whole};
 use crate::clock::Clock;
 use crate::kernel::cgroup::{Buffer, Cgroup, CgroupLayout};
-use crate::kernel::links;
+use crate::kernel::{links, mountinfo};
 use crate::runtime::DiskStats;
 
 /// What the node is read from.
@@ -248,8 +248,8 @@ fn runtime_process(socket: &Path) -> Option<i32> {
 #[must_use]
 pub fn project_quota(folder: &Path) -> String {
     let path = folder.display();
-    match fs::read("/proc/self/mountinfo") {
-        Ok(text) => no_project_quota(&text, folder),
+    match mountinfo::read() {
+        Ok(table) => no_project_quota(table.as_bytes(), folder),
         Err(error) => {
             format!("the mounts cannot be read ({error}); the space that {path} uses is found out by walking")
         }
@@ -296,8 +296,8 @@ impl Mounts {
 }
 
 fn mounts() -> Vec<(String, PathBuf)> {
-    let Ok(text) = fs::read("/proc/self/mountinfo") else { return Vec::new() };
-    let Ok(mounts) = procfs::process::MountInfos::from_read(text.as_slice()) else { return Vec::new() };
+    let Ok(table) = mountinfo::read() else { return Vec::new() };
+    let Ok(mounts) = procfs::process::MountInfos::from_read(table.as_bytes()) else { return Vec::new() };
     let mut devices = BTreeSet::new();
     let mut found: BTreeMap<String, PathBuf> = BTreeMap::new();
     for mount in mounts {

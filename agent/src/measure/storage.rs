@@ -384,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn logs_volumes_and_layers_are_told_with_the_file_systems_size() {
+    fn a15_6_a7_11b_logs_volumes_and_layers_are_told_with_the_file_systems_size() {
         let bed = Bed::new();
         let target = bed.target("u");
         let (log, volume) = (bed.dir.path().join("logs/ns_u_u/app"), bed.volume("u", "cache"));
@@ -458,7 +458,7 @@ mod tests {
     }
 
     #[test]
-    fn a_volume_in_memory_is_not_walked() {
+    fn a7_11b_a_volume_in_memory_is_not_walked() {
         if !rustix::process::geteuid().is_root() {
             return eprintln!("skipped: mounting needs root");
         }

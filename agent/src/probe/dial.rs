@@ -107,3 +107,17 @@ pub(super) async fn probe(host: &str, port: u16, timeout: Duration) -> Answer {
         Err(_) => Answer::Failure(format!("dial tcp {}: i/o timeout", authority(host, port))),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a5_4b_connections_linger_for_a_second_when_they_are_closed() {
+        let server = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let connection =
+            dial("127.0.0.1", server.local_addr().expect("its address").port()).await.expect("a connection");
+        let stream = connection.0.as_ref().expect("it is open");
+        assert_eq!(rustix::net::sockopt::socket_linger(stream).expect("the option"), Some(LINGER));
+    }
+}

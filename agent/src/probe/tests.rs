@@ -226,7 +226,7 @@ async fn a5_5a_somebody_listens_or_nobody() {
 }
 
 #[tokio::test]
-async fn a5_4_https_is_spoken_with_whoever_answers() {
+async fn a5_4a_https_is_spoken_with_whoever_answers() {
     let (listener, at) = listener().await;
     let certificate = CertificateDer::from(&include_bytes!("fixtures/nobody.crt.der")[..]);
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(&include_bytes!("fixtures/nobody.key.der")[..]));
@@ -331,7 +331,7 @@ async fn a5_5b_a_grpc_server_without_the_protocol_and_one_that_is_none() {
 }
 
 #[tokio::test]
-async fn a5_5c_commands_say_by_their_exit_and_errors_are_tried_three_times() {
+async fn a5_5c_a5_6a_commands_say_by_their_exit_and_errors_are_tried_three_times() {
     for (command, expected, tries) in [
         ("fine", Answer::Success, 1),
         ("bad", failure("x".repeat(10 << 10)), 1),

@@ -356,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn a_crash_looping_pod_reads_as_kubectl_expects() {
+    fn a4_2d_a4_18g_a_crash_looping_pod_reads_as_kubectl_expects() {
         let list = list(&samples::busy_node(), &BTreeMap::new());
         assert_eq!((list["kind"].as_str(), list["apiVersion"].as_str()), (Some("PodList"), Some("v1")));
         let leak = &list["items"][0];
@@ -407,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn an_evicted_pod_says_who_disrupted_it() {
+    fn a4_2b_a4_2g_an_evicted_pod_says_who_disrupted_it() {
         let mut picture = samples::busy_node();
         let mut view = (*picture.pods[0]).clone();
         (view.phase, view.reason, view.message) = (Phase::Failed, "Evicted".into(), "The node was low.".into());
@@ -418,6 +418,32 @@ mod tests {
         assert_eq!(condition_of(pod, "DisruptionTarget")["reason"], "TerminationByKubelet");
         assert_eq!(condition_of(pod, "Ready")["reason"], "PodFailed");
         assert_eq!(condition_of(pod, "PodReadyToStartContainers")["status"], "False");
+    }
+
+    #[test]
+    fn a4_2a_a4_2c_a4_2k_a_pod_that_begins_says_what_it_waits_for_and_since_when() {
+        let mut picture = samples::busy_node();
+        let mut view = (*picture.pods[1]).clone();
+        let turned = view.since + Micros::secs(7_000_000);
+        view.containers[0].turned = Some(turned);
+        picture.pods[1] = view.clone().into();
+        let running = list(&picture, &BTreeMap::new());
+        let web = &running["items"][1];
+        assert_eq!(condition_of(web, "Initialized")["status"], "True");
+        let since = |type_: &str| condition_of(web, type_)["lastTransitionTime"].clone();
+        assert_eq!(since("Ready"), serde_json::to_value(time(turned)).unwrap());
+        assert_eq!(since("PodScheduled"), serde_json::to_value(time(view.since)).unwrap());
+
+        view.containers[0].init = true;
+        picture.pods[1] = view.into();
+        let beginning = list(&picture, &BTreeMap::new());
+        let initialized = condition_of(&beginning["items"][1], "Initialized");
+        assert_eq!(
+            (&initialized["status"], &initialized["reason"]),
+            (&json!("False"), &json!("ContainersNotInitialized"))
+        );
+        assert_eq!(initialized["message"], "containers with incomplete status: [web]");
+        assert_eq!(condition_of(&beginning["items"][1], "PodScheduled")["status"], "True");
     }
 
     #[test]

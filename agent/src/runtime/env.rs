@@ -391,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn references_are_expanded_by_the_kubelets_rules() {
+    fn a8_1_references_are_expanded_by_the_kubelets_rules() {
         let variables = [("A", "1"), ("B", "two"), ("EMPTY", ""), ("A", "last")]
             .map(|(name, value)| (name.to_owned(), value.to_owned()));
         for (text, expected) in [

@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whatever_a_container_calls_its_image_is_used() {
+    async fn a6_5b_whatever_a_container_calls_its_image_is_used() {
         let fake = Fake::start();
         let runtime = Runtime::connect(&fake.endpoint(), DEFAULT_TIMEOUT, "i1").expect("a handle");
         fake.with(|world| {

@@ -185,7 +185,7 @@ async fn a_sandbox_of_somebody_else_is_left_alone() {
 }
 
 #[tokio::test]
-async fn another_beelets_pods_are_not_ours() {
+async fn a4_12a_another_beelets_pods_are_not_ours() {
     let fake = Fake::start();
     let runtime = client(&fake);
     sandbox(&runtime).await;
@@ -218,7 +218,7 @@ async fn one_object_that_hangs_does_not_hide_the_others() {
 }
 
 #[tokio::test]
-async fn a_containers_last_words_are_told() {
+async fn a4_18a_a4_18d_a_containers_last_words_are_told() {
     let fake = Fake::start();
     let runtime = client(&fake);
     let made = sandbox(&runtime).await;
@@ -327,7 +327,7 @@ async fn a_name_that_stays_taken_is_an_error() {
 }
 
 #[tokio::test]
-async fn images_are_pulled_by_policy_and_failures_have_the_kubelets_reasons() {
+async fn a6_1a_a4_3d_images_are_pulled_by_policy_and_failures_have_the_kubelets_reasons() {
     use PullPolicy::{Always, IfNotPresent, Never};
     let fake = Fake::start();
     let runtime = client(&fake);
@@ -356,7 +356,7 @@ async fn images_are_pulled_by_policy_and_failures_have_the_kubelets_reasons() {
 }
 
 #[tokio::test]
-async fn a_container_that_cannot_start_says_why() {
+async fn a4_3e_a_container_that_cannot_start_says_why() {
     let fake = Fake::start();
     let runtime = client(&fake);
     let made = sandbox(&runtime).await;
@@ -447,7 +447,7 @@ async fn a_restarted_runtime_is_connected_to_again() {
 }
 
 #[tokio::test]
-async fn events_wake_and_a_restart_wakes_too() {
+async fn a4_14b_events_wake_and_a_restart_wakes_too() {
     let mut fake = Fake::start();
     let runtime = client(&fake);
     let mut wakes = runtime.watch();
@@ -468,7 +468,7 @@ async fn events_wake_and_a_restart_wakes_too() {
 }
 
 #[tokio::test]
-async fn a_runtime_without_events_says_so_once() {
+async fn a4_14a_a_runtime_without_events_says_so_once() {
     let fake = Fake::start();
     fake.with(|w| w.no_events = true);
     let runtime = client(&fake);

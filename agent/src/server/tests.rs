@@ -155,7 +155,7 @@ async fn metrics_wait_for_their_turn_and_hold_up_nobody_else() {
 }
 
 #[tokio::test]
-async fn a_stuck_agent_is_not_healthy() {
+async fn a4_14f_a_stuck_agent_is_not_healthy() {
     let late = Now { mono: Micros::secs(1_031), ..Now::default() };
     let server = start(Limits::default(), late).await;
     assert_eq!(server.get("/healthz").await, (500, "the agent has not taken a step for 31s\n".into()));

@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn f5_names_of_ports() {
+    fn a3_3g_names_of_ports() {
         for good in ["", "http", "a", "h2-c", "8080a"] {
             assert_eq!(port_name_fault(good), None, "{good}");
         }

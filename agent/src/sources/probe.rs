@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn a5_names_of_ports_are_checked() {
+    fn a3_3g_names_of_ports_are_checked() {
         for (name, why) in [
             ("a-name-of-16-chs", "no more than 15"),
             ("Web", "only alpha-numeric"),

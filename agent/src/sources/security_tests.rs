@@ -69,7 +69,7 @@ fn a10_11_a_wrong_seccomp_profile_is_refused_with_its_place() {
 }
 
 #[test]
-fn a10_12_apparmor_by_field_annotation_and_pod() {
+fn a10_12a_a10_12c_apparmor_by_field_annotation_and_pod() {
     let of = |annotations: &str, pod: &str, container: &str| {
         let (own, init) = both(annotations, pod, container);
         (own.app_armor, init.app_armor)
@@ -125,7 +125,7 @@ fn a10_12_a_wrong_apparmor_profile_is_refused_with_its_place() {
 }
 
 #[test]
-fn a10_10_proc_is_unmasked_only_for_a_user_namespace() {
+fn a10_10b_proc_is_unmasked_only_for_a_user_namespace() {
     assert!(read("", "", "procMount: Default").is_ok());
     let said = "procMount (line 8): Invalid value: \"Unmasked\": `hostUsers` must be false to use `Unmasked`";
     assert!(refused("", "", "procMount: Unmasked").contains(said));
@@ -173,7 +173,7 @@ fn a10_16_sysctls_have_one_name_and_the_pods_own_namespace() {
 }
 
 #[test]
-fn what_forbids_to_rise_contradicts_what_is_above_all() {
+fn a10_8_what_forbids_to_rise_contradicts_what_is_above_all() {
     for with in ["privileged: true", "capabilities: {add: [CAP_SYS_ADMIN]}"] {
         let error = refused("", "", &format!("allowPrivilegeEscalation: false, {with}"));
         assert!(error.contains("cannot set `allowPrivilegeEscalation` to false and"), "{error}");
@@ -188,7 +188,7 @@ fn annotations_of_old_seccomp_are_told_of() {
 }
 
 #[test]
-fn f9_variables_from_nowhere_are_refused() {
+fn a8_4_variables_from_nowhere_are_refused() {
     let of = |from: &str| {
         let text = format!(
             "apiVersion: v1\nkind: Pod\nmetadata: {{name: web}}\nspec: {{containers: [{{name: c, image: a, envFrom: [{{{from}}}]}}]}}\n"
@@ -203,7 +203,7 @@ fn f9_variables_from_nowhere_are_refused() {
 }
 
 #[test]
-fn f10_what_has_no_effect_in_the_metadata_is_told_of() {
+fn a3_3g_what_has_no_effect_in_the_metadata_is_told_of() {
     let text = manifest("", "", "").replace(
         "{name: web,",
         "{name: web, generation: 3, deletionGracePeriodSeconds: 5, deletionTimestamp: '2026-01-01T00:00:00Z',",

@@ -29,7 +29,7 @@ fn bad(text: &str) -> String {
 }
 
 #[test]
-fn defaults_are_filled_in() {
+fn a3_2a_a3_3a_defaults_are_filled_in() {
     let Parsed { spec, pod } = good(&with("", ""));
     assert_eq!(spec.full_name(), "default/web-node-1");
     assert_eq!((spec.hostname.as_str(), spec.origin.as_str()), ("web-node-1", "/pods/web.yaml"));
@@ -47,6 +47,7 @@ fn defaults_are_filled_in() {
     assert_eq!(spec.annotations["kubernetes.io/config.source"], "file");
 }
 
+/// Rows: A9.6.
 #[test]
 fn a_whole_pod_arrives() {
     let spec = good(&with(
@@ -83,7 +84,7 @@ fn a_whole_pod_arrives() {
 }
 
 #[test]
-fn pull_policies_by_tag() {
+fn a6_1a_pull_policies_by_tag() {
     for (image, pull) in [
         ("a", PullPolicy::Always),
         ("a:latest", PullPolicy::Always),
@@ -96,6 +97,7 @@ fn pull_policies_by_tag() {
     }
 }
 
+/// Rows: A3.3e, A3.3f, A3.3g, A4.8e, A4.10, A4.16c, A6.3a, A7.3b, A7.4b, A7.7b, A7.8a, A8.4.
 #[test]
 fn what_is_wrong_is_named_with_its_place() {
     let named = |name: &str| with("", "").replace("name: web", &format!("name: {name}"));
@@ -248,6 +250,7 @@ fn a4_18b_last_words_are_where_the_manifest_says() {
     }
 }
 
+/// Rows: A4.7f.
 #[test]
 fn what_is_left_out_is_named() {
     let parsed = good(&with(
@@ -277,7 +280,7 @@ fn a4_13_a_deadline_is_of_seconds() {
 }
 
 #[test]
-fn the_uid_follows_all_but_resources() {
+fn a3_3b_the_uid_follows_all_but_resources() {
     let uid = |text: &str, origin: &str, node: &str| {
         parse(text.as_bytes(), origin, node).remove(0).unwrap().spec.uid.as_str().to_owned()
     };
@@ -296,7 +299,7 @@ fn the_uid_follows_all_but_resources() {
 }
 
 #[test]
-fn several_pods_in_a_file() {
+fn a3_3h_several_pods_in_a_file() {
     let json =
         r#"{"apiVersion":"v1","kind":"Pod","metadata":{"name":"j"},"spec":{"containers":[{"name":"c","image":"i"}]}}"#;
     assert_eq!(good(json).spec.name, "j-node-1");

@@ -45,7 +45,7 @@ fn mode(path: &Path) -> u32 {
 }
 
 #[test]
-fn setup_and_teardown_can_be_repeated() {
+fn a7_1_a7_2a_a4_12f_setup_and_teardown_can_be_repeated() {
     let dir = TempDir::new().unwrap();
     let (files, spec) = (volumes(&dir), pod("u1", vec![empty("data", false, None)]));
     files.setup(&spec).unwrap();
@@ -72,7 +72,7 @@ fn setup_and_teardown_can_be_repeated() {
 }
 
 #[test]
-fn a15_5b_of_a_containers_runs_the_last_one_is_kept() {
+fn a15_5a_a15_5b_of_a_containers_runs_the_last_one_is_kept() {
     let dir = TempDir::new().unwrap();
     let (files, spec) = (volumes(&dir), pod("u1", Vec::new()));
     files.setup(&spec).unwrap();
@@ -95,7 +95,7 @@ fn a15_5b_of_a_containers_runs_the_last_one_is_kept() {
 }
 
 #[test]
-fn the_host_network_has_the_nodes_hosts() {
+fn a9_3a_the_host_network_has_the_nodes_hosts() {
     let dir = TempDir::new().unwrap();
     let node = dir.path().join("hosts");
     fs::write(&node, "10.1.1.1\tnode\n").unwrap();
@@ -126,7 +126,7 @@ fn a9_3b_aliases_follow_in_the_hosts_file() {
 }
 
 #[test]
-fn a_container_has_a_file_for_its_last_words() {
+fn a4_18a_a_container_has_a_file_for_its_last_words() {
     let dir = TempDir::new().unwrap();
     let (files, uid) = (volumes(&dir), PodUid::from("u1"));
     let file = paths::termination_log(&files.root, &uid, "main", 3);
@@ -138,7 +138,7 @@ fn a_container_has_a_file_for_its_last_words() {
 }
 
 #[test]
-fn removing_does_not_follow_links() {
+fn a7_12_removing_does_not_follow_links() {
     let dir = TempDir::new().unwrap();
     let (files, spec) = (volumes(&dir), pod("u1", vec![empty("data", false, None)]));
     files.setup(&spec).unwrap();
@@ -158,13 +158,13 @@ fn removing_does_not_follow_links() {
 }
 
 #[test]
-fn memory_volumes_are_limited_and_unmounted() {
+fn a7_2b_a7_9a_a7_12_memory_volumes_are_limited_and_unmounted() {
     let dir = TempDir::new().unwrap();
     let mut spec = pod("u1", vec![empty("cache", true, Some(Bytes::mib(1)))]);
     spec.security.fs_group = Some(4242);
     let files = volumes(&dir);
     if let Err(e) = files.setup(&spec) {
-        return println!("SKIPPED memory_volumes_are_limited_and_unmounted: {e}");
+        return println!("SKIPPED a7_2b_a7_9a_a7_12_memory_volumes_are_limited_and_unmounted: {e}");
     }
     files.setup(&spec).unwrap();
     let cache = paths::empty_dir(&files.root, &spec.uid, "cache");
@@ -205,7 +205,7 @@ fn a7_2b_the_size_of_a_memory_volume() {
 }
 
 #[test]
-fn host_paths_are_checked_and_made() {
+fn a7_3a_host_paths_are_checked_and_made() {
     let dir = TempDir::new().unwrap();
     let at = |name: &str| dir.path().join(name);
     assert!(host_path::open(&at("absent"), "").is_err());
@@ -235,7 +235,7 @@ fn host_paths_are_checked_and_made() {
 
 proptest! {
     #[test]
-    fn no_name_leads_out(name in "[a./\\x00]{0,4}") {
+    fn a7_12_no_name_leads_out(name in "[a./\\x00]{0,4}") {
         let dir = TempDir::new().unwrap();
         let files = volumes(&dir);
         fs::create_dir_all(files.root.join("pods")).unwrap();

@@ -149,7 +149,7 @@ fn oom_scores() {
 }
 
 #[test]
-fn a4_5_a_sidecar_counts_beside_the_others_and_is_as_safe_as_they_are() {
+fn a4_5h_a_sidecar_counts_beside_the_others_and_is_as_safe_as_they_are() {
     let always = Some(ContainerRestart { policy: RestartPolicy::Always, rules: Vec::new() });
     // Init containers in millicores, `true` for a sidecar; main containers; what the pod asks for.
     for (init, main, wanted) in [
@@ -181,7 +181,7 @@ fn a4_5_a_sidecar_counts_beside_the_others_and_is_as_safe_as_they_are() {
 }
 
 #[test]
-fn admission() {
+fn a4_16a_admission() {
     let node = NodeConfig { max_pods: 2, ..NodeConfig::default() };
     let big = pod(&[], &[(1_500, 0, 3_000, 0)]);
     assert_eq!(admit(&node, [], &big), Ok(()));

@@ -44,7 +44,7 @@ fn unknown_until_something_ran_for_a_second() {
 }
 
 #[test]
-fn what_the_kernel_tells() {
+fn a5_8_what_the_kernel_tells() {
     let cases = [
         (KernelEventKind::OomVictim { pid: 7, comm: "app".to_owned() }, Health::Unhealthy, "OOMVictim"),
         (died(11, true), Health::Unhealthy, "FatalSignal"),
@@ -184,7 +184,7 @@ fn our_own_stop_is_no_sign() {
 proptest! {
     /// A verdict is a function of the facts and the time; evidence is bounded and there is some for every sign.
     #[test]
-    fn every_verdict_has_evidence(events in prop::collection::vec((0_u8..7, 0_u64..3_000, 0_u8..32, any::<bool>()), 0..60)) {
+    fn a5_8_every_verdict_has_evidence(events in prop::collection::vec((0_u8..7, 0_u64..3_000, 0_u8..32, any::<bool>()), 0..60)) {
         let mut health = HealthModel::new(ports(&[80]));
         let mut at = 0;
         for (kind, wait, number, flag) in events {

@@ -136,7 +136,7 @@ fn a5_2_liveness_is_asked_at_ticks_from_the_pods_beginning_and_readiness_at_once
 }
 
 #[test]
-fn a5_1_nothing_is_asked_before_the_initial_delay_and_ticks_do_not_move() {
+fn a5_1a_nothing_is_asked_before_the_initial_delay_and_ticks_do_not_move() {
     let slow = Probe { initial_delay: Micros::secs(15), ..probe(10) };
     let mut bed = Bed::new(container(None, Some(slow.clone()), Some(slow)));
     bed.until(3);
@@ -165,7 +165,7 @@ fn a5_2_a_young_agent_spreads_first_probes_over_their_period() {
 }
 
 #[test]
-fn a5_3_startup_has_the_others_wait_and_readiness_follows_at_once() {
+fn a5_3a_a5_3d_startup_has_the_others_wait_and_readiness_follows_at_once() {
     let startup = Probe { failure_threshold: 30, ..probe(2) };
     let mut bed = Bed::new(container(Some(startup), Some(probe(10)), Some(probe(10))));
     bed.well[0] = false;
@@ -190,7 +190,7 @@ fn a5_3_startup_has_the_others_wait_and_readiness_follows_at_once() {
 }
 
 #[test]
-fn a5_3_the_initial_values() {
+fn a5_3a_the_initial_values() {
     let mut bed = Bed::new(container(None, Some(probe(10)), Some(probe(10))));
     bed.well = [false; 3];
     bed.start("r1");
@@ -205,7 +205,7 @@ fn a5_3_the_initial_values() {
 }
 
 #[test]
-fn a5_6_a_verdict_needs_its_threshold_in_a_row() {
+fn a5_1a_a_verdict_needs_its_threshold_in_a_row() {
     for (answers, failed) in
         [("nn", false), ("nnn", true), ("nnynn", false), ("nnynnn", true), ("ynny", false), ("nnnn", true)]
     {
@@ -222,7 +222,7 @@ fn a5_6_a_verdict_needs_its_threshold_in_a_row() {
 }
 
 #[test]
-fn a5_3_after_a_failure_of_liveness_nothing_is_asked_until_another_run() {
+fn a5_3b_after_a_failure_of_liveness_nothing_is_asked_until_another_run() {
     let mut bed = Bed::new(container(None, None, Some(probe(10))));
     bed.well[2] = false;
     bed.start("r1");
@@ -237,7 +237,7 @@ fn a5_3_after_a_failure_of_liveness_nothing_is_asked_until_another_run() {
 }
 
 #[test]
-fn a5_3_a_startup_probe_that_fails_fails_the_run() {
+fn a5_6c_a_startup_probe_that_fails_fails_the_run() {
     let mut bed = Bed::new(container(Some(probe(1)), None, Some(probe(1))));
     bed.well[0] = false;
     bed.start("r1");
@@ -246,7 +246,7 @@ fn a5_3_a_startup_probe_that_fails_fails_the_run() {
 }
 
 #[test]
-fn a5_3_a_pod_that_goes_is_asked_for_readiness_only() {
+fn a5_3c_a_pod_that_goes_is_asked_for_readiness_only() {
     let mut bed = Bed::new(container(None, Some(probe(10)), Some(probe(10))));
     bed.start("r1");
     bed.until(10);
@@ -259,7 +259,7 @@ fn a5_3_a_pod_that_goes_is_asked_for_readiness_only() {
 }
 
 #[test]
-fn a5_3_what_ran_before_the_agent_stays_started_and_ready_until_its_probes_say_otherwise() {
+fn a5_3e_what_ran_before_the_agent_stays_started_and_ready_until_its_probes_say_otherwise() {
     let mut bed = Bed::new(container(None, Some(probe(10)), Some(probe(10))));
     bed.agent = bed.now;
     bed.run = Some(("r1".to_owned(), at(bed.now - Micros::secs(11)).wall));
@@ -280,7 +280,7 @@ fn a5_3_what_ran_before_the_agent_stays_started_and_ready_until_its_probes_say_o
 }
 
 #[test]
-fn a5_6_answers_of_another_run_and_unasked_ones_are_nothing() {
+fn a5_3b_answers_of_another_run_and_unasked_ones_are_nothing() {
     let spec = container(None, None, Some(Probe { failure_threshold: 1, ..probe(10) }));
     let mut probing = Probing::default();
     let no = Answer::Failure("no".to_owned());
@@ -322,7 +322,7 @@ fn a5_3_a_question_that_takes_longer_than_the_period_is_followed_by_the_next_at_
 }
 
 #[test]
-fn a5_6_what_is_told_is_in_the_kubelets_words_and_not_all_the_time() {
+fn a5_6b_what_is_told_is_in_the_kubelets_words_and_not_all_the_time() {
     let spec = container(None, Some(probe(1)), None);
     for (answer, told) in [
         (
@@ -365,7 +365,7 @@ fn a5_7_successes_and_failures_are_counted_and_the_time_of_successes() {
 
 proptest! {
     #[test]
-    fn a5_there_is_one_question_for_a_tick_and_a_verdict_has_its_answers(
+    fn a5_3_there_is_one_question_for_a_tick_and_a_verdict_has_its_answers(
         period in 1_u64..12,
         delay in 0_u64..20,
         threshold in 1_u32..4,

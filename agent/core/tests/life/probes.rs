@@ -99,7 +99,7 @@ fn a5_6c_a_failure_of_liveness_restarts_that_container_and_no_other() {
 }
 
 #[test]
-fn a4_7d_a_probes_grace_goes_before_the_pods() {
+fn a4_7d_a5_1b_a_probes_grace_goes_before_the_pods() {
     for (pods, probes, given) in [(30, None, 30), (30, Some(60), 60), (0, None, 0), (30, Some(1), 1)] {
         let mut node = ready_node();
         let mut pod = probed(&[ProbeKind::Liveness]);

@@ -114,7 +114,7 @@ fn a4_6a_what_comes_next_waits_for_the_hook_post_start() {
 }
 
 #[test]
-fn a4_6a_a_container_whose_post_start_failed_is_stopped_and_run_again() {
+fn a4_3g_a4_6a_a_container_whose_post_start_failed_is_stopped_and_run_again() {
     for (policy, code, restarts, shown) in [
         (RestartPolicy::Always, 0, 1, "PostStartHookError"),
         (RestartPolicy::OnFailure, 143, 1, "PostStartHookError"),

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use procfs::FromRead as _;
 
 use super::CgroupError;
+use crate::kernel::mountinfo;
 
 /// Where the hierarchies are mounted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,9 +31,8 @@ impl CgroupLayout {
     /// # Errors
     /// If there is no v2 hierarchy, or the mounts cannot be read.
     pub fn detect() -> Result<Self, CgroupError> {
-        // A pod's mount need not have a name that is text; hierarchies have.
-        let text = std::fs::read("/proc/self/mountinfo").map_err(|error| CgroupError::Mounts(error.to_string()))?;
-        let mounts = procfs::process::MountInfos::from_read(String::from_utf8_lossy(&text).as_bytes())
+        let table = mountinfo::read().map_err(|error| CgroupError::Mounts(error.to_string()))?;
+        let mounts = procfs::process::MountInfos::from_read(table.as_bytes())
             .map_err(|error| CgroupError::Mounts(error.to_string()))?;
         let mut unified: Option<PathBuf> = None;
         let mut controllers = BTreeMap::new();

@@ -84,7 +84,7 @@ fn security(spec: &PodSpec) -> cri::LinuxContainerSecurityContext {
 }
 
 #[test]
-fn a_sandbox_has_its_names_and_places() {
+fn a15_1_a9_3d_a_sandbox_has_its_names_and_places() {
     let config = sandbox(&changed(|s| {
         s.labels.insert("app".to_owned(), "web".to_owned());
         // A pod cannot pass for another one, nor for one that is not beelet's.
@@ -107,7 +107,7 @@ fn a_sandbox_has_its_names_and_places() {
 }
 
 #[test]
-fn namespaces_are_the_same_for_sandbox_and_container() {
+fn a9_1a_namespaces_are_the_same_for_sandbox_and_container() {
     use cri::NamespaceMode::{Container, Node, Pod};
     type Change = fn(&mut PodSpec);
     let table: [(Change, [cri::NamespaceMode; 3]); 6] = [
@@ -129,7 +129,7 @@ fn namespaces_are_the_same_for_sandbox_and_container() {
 }
 
 #[test]
-fn privileged_reaches_the_sandbox_even_from_an_init_container() {
+fn a10_7_a10_10a_privileged_reaches_the_sandbox_even_from_an_init_container() {
     let privileged = |config: cri::PodSandboxConfig| {
         config.linux.and_then(|l| l.security_context).expect("a security context").privileged
     };
@@ -148,7 +148,7 @@ fn privileged_reaches_the_sandbox_even_from_an_init_container() {
 }
 
 #[test]
-fn users_are_judged_before_the_runtime_sees_them() {
+fn a10_1_a10_2_users_are_judged_before_the_runtime_sees_them() {
     let with = |user, group, non_root| {
         changed(|s| {
             s.containers[0].security = ContainerSecurity {
@@ -182,6 +182,7 @@ fn users_are_judged_before_the_runtime_sees_them() {
     }
 }
 
+/// Rows: A10.3, A10.5, A10.6, A10.8, A10.9, A10.18.
 #[test]
 fn the_rest_of_the_security_context_arrives() {
     let context = security(&changed(|s| {
@@ -214,7 +215,7 @@ fn told(profile: Option<cri::SecurityProfile>) -> Option<(cri::security_profile:
 }
 
 #[test]
-fn a10_11_seccomp_profiles_arrive_local_ones_as_files_below_the_root() {
+fn a10_11a_a10_11b_a10_11c_seccomp_profiles_arrive_local_ones_as_files_below_the_root() {
     use cri::security_profile::ProfileType::{Localhost, RuntimeDefault, Unconfined};
     let with = |seccomp: Option<Profile>| changed(|s| s.containers[0].security.seccomp = seccomp);
     for (seccomp, expected) in [
@@ -233,7 +234,7 @@ fn a10_11_seccomp_profiles_arrive_local_ones_as_files_below_the_root() {
 }
 
 #[test]
-fn a10_12_apparmor_is_told_only_where_it_is_asked_for() {
+fn a10_12a_apparmor_is_told_only_where_it_is_asked_for() {
     use cri::security_profile::ProfileType::{Localhost, RuntimeDefault, Unconfined};
     for (given, expected) in [
         (None, None),
@@ -289,7 +290,7 @@ fn a10_4_the_groups_policy_arrives_at_both() {
 }
 
 #[test]
-fn a10_10_what_this_machine_has_beside_is_masked_too() {
+fn a10_10a_what_this_machine_has_beside_is_masked_too() {
     let hot = NodeEnv { masked: vec!["/sys/hot".to_owned()], ..node() };
     let of = |privileged: bool| {
         let spec = changed(|s| s.containers[0].security.privileged = privileged);
@@ -300,7 +301,7 @@ fn a10_10_what_this_machine_has_beside_is_masked_too() {
 }
 
 #[test]
-fn variables_come_from_the_pod_and_expand_in_order() {
+fn a8_2a_a8_7_a8_8_variables_come_from_the_pod_and_expand_in_order() {
     let literal = |name: &str, text: &str| EnvVar { name: name.to_owned(), value: EnvValue::Literal(text.to_owned()) };
     let field = |path: &str| EnvVar { name: path.to_owned(), value: EnvValue::Field(path.to_owned()) };
     let fields = [
@@ -348,7 +349,7 @@ fn variables_come_from_the_pod_and_expand_in_order() {
 }
 
 #[test]
-fn a_container_carries_what_a_restarted_agent_reads() {
+fn a9_4a_a_container_carries_what_a_restarted_agent_reads() {
     let spec = changed(|s| {
         s.termination_grace = Micros(1_500_000);
         s.containers[0].last_words = LastWords { path: "/words".to_owned(), from_log: true };

@@ -28,7 +28,7 @@ fn error_of<'a>(state: &'a SourceState, file: &str) -> &'a str {
 }
 
 #[test]
-fn bad_files_are_named_and_the_others_go_on() {
+fn a3_3h_bad_files_are_named_and_the_others_go_on() {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);
     fs::write(at("a.yaml"), manifest("a")).unwrap();
@@ -100,7 +100,7 @@ fn a_file_that_turns_unreadable_keeps_its_pods() {
 }
 
 #[test]
-fn a_half_written_file_is_read_again_before_it_is_reported() {
+fn a3_1a_a_half_written_file_is_read_again_before_it_is_reported() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("a.yaml");
     fs::write(&file, manifest("a")).unwrap();
@@ -114,7 +114,7 @@ fn a_half_written_file_is_read_again_before_it_is_reported() {
 }
 
 #[test]
-fn nothing_is_known_while_a_file_is_in_doubt() {
+fn a3_5b_nothing_is_known_while_a_file_is_in_doubt() {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);
     fs::write(at("a.yaml"), &manifest("a")[..40]).unwrap();
@@ -167,7 +167,7 @@ async fn until(receiver: &mut watch::Receiver<Arc<SourceState>>, wanted: impl Fn
 }
 
 #[tokio::test]
-async fn changes_are_seen_at_once() {
+async fn a3_1a_changes_are_seen_at_once() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("pods");
     let options = Options { rescan: Duration::from_millis(200), ..Options::default() };

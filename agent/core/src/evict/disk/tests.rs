@@ -399,7 +399,7 @@ fn storage(layer: u64, logs: u64, cache: u64, shm: u64) -> StorageReading {
 }
 
 #[test]
-fn own_limits_are_judged_as_the_kubelet_does() {
+fn a7_2d_a15_6_own_limits_are_judged_as_the_kubelet_does() {
     let times = (Micros::secs(50), Micros::secs(110));
     let over = |pod: &PodSpec, storage: &StorageReading, layout| over_limit(pod, storage, layout, times);
     let one = Some(Layout::One);

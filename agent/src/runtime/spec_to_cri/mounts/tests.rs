@@ -31,7 +31,7 @@ fn mounting(mounts: Vec<Mount>) -> PodSpec {
 }
 
 #[test]
-fn volumes_hosts_and_termination_log_are_mounted() {
+fn a7_10a_a9_3a_a4_18a_volumes_hosts_and_termination_log_are_mounted() {
     let mut spec = mounting(vec![mount("e", "/data"), mount("h", "/host")]);
     let mounts = |spec: &PodSpec| -> Vec<(String, String, bool)> {
         let mounts = container(spec, None).expect("a config").mounts.into_iter();
