@@ -34,6 +34,7 @@ pub mod logs;
 pub mod model;
 pub mod node;
 pub mod pod;
+pub mod preempt;
 pub mod probe;
 mod probes;
 pub mod quantity;
