@@ -121,6 +121,7 @@ mod tests {
             resources: None,
             grace: None,
             pid,
+            pre_stop: None,
         };
         Event::Runtime(RuntimeFacts {
             asked,

@@ -37,6 +37,7 @@ pub mod pod;
 pub mod preempt;
 pub mod probe;
 mod probes;
+pub mod pulls;
 pub mod quantity;
 pub mod restart;
 pub mod sample;

@@ -15,6 +15,8 @@ use beelet_core::snapshot::{ContainerState, Phase, PodView};
 use beelet_core::spec::{ContainerSpec, PodSpec, PodUid, ProbeKind, PullPolicy, RestartPolicy};
 use beelet_core::units::{Bytes, Micros, MilliCpu, Now};
 
+#[path = "life/images.rs"]
+mod images;
 #[path = "life/probes.rs"]
 mod probes;
 #[path = "life/stops.rs"]

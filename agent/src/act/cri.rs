@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 
 use super::pod_ops::PodRuntime;
 use crate::blocking::blocking;
+use crate::images::Puller;
 use crate::runtime::{ContainerStart, ExecError, ExecOutput, Given, NodeEnv, Runtime};
 use crate::volumes::Objects;
 
@@ -26,6 +27,8 @@ pub struct CriRuntime {
     pub resolv_conf: Option<PathBuf>,
     /// Who has ConfigMaps and Secrets.
     pub objects: Arc<dyn Objects>,
+    /// The gate of pulls.
+    pub puller: Arc<Puller>,
     /// Where it is told what was noticed of a pod.
     pub events: mpsc::UnboundedSender<Event>,
 }
@@ -81,7 +84,7 @@ impl PodRuntime for CriRuntime {
                 }
                 Ok(done)
             }
-            PodOp::EnsureImage { image, pull } => self.runtime.ensure_image(image, *pull).await,
+            PodOp::EnsureImage { image, pull } => self.runtime.ensure_image(&self.puller, image, *pull).await,
             PodOp::StartContainer { spec, container, attempt, sandbox_id, pod_ip, cgroup, linux } => {
                 let attempt = *attempt;
                 let start = ContainerStart { spec, container, attempt, sandbox_id, pod_ip, cgroup, linux };
