@@ -12,6 +12,7 @@ pub mod cgroup;
 pub mod clock;
 pub mod config;
 pub mod heap;
+pub mod images;
 pub mod kernel;
 pub mod kubelet;
 pub mod logs;

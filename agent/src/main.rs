@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use beelet::agent::{self, Options, PodSource};
-use beelet::config::{Config, labels};
+use beelet::config::{Config, labels, providers};
 use beelet::top::{ExplainArgs, TopArgs};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
@@ -65,6 +65,12 @@ struct RunArgs {
     /// Labels of the node, for pods that ask for them (nodeSelector, nodeAffinity).
     #[arg(long, value_name = "KEY=VALUE,...", default_value = "", hide_default_value = true)]
     node_labels: String,
+    /// Programs that give credentials for registries: a CredentialProviderConfig, or a folder of them.
+    #[arg(long, value_name = "FILE", requires = "image_credential_provider_bin_dir")]
+    image_credential_provider_config: Option<PathBuf>,
+    /// Where these programs are.
+    #[arg(long, value_name = "DIR", requires = "image_credential_provider_config")]
+    image_credential_provider_bin_dir: Option<PathBuf>,
     /// Where beelet keeps volumes and its journal.
     #[arg(long, value_name = "DIR", default_value = "/var/lib/beelet")]
     root_dir: PathBuf,
@@ -143,6 +149,9 @@ async fn run(args: RunArgs) -> anyhow::Result<()> {
         config.kubelet.runtime_socket = path.into();
     }
     config.kubelet.node_labels = labels::read(&args.node_labels)?;
+    if let (Some(file), Some(bin)) = (&args.image_credential_provider_config, &args.image_credential_provider_bin_dir) {
+        config.kubelet.credential_providers = providers::load(file, bin)?;
+    }
     let source = match (args.beside_kubelet, args.manifests.or_else(|| config.kubelet.static_pod_path.clone())) {
         (true, _) => PodSource::None,
         (false, Some(path)) => PodSource::Folder(path),

@@ -119,6 +119,8 @@ fn a7_2d_a15_6_pods_over_their_own_limits_go() {
         .limit("ephemeral-storage", "5Mi")
         .container("other", e2e::BUSYBOX, &["sleep", "3600"], &[])
         .limit("ephemeral-storage", "100Mi")
+        // The node has less.
+        .request("ephemeral-storage", "1Mi")
         .spec("terminationGracePeriodSeconds", json!(1))
         .write(&agent.manifests);
     writer("within", fill, &json!({ "sizeLimit": "9Mi" })).limit("ephemeral-storage", "20Mi").write(&agent.manifests);

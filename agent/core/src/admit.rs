@@ -21,6 +21,7 @@ use crate::restart;
 use crate::security::{self, Refusal, RuntimeFeatures};
 use crate::spec::placement::{Effect, Taint};
 use crate::spec::{PodSpec, PodUid, Port, QosClass};
+use crate::units::Now;
 use crate::world::World;
 
 /// The label, of nodes and pods, with the operating system's name.
@@ -158,25 +159,23 @@ fn meet(a: &Port, b: &Port) -> bool {
 }
 
 impl World {
-    /// Where a pod that is looked at goes.
-    pub(crate) fn admit(&self, uid: &PodUid) -> PodState {
-        let Some(pod) = self.pods.get(uid) else { return PodState::Gone };
+    /// Where a pod that is looked at goes; `None` where it waits for others to make room for it.
+    pub(crate) fn admit(&mut self, uid: &PodUid, now: Now) -> Option<PodState> {
+        let pod = self.pods.get(uid)?;
         // What runs already was admitted once.
         if !pod.sandboxes.is_empty() {
-            return PodState::Admitted;
+            return Some(PodState::Admitted);
         }
         let (conditions, others) = (self.conditions(), self.beside_of(uid));
         let others: Vec<&PodSpec> = others.iter().map(AsRef::as_ref).collect();
         let place = Place { node: &self.config, runtime: self.features, conditions: &conditions, others: &others };
-        let Refusal { reason, message } = match place.admit(&pod.spec) {
-            Ok(()) => return PodState::Admitted,
+        let refusal = match place.admit(&pod.spec) {
+            Ok(()) => return Some(PodState::Admitted),
+            Err(Hindrance::Short(_)) if pod.spec.is_critical() => self.make_room(uid, now)?,
+            Err(Hindrance::Short(short)) => Refusal::from(short.into_iter().next()?),
             Err(Hindrance::Other(refusal)) => refusal,
-            Err(Hindrance::Short(short)) => match short.into_iter().next() {
-                Some(first) => Refusal::from(first),
-                None => return PodState::Admitted,
-            },
         };
-        PodState::Rejected { reason, message }
+        Some(PodState::Rejected { reason: refusal.reason, message: refusal.message })
     }
 
     /// The node's conditions that are true.
@@ -188,9 +187,9 @@ impl World {
 
     /// The other pods that hold resources of this node.
     pub(crate) fn beside_of(&self, uid: &PodUid) -> Vec<Cow<'_, PodSpec>> {
-        // One that was found running holds its share before its turn to be looked at.
+        // One that was found running, or others go for, holds its share before its turn to be looked at.
         let holds = |p: &&Pod| match p.state {
-            PodState::Observed => !p.sandboxes.is_empty(),
+            PodState::Observed => p.claims || !p.sandboxes.is_empty(),
             PodState::Rejected { .. } | PodState::Terminal(_) | PodState::Gone => false,
             _ => true,
         };

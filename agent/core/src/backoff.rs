@@ -10,6 +10,9 @@ use crate::units::Micros;
 /// The first delay.
 pub const INITIAL: Micros = Micros::secs(10);
 
+/// The longest delay of an image (`MaxImageBackOff`, pkg/kubelet/kubelet.go, release 1.36).
+pub const MAX_IMAGE: Micros = Micros::secs(300);
+
 /// The back-off of one thing that may fail again and again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Backoff {

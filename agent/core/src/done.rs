@@ -3,8 +3,8 @@
 //! Approach: a success is merged into what is known at once, so that the next operation need not wait for a listing; a failure sets
 //! the back-off of what failed (image, container, or the pod's own parts) and asks for a listing, because it may have got half way.
 
-use crate::backoff::Backoff;
-use crate::event::{Action, CANCELLED, ContainerFact, ContainerFactState, Done, OpError, OpId, PodOp};
+use crate::backoff::{Backoff, INITIAL, MAX_IMAGE};
+use crate::event::{Action, CANCELLED, ContainerFact, ContainerFactState, Done, OpError, OpId, PodOp, Pulled};
 use crate::pod::PodState;
 use crate::restart;
 use crate::spec::{ContainerSpec, PodUid, PullPolicy};
@@ -62,7 +62,12 @@ impl World {
                     }
                 }
                 let message = match pulled {
-                    Some(took) => format!("Successfully pulled image \"{image}\" in {took}"),
+                    Some(Pulled { took, in_all, size }) => format!(
+                        "Successfully pulled image \"{image}\" in {} ({} including waiting). Image size: {} bytes.",
+                        whole_millis(took),
+                        whole_millis(in_all),
+                        size.get()
+                    ),
                     None => format!("Container image \"{image}\" already present on machine"),
                 };
                 self.say(uid, users.into_iter().next(), now, false, "Pulled", message);
@@ -191,7 +196,7 @@ impl World {
                 let users: Vec<String> = pod.spec.all_containers().filter(alike).map(|c| c.name.clone()).collect();
                 for name in &users {
                     if let Some(track) = pod.tracks.get_mut(name) {
-                        track.image.next(now.mono, now.mono, max);
+                        track.image.next(now.mono, now.mono, MAX_IMAGE);
                         track.retry_at = now.mono + track.image.delay();
                         track.trouble = Some(error.clone());
                     }
@@ -238,6 +243,12 @@ impl World {
             self.act(Action::Kill { uid: uid.clone(), cgroup });
         }
         self.act(Action::Relist);
+        if let Some(PodOp::EnsureImage { image, .. }) = op
+            && error.reason != CANCELLED
+        {
+            self.tell_of_image(uid, container, image, error, now);
+            return;
+        }
         let event = match op.map(PodOp::name) {
             Some("start_sandbox") => "FailedCreatePodSandBox",
             Some("prepare") => "FailedMount",
@@ -251,6 +262,38 @@ impl World {
             false => format!("Error: {}: {}", error.reason, error.message),
         };
         self.say(uid, container, now, true, event, message);
+    }
+
+    /// What the kubelet tells of an image that is not there (pkg/kubelet/images/image_manager.go, release 1.36).
+    fn tell_of_image(&mut self, uid: &PodUid, container: Option<String>, image: &str, error: &OpError, now: Now) {
+        let OpError { reason, message } = error;
+        let (event, text) = match reason.as_str() {
+            "ErrImageNeverPull" => ("ErrImageNeverPull", message.clone()),
+            "InvalidImageName" | "ImageInspectError" => ("InspectFailed", message.clone()),
+            _ => ("Failed", format!("Failed to pull image \"{image}\": {message}")),
+        };
+        self.say(uid, container.clone(), now, true, event, text);
+        self.say(uid, container.clone(), now, true, "Failed", format!("Error: {reason}"));
+        let track = container.as_ref().and_then(|name| self.pods.get(uid)?.tracks.get(name));
+        if is_pull(reason) && track.is_some_and(|track| track.image.delay() > INITIAL) {
+            self.say(uid, container, now, false, "BackOff", format!("Back-off pulling image \"{image}\""));
+        }
+    }
+}
+
+/// Whether that is the reason of a pull that failed.
+pub(crate) fn is_pull(reason: &str) -> bool {
+    matches!(reason, "ErrImagePull" | "RegistryUnavailable" | "SignatureValidationFailed")
+}
+
+/// As Go prints a duration that is cut to milliseconds: `345ms`, `1.2s`, `1m2.5s`.
+fn whole_millis(time: Micros) -> String {
+    let millis = time.get() / 1_000;
+    match millis {
+        0 => "0s".to_owned(),
+        ..1_000 => format!("{millis}ms"),
+        ..60_000 => Micros::millis(millis).to_string(),
+        _ => format!("{}m{}", millis / 60_000, Micros::millis(millis % 60_000)),
     }
 }
 

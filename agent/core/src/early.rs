@@ -122,6 +122,7 @@ mod tests {
             grace: None,
             pre_stop: None,
             pid,
+            pre_stop: None,
         };
         Event::Runtime(RuntimeFacts {
             asked,

@@ -338,6 +338,17 @@ fn no_stretch() -> u32 {
     crate::budget::NONE
 }
 
+/// A pull that ended well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pulled {
+    /// How long the runtime took.
+    pub took: Micros,
+    /// And with the wait for a turn.
+    pub in_all: Micros,
+    /// The image's size; zero where it is not known.
+    pub size: Bytes,
+}
+
 /// The end of a pod that is still wanted: it will not run again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Terminal {
@@ -479,7 +490,7 @@ pub enum Done {
     /// The image is there.
     Image {
         /// It was pulled just now, and this is how long it took.
-        pulled: Option<Micros>,
+        pulled: Option<Pulled>,
     },
     /// The sandbox runs.
     Sandbox(SandboxFact),

@@ -190,6 +190,8 @@ pub struct Pod {
     pub resize: String,
     /// By when it has to be gone, as it was written down (wall clock); `None` where it need not go.
     pub until: Option<Micros>,
+    /// Others go for it: it holds its share of the node before it is admitted.
+    pub(crate) claims: bool,
     /// The last thing done or decided, for people.
     pub last_action: String,
     /// When it is to be planned again although nothing happens (monotonic).
@@ -228,6 +230,7 @@ impl Pod {
             resize_plan: None,
             resize: String::new(),
             until: None,
+            claims: false,
             last_action: String::new(),
             wake: None,
         }

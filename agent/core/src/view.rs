@@ -6,7 +6,8 @@
 use std::sync::Arc;
 
 use crate::allocate;
-use crate::event::{ContainerFactState, ResourceList};
+use crate::done::is_pull;
+use crate::event::{ContainerFactState, OpError, ResourceList};
 use crate::evict::disk::Condition;
 use crate::health::Verdict;
 use crate::ladder::Rung;
@@ -212,10 +213,10 @@ fn container_state(
         return ContainerState::Terminated(exit.clone());
     }
     if let Some(trouble) = &track.trouble {
-        let pulling = matches!(trouble.reason.as_str(), "ErrImagePull" | "ImagePullBackOff" | "RegistryUnavailable");
         // The kubelet shows the error first and the back-off from the second try on.
-        if pulling && now.mono < track.retry_at && track.image.delay() > crate::backoff::INITIAL {
-            let message = format!("Back-off pulling image \"{}\": {}", spec.image, trouble.message);
+        if is_pull(&trouble.reason) && now.mono < track.retry_at && track.image.delay() > crate::backoff::INITIAL {
+            let (image, OpError { reason, message }) = (&spec.image, trouble);
+            let message = format!("Back-off pulling image \"{image}\": {reason}: {message}");
             return waiting("ImagePullBackOff", message);
         }
         return waiting(&trouble.reason, trouble.message.clone());

@@ -470,7 +470,7 @@ impl World {
     }
 
     /// Plans some of the pods, and says when to come back.
-    fn plan_some(&mut self, now: Now, concerned: &dyn Fn(&PodUid, &Pod) -> bool) {
+    pub(crate) fn plan_some(&mut self, now: Now, concerned: &dyn Fn(&PodUid, &Pod) -> bool) {
         if !self.may_plan() {
             return;
         }
@@ -530,9 +530,9 @@ impl World {
                         && !matches!(other.state, PodState::Rejected { .. })
                 });
             if pod.state == PodState::Observed && pod.wanted && !pod.foreign && !name_taken {
-                let next = self.admit(uid);
-                let ignored =
-                    security::ignored(&self.config.security, &pod.spec).filter(|_| next == PodState::Admitted);
+                let ignored = security::ignored(&self.config.security, &pod.spec);
+                let next = self.admit(uid, now)?;
+                let ignored = ignored.filter(|_| next == PodState::Admitted);
                 self.go(uid, next, now);
                 if let Some(ignored) = ignored {
                     self.say(uid, None, now, true, LEFT_OUT, ignored);

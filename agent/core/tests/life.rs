@@ -17,6 +17,8 @@ use beelet_core::units::{Bytes, Micros, MilliCpu, Now};
 
 #[path = "life/ends.rs"]
 mod ends;
+#[path = "life/images.rs"]
+mod images;
 #[path = "life/probes.rs"]
 mod probes;
 #[path = "life/stops.rs"]

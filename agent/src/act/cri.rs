@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 
 use super::pod_ops::PodRuntime;
 use crate::blocking::blocking;
+use crate::images::Puller;
 use crate::runtime::{ContainerStart, ExecError, ExecOutput, Given, NodeEnv, Runtime, sub_paths};
 use crate::volumes::{Objects, Volumes};
 
@@ -28,6 +29,8 @@ pub struct CriRuntime {
     pub resolv_conf: Option<PathBuf>,
     /// Who has ConfigMaps and Secrets.
     pub objects: Arc<dyn Objects>,
+    /// The gate of pulls.
+    pub puller: Arc<Puller>,
     /// Where it is told what was noticed of a pod.
     pub events: mpsc::UnboundedSender<Event>,
 }
@@ -83,7 +86,7 @@ impl PodRuntime for CriRuntime {
                 }
                 Ok(done)
             }
-            PodOp::EnsureImage { image, pull } => self.runtime.ensure_image(image, *pull).await,
+            PodOp::EnsureImage { image, pull } => self.runtime.ensure_image(&self.puller, image, *pull).await,
             PodOp::StartContainer { spec, container, attempt, sandbox_id, pod_ip, cgroup, linux } => {
                 let attempt = *attempt;
                 let start =

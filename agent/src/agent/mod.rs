@@ -43,6 +43,8 @@ use crate::act::{
 use crate::cgroup::{Hierarchies, Tree};
 use crate::clock::Clock;
 use crate::config::{Config, ConfigError};
+use crate::images::Puller;
+use crate::images::keyring::Keyring;
 use crate::kernel::btf::Btf;
 use crate::kernel::cgroup::{self, CgroupError, CgroupLayout};
 use crate::kernel::drop_reasons::DropReasons;
@@ -286,6 +288,7 @@ pub async fn run(
     let volumes = Arc::new(volumes);
     let written = Arc::clone(&volumes);
     let leftovers = tree.as_ref().map_or(Ok(Vec::new()), |tree| leftovers(tree, &volumes, &node.kubepods))?;
+    let home = std::env::var_os("HOME").map(PathBuf::from);
     let executor = match tree {
         Some(tree) => Some(
             Executor::spawn(Parts {
@@ -297,6 +300,11 @@ pub async fn run(
                     volumes,
                     resolv_conf: kubelet.resolv_conf.clone(),
                     objects,
+                    puller: Arc::new(Puller::new(
+                        kubelet.pulls,
+                        Keyring::of_node(&options.root, home.as_deref()),
+                        kubelet.credential_providers.clone(),
+                    )),
                     events: events_to.clone(),
                 }),
                 journal: Journal::open(options.root.join("journal"))?,

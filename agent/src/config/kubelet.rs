@@ -14,6 +14,7 @@ use beelet_core::event::ResourceList;
 use beelet_core::evict::{Signal, Soft, Threshold, disk};
 use beelet_core::images;
 use beelet_core::logs;
+use beelet_core::pulls;
 use beelet_core::quantity::{Quantity, QuantityError, parse_bytes, parse_cpu};
 use beelet_core::spec::placement::Taint;
 use beelet_core::sysctl::{Pattern, PatternError};
@@ -23,6 +24,8 @@ use serde::Deserialize;
 use super::duration::Duration;
 use super::known;
 use super::labels::{WrittenTaint, taints};
+use super::providers::Provider;
+use super::pulls::Written;
 use super::tree::{Fault, Node, Value, did_you_mean, join};
 
 /// `apiVersion` of the kubelet's file.
@@ -93,6 +96,10 @@ pub struct Kubelet {
     pub runtime_socket: PathBuf,
     /// `runtimeRequestTimeout`, default 2 min.
     pub runtime_timeout: Micros,
+    /// `serializeImagePulls`, `maxParallelImagePulls`, `registryPullQPS`, `registryBurst`.
+    pub pulls: pulls::Policy,
+    /// `--image-credential-provider-config`.
+    pub credential_providers: Vec<Provider>,
     /// `crashLoopBackOff.maxContainerRestartPeriod`, default 300 s.
     pub max_backoff: Micros,
     /// `clusterDomain`, "" for none.
@@ -144,6 +151,8 @@ impl Default for Kubelet {
             fail_cgroup_v1: true,
             runtime_socket: PathBuf::from("/run/containerd/containerd.sock"),
             runtime_timeout: Micros::secs(120),
+            pulls: pulls::Policy::default(),
+            credential_providers: Vec::new(),
             max_backoff: Micros::secs(300),
             cluster_domain: String::new(),
             cluster_dns: Vec::new(),
@@ -227,6 +236,11 @@ struct Document {
     fail_cgroup_v1: Option<bool>,
     container_runtime_endpoint: String,
     runtime_request_timeout: Duration,
+    serialize_image_pulls: Option<bool>,
+    max_parallel_image_pulls: Option<i32>,
+    #[serde(rename = "registryPullQPS")]
+    registry_pull_qps: Option<i32>,
+    registry_burst: i32,
     crash_loop_back_off: CrashLoop,
     cluster_domain: String,
     #[serde(rename = "clusterDNS")]
@@ -280,6 +294,10 @@ const HONOURED: &[&str] = &[
     "failCgroupV1",
     "containerRuntimeEndpoint",
     "runtimeRequestTimeout",
+    "serializeImagePulls",
+    "maxParallelImagePulls",
+    "registryPullQPS",
+    "registryBurst",
     "crashLoopBackOff",
     "clusterDomain",
     "clusterDNS",
@@ -450,6 +468,13 @@ fn resolve(document: Document, warn: &mut dyn FnMut(&str, &str)) -> Result<Kubel
         fail_cgroup_v1: document.fail_cgroup_v1.unwrap_or(default.fail_cgroup_v1),
         runtime_socket: socket(&document.container_runtime_endpoint)?.unwrap_or(default.runtime_socket),
         runtime_timeout: or(document.runtime_request_timeout, default.runtime_timeout),
+        pulls: super::pulls::read(Written {
+            serialize: document.serialize_image_pulls,
+            parallel: document.max_parallel_image_pulls,
+            per_second: document.registry_pull_qps,
+            burst: document.registry_burst,
+        })?,
+        credential_providers: Vec::new(),
         max_backoff,
         cluster_domain: document.cluster_domain,
         cluster_dns,

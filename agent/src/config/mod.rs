@@ -9,11 +9,13 @@
 //!
 //! Properties: the same files give the same settings; no file makes it panic; without files all is at the kubelet's defaults.
 
-mod duration;
+pub(crate) mod duration;
 mod known;
 pub mod kubelet;
 pub mod labels;
 pub mod policy;
+pub mod providers;
+mod pulls;
 pub(crate) mod tree;
 
 use std::fmt;

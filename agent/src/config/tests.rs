@@ -7,7 +7,7 @@ use beelet_core::evict::{Signal, Soft, Threshold, disk};
 use beelet_core::node::Enforce;
 use beelet_core::spec::placement::{Effect, Taint};
 use beelet_core::units::{Micros, Ppm};
-use beelet_core::{images, logs};
+use beelet_core::{images, logs, pulls};
 use proptest::prelude::*;
 
 use super::*;
@@ -61,10 +61,12 @@ fn honoured_fields_arrive() {
          failCgroupV1: false\ncontainerRuntimeEndpoint: unix:///run/x.sock\nruntimeRequestTimeout: 10s\n\
          crashLoopBackOff: {maxContainerRestartPeriod: 30s}\nclusterDNS: [10.0.0.10]\nresolvConf: ''\noomScoreAdj: -500\n\
          podLogsDir: /logs\ncontainerLogMaxSize: 1Mi\ncontainerLogMaxFiles: 2\n\
+         serializeImagePulls: false\nmaxParallelImagePulls: 4\nregistryPullQPS: 3\nregistryBurst: 6\n\
          containerLogMaxWorkers: 3\ncontainerLogMonitorInterval: 3s",
     )
     .unwrap();
     assert_eq!(warnings, [""; 0]);
+    assert_eq!(config.kubelet.pulls, pulls::Policy { parallel: Some(4), per_second: Some(3), burst: 6 });
     let logs = logs::Policy { max_size: Bytes::mib(1), max_files: 2 };
     assert_eq!((config.kubelet.logs, config.kubelet.log_workers), (Some(logs), 3));
     assert_eq!(config.kubelet.log_interval, Micros::secs(3));
@@ -148,11 +150,6 @@ fn what_is_not_acted_on_is_named() {
         ("authentication: {anonymous: {enabled: true}}", "authentication: not supported yet"),
         ("featureGates: {X: true}", "featureGates: not supported yet"),
         // Not even what the kubelet does by default is done.
-        (
-            "serializeImagePulls: true",
-            "serializeImagePulls: not supported yet, and its default is not in effect: each pod pulls",
-        ),
-        ("registryPullQPS: 5", "registryPullQPS: not supported yet, and its default is not in effect"),
         (
             "authentication: {anonymous: {enabled: false}}",
             "its default is not in effect: whoever reaches the port is answered",
@@ -329,6 +326,7 @@ fn what_is_wrong_is_named() {
             "evictionMaxPodGracePeriod (line 3): -1 is not a number of seconds from 0 on",
         ),
         ("evictionMaxPodGracePeriod: 30s", "evictionMaxPodGracePeriod (line 3)"),
+        ("maxParallelImagePulls: 0", "maxParallelImagePulls (line 3): must be a positive number"),
         ("registerWithTaints: [{key: '', effect: NoExecute}]", "registerWithTaints[0].key (line 3): \"\": name part"),
         ("registerWithTaints: [{key: k, value: a b, effect: NoExecute}]", "registerWithTaints[0].value"),
         ("registerWithTaints: [{key: k}]", "registerWithTaints[0].effect (line 3): Required value"),

@@ -30,6 +30,10 @@ pub(super) struct World {
     /// Names held by something that is not listed, with its id: what a crash in the middle leaves.
     pub(super) reserved: BTreeMap<String, String>,
     pub(super) pull_error: Option<Status>,
+    /// Who pulled, "" for nobody.
+    pub(super) pulled_by: Vec<String>,
+    /// The only one whom the registry knows, if it asks.
+    pub(super) registry_user: Option<String>,
     pub(super) start_error: Option<Status>,
     /// Stop and remove answer NotFound for what is gone.
     pub(super) strict: bool,
@@ -540,9 +544,14 @@ impl ImageService for Service {
         &self,
         request: Request<cri::PullImageRequest>,
     ) -> Result<Response<cri::PullImageResponse>, Status> {
-        let name = request.into_inner().image.unwrap_or_default().image;
+        let request = request.into_inner();
+        let (name, user) = (request.image.unwrap_or_default().image, request.auth.unwrap_or_default().username);
         let mut world = lock(&self.world);
         world.calls.push("PullImage".to_owned());
+        world.pulled_by.push(user.clone());
+        if world.registry_user.as_ref().is_some_and(|known| *known != user) {
+            return Err(Status::unknown(format!("{user:?} is not known")));
+        }
         if let Some(error) = world.pull_error.clone() {
             return Err(error);
         }

@@ -44,5 +44,6 @@ pub use events::Wake;
 pub use exec::{ExecError, ExecOutput};
 pub use instance::instance;
 pub use ops::ContainerStart;
+pub(crate) use reference::repository;
 pub use spec_to_cri::{ImageUser, NodeEnv, container_config, resolver, sandbox_config, sub_paths};
 pub use stats::{DiskStats, DiskUse, LayerUse};

@@ -8,10 +8,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use beelet_core::dns::Told;
-use beelet_core::event::{ContainerFactState, Done, LinuxResources, OpError, SandboxFact};
+use beelet_core::event::{ContainerFactState, Done, LinuxResources, OpError, Pulled, SandboxFact};
 use beelet_core::security::RuntimeFeatures;
 use beelet_core::spec::{PodSpec, PullPolicy};
-use beelet_core::units::Micros;
+use beelet_core::units::{Bytes, Micros};
 use beelet_proto::cri;
 use futures::future::join_all;
 use tokio::time::Instant;
@@ -25,6 +25,8 @@ use super::spec_to_cri::{
     wants_recursive_read_only, whole_secs,
 };
 use super::{names, paths, reference};
+use crate::images::Puller;
+use crate::images::keyring::Credentials;
 use crate::logs::links;
 
 /// How often a name that is taken is tried again. The holder may be a call of an earlier life of the agent that the runtime is
@@ -75,12 +77,12 @@ impl Runtime {
         Ok((Done::Sandbox(made), told))
     }
 
-    /// Sees that the image is there. Ends with [`Done::Image`].
+    /// Sees that the image is there; a pull waits for its turn. Ends with [`Done::Image`].
     ///
     /// # Errors
     /// `InvalidImageName`, `ImageInspectError`, `ErrImageNeverPull`, `ErrImagePull`, `RegistryUnavailable`,
     /// `SignatureValidationFailed`.
-    pub async fn ensure_image(&self, image: &str, pull: PullPolicy) -> Result<Done, OpError> {
+    pub async fn ensure_image(&self, puller: &Puller, image: &str, pull: PullPolicy) -> Result<Done, OpError> {
         let fail = |reason: &str, message: String| Err(OpError { reason: reason.to_owned(), message });
         if let Some(fault) = reference::fault(image) {
             let message =
@@ -99,22 +101,52 @@ impl Runtime {
             }
             (_, PullPolicy::Always) | (false, PullPolicy::IfNotPresent) => {}
         }
+        let asked = Instant::now();
+        let _turn = puller.turn().await;
+        // The one before may have brought it.
+        if pull == PullPolicy::IfNotPresent && matches!(self.image(image).await, Ok(Some(_))) {
+            return Ok(Done::Image { pulled: None });
+        }
+        if !puller.may_begin() {
+            return fail("ErrImagePull", "pull QPS exceeded".to_owned());
+        }
         let began = Instant::now();
-        let request = cri::PullImageRequest { image: Some(image_spec(image)), auth: None, sandbox_config: None };
-        let answer = self.images().pull_image(request).await;
-        match self.judge("PullImage", answer) {
-            Ok(_) => {
-                let took = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
-                Ok(Done::Image { pulled: Some(Micros(took)) })
+        if let Err(text) = self.pull_with_any(puller, image).await {
+            // Runtimes tell these two by a word at the head of the message (k8s.io/cri-api/pkg/errors).
+            for (reason, why) in [
+                ("RegistryUnavailable", "the registry is unavailable"),
+                ("SignatureValidationFailed", "the signature validation failed"),
+            ] {
+                if let Some(rest) = text.strip_prefix(reason) {
+                    return fail(reason, format!("image pull failed for {image} because {why}{rest}"));
+                }
             }
-            Err(error) => {
-                let text = error.to_string();
-                // Runtimes tell these two by a word at the head of the message (k8s.io/cri-api/pkg/errors).
-                let named = ["RegistryUnavailable", "SignatureValidationFailed"];
-                let reason = named.into_iter().find(|word| text.contains(word)).unwrap_or("ErrImagePull");
-                fail(reason, format!("failed to pull image {image:?}: {text}"))
+            return fail("ErrImagePull", text);
+        }
+        let size = self.image(image).await.ok().flatten().map_or(0, |image| image.size);
+        let micros = |since: Instant| Micros(u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX));
+        Ok(Done::Image { pulled: Some(Pulled { took: micros(began), in_all: micros(asked), size: Bytes(size) }) })
+    }
+
+    /// Pulls with one set of credentials after the other, and without any where there is none. Else the runtime's words.
+    async fn pull_with_any(&self, puller: &Puller, image: &str) -> Result<(), String> {
+        let found = puller.credentials(image).await;
+        let auth = |credentials: Credentials| {
+            let Credentials { username, password } = credentials;
+            Some(cri::AuthConfig { username, password, ..cri::AuthConfig::default() })
+        };
+        let tries = if found.is_empty() { vec![None] } else { found.into_iter().map(auth).collect() };
+        let mut failures: Vec<String> = Vec::new();
+        for auth in tries {
+            let request = cri::PullImageRequest { image: Some(image_spec(image)), auth, sandbox_config: None };
+            let answer = self.images().pull_image(request).await;
+            match self.judge("PullImage", answer) {
+                Ok(_) => return Ok(()),
+                Err(error) => failures.push(error.to_string()),
             }
         }
+        failures.dedup();
+        Err(if failures.len() == 1 { failures.remove(0) } else { format!("[{}]", failures.join(", ")) })
     }
 
     /// Makes and starts a container, or finds it made or started. Ends with [`Done::Container`].

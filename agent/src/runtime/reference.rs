@@ -34,6 +34,17 @@ pub(super) fn fault(image: &str) -> Option<&'static str> {
     (!path.split('/').all(is_component)).then_some("invalid reference format")
 }
 
+/// The whole name of an image's repository, without tag and digest; one without a host is Docker's.
+pub(crate) fn repository(image: &str) -> String {
+    let bare = image.split_once('@').map_or(image, |(rest, _)| rest);
+    let name = bare.rfind(':').filter(|at| !bare[*at..].contains('/')).map_or(bare, |at| &bare[..at]);
+    match name.split_once('/') {
+        Some((host, _)) if is_host_like(host) => name.to_owned(),
+        Some(_) => format!("docker.io/{name}"),
+        None => format!("docker.io/library/{name}"),
+    }
+}
+
 fn is_digest(digest: &str) -> bool {
     digest.split_once(':').is_some_and(|(algorithm, hex)| {
         !algorithm.is_empty()

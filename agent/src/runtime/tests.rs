@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use beelet_core::content::Allocatable;
 use beelet_core::event::{CgroupKnobs, ContainerFactState, Done, LinuxResources, OpError, SandboxFact};
+use beelet_core::pulls::Policy;
 use beelet_core::spec::{ContainerSpec, PodSpec, PodUid, PullPolicy, Resources};
 use beelet_core::units::{Bytes, Micros, MilliCpu};
 use beelet_proto::cri;
@@ -13,6 +14,8 @@ use tonic::Status;
 
 use super::fake::Fake;
 use super::{ContainerStart, Given, NodeEnv, Runtime, RuntimeError, Wake, paths};
+use crate::images::Puller;
+use crate::images::keyring::Keyring;
 use crate::logs::keeper::Writer as _;
 use crate::logs::links;
 
@@ -331,7 +334,8 @@ async fn a6_1a_a4_3d_images_are_pulled_by_policy_and_failures_have_the_kubelets_
     use PullPolicy::{Always, IfNotPresent, Never};
     let fake = Fake::start();
     let runtime = client(&fake);
-    let reason = async |image: &str, pull| match runtime.ensure_image(image, pull).await {
+    let puller = Puller::new(Policy::default(), Keyring::default(), Vec::new());
+    let reason = async |image: &str, pull| match runtime.ensure_image(&puller, image, pull).await {
         Ok(Done::Image { pulled }) => if pulled.is_some() { "pulled" } else { "present" }.to_owned(),
         Ok(other) => panic!("{other:?}"),
         Err(error) => format!("{}: {}", error.reason, error.message),
@@ -344,15 +348,66 @@ async fn a6_1a_a4_3d_images_are_pulled_by_policy_and_failures_have_the_kubelets_
     assert_eq!(reason("a", Always).await, "pulled");
     assert!(reason("Bad Name", Always).await.starts_with("InvalidImageName: "));
     for (error, expected) in [
-        (Status::not_found("manifest unknown"), r#"ErrImagePull: failed to pull image "b": manifest unknown"#),
+        (Status::not_found("manifest unknown"), "ErrImagePull: manifest unknown"),
         (
             Status::unknown("RegistryUnavailable: no"),
-            r#"RegistryUnavailable: failed to pull image "b": RegistryUnavailable: no"#,
+            "RegistryUnavailable: image pull failed for b because the registry is unavailable: no",
         ),
     ] {
         fake.with(|w| w.pull_error = Some(error));
         assert_eq!(reason("b", IfNotPresent).await, expected);
     }
+}
+
+#[tokio::test]
+async fn a6_2b_pulls_beyond_the_rate_fail() {
+    let fake = Fake::start();
+    let runtime = client(&fake);
+    let puller =
+        Puller::new(Policy { burst: 1, per_second: Some(1), ..Policy::default() }, Keyring::default(), Vec::new());
+    assert!(runtime.ensure_image(&puller, "a", PullPolicy::IfNotPresent).await.is_ok());
+    let error = runtime.ensure_image(&puller, "b", PullPolicy::IfNotPresent).await.expect_err("too many");
+    assert_eq!((error.reason.as_str(), error.message.as_str()), ("ErrImagePull", "pull QPS exceeded"));
+    assert!(runtime.ensure_image(&puller, "a", PullPolicy::IfNotPresent).await.is_ok(), "what is there is not pulled");
+}
+
+#[tokio::test]
+async fn a6_2c_two_pods_that_want_the_same_image_pull_it_once() {
+    let fake = Fake::start();
+    let runtime = client(&fake);
+    let puller = Puller::new(Policy::default(), Keyring::default(), Vec::new());
+    let want = || runtime.ensure_image(&puller, "a", PullPolicy::IfNotPresent);
+    // Both look before either pulls.
+    let turn = puller.turn().await;
+    let both = futures::future::join(want(), want());
+    let later = async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        drop(turn);
+    };
+    let ((first, second), ()) = futures::future::join(both, later).await;
+    assert!(first.is_ok() && second.is_ok());
+    assert_eq!(fake.with(|w| w.calls.iter().filter(|call| *call == "PullImage").count()), 1);
+}
+
+#[tokio::test]
+async fn a6_3c_what_the_node_has_for_the_registry_is_tried_in_turn() {
+    let fake = Fake::start();
+    let runtime = client(&fake);
+    let dir = tempfile::tempdir().expect("a folder");
+    let config = r#"{"auths": {
+        "r.example": {"username": "right", "password": "p"}, "r.example/team": {"username": "wrong", "password": "p"}
+    }}"#;
+    std::fs::write(dir.path().join("config.json"), config).expect("a file");
+    let puller = Puller::new(Policy::default(), Keyring::of_node(dir.path(), None), Vec::new());
+    let pull = async |image: &str| runtime.ensure_image(&puller, image, PullPolicy::Always).await;
+    fake.with(|w| w.registry_user = Some("right".to_owned()));
+    assert!(pull("r.example/team/a").await.is_ok());
+    assert_eq!(fake.with(|w| std::mem::take(&mut w.pulled_by)), ["wrong", "right"]);
+    let error = pull("other.example/a").await.expect_err("nobody is known there");
+    assert_eq!(
+        (error.message.as_str(), fake.with(|w| w.pulled_by.clone())),
+        ("\"\" is not known", vec![String::new()])
+    );
 }
 
 #[tokio::test]
