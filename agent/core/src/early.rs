@@ -122,7 +122,6 @@ mod tests {
             grace: None,
             pre_stop: None,
             pid,
-            pre_stop: None,
         };
         Event::Runtime(RuntimeFacts {
             asked,
