@@ -139,7 +139,9 @@ impl Runtime {
         let mut failures: Vec<String> = Vec::new();
         for auth in tries {
             let request = cri::PullImageRequest { image: Some(image_spec(image)), auth, sandbox_config: None };
+            let asked = Instant::now();
             let answer = self.images().pull_image(request).await;
+            self.operations().note("PullImage", asked.elapsed(), answer.is_ok());
             match self.judge("PullImage", answer) {
                 Ok(_) => return Ok(()),
                 Err(error) => failures.push(error.to_string()),

@@ -5,10 +5,12 @@
 
 use std::collections::BTreeMap;
 
-use beelet_core::event::{ContainerFact, ContainerFactState, Done, Exit, LinuxResources, OpError, PodOp, SandboxFact};
+use beelet_core::event::{
+    ContainerFact, ContainerFactState, Done, Exit, LinuxResources, OpError, PodOp, Pulled, SandboxFact,
+};
 use beelet_core::spec::PodUid;
 use beelet_core::stop::after_hook;
-use beelet_core::units::Micros;
+use beelet_core::units::{Bytes, Micros};
 
 use crate::kernel::Kernel;
 use crate::rng::Rng;
@@ -103,8 +105,9 @@ impl Runtime {
                 Err(error("ErrImagePull", "not found")).into()
             }
             PodOp::EnsureImage { .. } => {
-                let pulled = rng.chance(200).then(|| Micros::millis(rng.range(100, 8_000)));
-                Outcome { longer: pulled.unwrap_or_default(), ..Ok(Done::Image { pulled }).into() }
+                let took = rng.chance(200).then(|| Micros::millis(rng.range(100, 8_000)));
+                let pulled = took.map(|took| Pulled { took, in_all: took, size: Bytes::ZERO });
+                Outcome { longer: took.unwrap_or_default(), ..Ok(Done::Image { pulled }).into() }
             }
             PodOp::StartContainer { spec, container, attempt, sandbox_id, linux, .. } => {
                 if self.sandboxes.get(sandbox_id).is_none_or(|s| !s.ready) {

@@ -98,7 +98,7 @@ fn a4_9_images_have_a_back_off_of_their_own() {
     let mut seen = Vec::new();
     for _ in 0..8 {
         let before = tries(&node);
-        let mut waited = 0;
+        let mut waited = 0_u64;
         while tries(&node) == before {
             node.run(Micros::secs(1));
             waited += 1;
