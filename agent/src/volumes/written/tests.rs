@@ -150,7 +150,8 @@ fn a7_4b_a_secret_is_never_on_a_disk() {
 #[test]
 fn a7_4_where_others_mount_in_a_written_volume_folders_are_made() {
     let mut spec = pod("u1", vec![object("conf", WrittenKind::ConfigMap, false)]);
-    let mount = |volume: &str, path: &str| Mount { volume: volume.to_owned(), path: path.to_owned(), read_only: false };
+    let mount =
+        |volume: &str, path: &str| Mount { volume: volume.to_owned(), path: path.to_owned(), ..Mount::default() };
     spec.containers[0].mounts = vec![
         mount("conf", "/etc/app/"),
         mount("a", "/etc/app/nested"),
