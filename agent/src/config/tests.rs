@@ -155,7 +155,7 @@ fn what_is_not_acted_on_is_named() {
             "its default is not in effect: whoever reaches the port is answered",
         ),
         ("syncFrequency: 1m", "syncFrequency: not supported yet, and its default is not in effect"),
-        ("kubeReserved: {pid: 100}", "kubeReserved.pid: not acted on yet"),
+        ("kubeReserved: {pid: '100'}", "kubeReserved.pid: not acted on yet"),
     ] {
         let (_, warnings) = kubelet(fields).unwrap_or_else(|e| panic!("{fields}: {e}"));
         assert_eq!(warnings.len(), 1, "{fields}: {warnings:?}");

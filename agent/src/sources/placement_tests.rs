@@ -81,7 +81,7 @@ fn a4_16_what_is_wrong_with_it_is_named_with_its_place() {
         (label("key: a, operator: In"), terms, "must be specified when `operator` is 'In' or 'NotIn'"),
         (label("key: a, operator: Exists, values: [b]"), terms, "may not be specified when `operator` is 'Exists'"),
         (label("key: a, operator: Gt, values: ['1', '2']"), terms, "must be specified single value"),
-        (label("key: -, operator: Exists"), terms, "name part must consist of"),
+        (label("key: '-', operator: Exists"), terms, "name part must consist of"),
         (label("key: a, operator: In, values: ['b c']"), terms, "a valid label must be"),
         (field("key: metadata.name, operator: Exists"), terms, "not a valid selector operator"),
         (field("key: metadata.uid, operator: In, values: [a]"), terms, "not a valid field selector key"),
