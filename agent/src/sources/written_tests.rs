@@ -175,7 +175,7 @@ fn a8_3_and_a8_5_references_of_variables_are_checked() {
         (file("v", "path: ../a"), "must not contain '..'"),
         (file("h", "path: a"), "volumeName (line 4): Invalid value: \"h\": referenced volume must be of type emptyDir"),
         (file("w", "path: a"), "Not found: \"w\""),
-        (of("fileKeyRef: {volumeName: v, path: a}"), "missing field"),
+        (of("fileKeyRef: {volumeName: v, path: a}"), "fileKeyRef.key"),
         (
             of("fieldRef: {fieldPath: metadata.name}, resourceFieldRef: {resource: limits.cpu}"),
             "may not have more than one field",
