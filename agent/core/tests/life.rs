@@ -17,14 +17,16 @@ use beelet_core::units::{Bytes, Micros, MilliCpu, Now};
 
 #[path = "life/admission.rs"]
 mod admission;
-#[path = "life/sidecars.rs"]
-mod sidecars;
 #[path = "life/ends.rs"]
 mod ends;
 #[path = "life/images.rs"]
 mod images;
 #[path = "life/probes.rs"]
 mod probes;
+#[path = "life/sidecars.rs"]
+mod sidecars;
+#[path = "life/status.rs"]
+mod status;
 #[path = "life/stops.rs"]
 mod stops;
 #[path = "life/written.rs"]
@@ -45,6 +47,10 @@ struct Node {
     actions: Vec<Action>,
     /// What probes answer that do not succeed, by container.
     answers: BTreeMap<(String, ProbeKind), Answer>,
+    /// How often containers were run before, as the logs of a pod tell when it is prepared.
+    counted: Vec<(String, u32)>,
+    /// So many sandboxes come up without an address.
+    no_address: u32,
     /// How a container ends that is stopped.
     stop_code: i32,
     /// Operations of this name are begun and not ended; these are.
@@ -65,6 +71,8 @@ impl Node {
             fail: BTreeMap::new(),
             actions: Vec::new(),
             answers: BTreeMap::new(),
+            counted: Vec::new(),
+            no_address: 0,
             stop_code: 143,
             hold: None,
             held: Vec::new(),
@@ -134,6 +142,8 @@ impl Node {
     fn obey(&mut self, op: &PodOp) -> Done {
         match op {
             PodOp::StartSandbox { spec, attempt, cgroup } => {
+                let no_address = self.no_address > 0;
+                self.no_address = self.no_address.saturating_sub(1);
                 let fact = SandboxFact {
                     id: self.id(),
                     uid: spec.uid.clone(),
@@ -141,11 +151,13 @@ impl Node {
                     name: spec.name.clone(),
                     attempt: *attempt,
                     ready: true,
-                    ip: "10.0.0.1".to_owned(),
+                    ip: if no_address { String::new() } else { "10.0.0.1".to_owned() },
                     created: self.now.wall,
                     ours: true,
                     cgroup_parent: cgroup.clone(),
                     labels: BTreeMap::new(),
+                    other_ips: Vec::new(),
+                    no_address,
                 };
                 self.facts.sandboxes.push(fact.clone());
                 Done::Sandbox(fact)
@@ -166,6 +178,7 @@ impl Node {
                     grace: Some(spec.termination_grace),
                     pre_stop: spec.container(container).and_then(|c| c.lifecycle.pre_stop.as_deref().cloned()),
                     pid: None,
+                    user: None,
                 });
                 Done::Container { id, started: self.now.wall }
             }
@@ -185,7 +198,8 @@ impl Node {
                 self.facts.sandboxes.retain(|s| !ids.contains(&s.id));
                 Done::Ok
             }
-            PodOp::Prepare { .. } | PodOp::PostStart { .. } | PodOp::Cleanup { .. } | PodOp::Resize { .. } => Done::Ok,
+            PodOp::Prepare { .. } => Done::Prepared { runs: self.counted.clone() },
+            PodOp::PostStart { .. } | PodOp::Cleanup { .. } | PodOp::Resize { .. } => Done::Ok,
         }
     }
 
@@ -436,7 +450,11 @@ fn a4_16a_a_pod_that_does_not_fit_is_rejected_with_the_kubelets_words() {
     node.want(&[&big, &pod("b")]);
     let view = node.view("a");
     assert_eq!((view.phase, view.reason.as_str()), (Phase::Failed, "OutOfmemory"));
-    assert!(view.message.starts_with("Node didn't have enough resource: memory, requested: "), "{}", view.message);
+    assert!(
+        view.message.starts_with("Pod was rejected: Node didn't have enough resource: memory, requested: "),
+        "{}",
+        view.message
+    );
     assert_eq!(node.view("b").phase, Phase::Running);
 }
 
