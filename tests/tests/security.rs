@@ -95,7 +95,7 @@ fn a10_12_apparmor_is_asked_for_or_the_pod_is_turned_away() {
         );
         let failed = agent.wait_phase("confined", "Failed", secs(30));
         let said = (failed["status"]["reason"].as_str(), failed["status"]["message"].as_str());
-        let message = "Cannot enforce AppArmor: AppArmor is not enabled on the host";
+        let message = "Pod was rejected: Cannot enforce AppArmor: AppArmor is not enabled on the host";
         assert_eq!(said, (Some("AppArmor"), Some(message)), "{failed}");
         assert!(cri.sandboxes().iter().all(|sandbox| sandbox.pod != format!("confined-{NODE}")));
     }
@@ -123,7 +123,8 @@ fn a10_16_sysctls_are_the_pods_own_if_they_are_safe_or_allowed() {
     assert_eq!(safe.read(&agent, "main").trim(), "80");
     let failed = agent.wait_phase("allowed", "Failed", secs(30));
     assert_eq!(failed["status"]["reason"], "SysctlForbidden", "{failed}");
-    assert_eq!(failed["status"]["message"], "forbidden sysctl: \"kernel.msgmax\" not allowlisted", "{failed}");
+    let message = "Pod was rejected: forbidden sysctl: \"kernel.msgmax\" not allowlisted";
+    assert_eq!(failed["status"]["message"], message, "{failed}");
     agent.finish();
 
     let agent = Agent::start(&bed, &AgentOptions::default().set("allowedUnsafeSysctls", "['kernel.msg*']"));

@@ -4,7 +4,8 @@
 //! the back-off of what failed (image, container, or the pod's own parts) and asks for a listing, because it may have got half way.
 
 use crate::backoff::{Backoff, INITIAL, MAX_IMAGE};
-use crate::event::{Action, CANCELLED, ContainerFact, ContainerFactState, Done, OpError, OpId, PodOp, Pulled};
+use crate::event::{Action, CANCELLED, ContainerFact, ContainerFactState, Done, OpError, OpId, PodOp};
+use crate::lost;
 use crate::pod::PodState;
 use crate::restart;
 use crate::spec::{ContainerSpec, PodUid, PullPolicy};
@@ -41,14 +42,23 @@ impl World {
             pod.retry_at = Micros::ZERO;
         }
         match (op, done) {
-            (Some(PodOp::Prepare { .. }), _) if pod.state == PodState::Preparing => {
+            (Some(PodOp::Prepare { .. }), done) if pod.state == PodState::Preparing => {
+                if let Done::Prepared { runs } = done {
+                    self.on_counted(uid, runs);
+                }
                 self.go(uid, PodState::SandboxStarting, now);
             }
             (_, Done::Sandbox(fact)) => {
+                let usable = pod.spec.host_network || !fact.no_address;
                 let message = format!("Pod sandbox {} is up, address {}", short(&fact.id), or_host(&fact.ip));
                 pod.sandboxes.retain(|s| s.id != fact.id);
                 pod.sandboxes.push(fact);
-                self.say(uid, None, now, false, "SandboxStarted", message);
+                if !usable {
+                    // Another one is made; not without end and rest.
+                    pod.retry.next(now.mono, now.mono, self.config.max_backoff);
+                    pod.retry_at = now.mono + pod.retry.delay();
+                }
+                self.say(uid, None, now, !usable, "SandboxStarted", message);
             }
             (Some(PodOp::EnsureImage { image, pull }), Done::Image { pulled }) => {
                 // It is there now, which is all that the other two policies ask for.
@@ -61,16 +71,7 @@ impl World {
                         track.image = Backoff::default();
                     }
                 }
-                let message = match pulled {
-                    Some(Pulled { took, in_all, size }) => format!(
-                        "Successfully pulled image \"{image}\" in {} ({} including waiting). Image size: {} bytes.",
-                        whole_millis(took),
-                        whole_millis(in_all),
-                        size.get()
-                    ),
-                    None => format!("Container image \"{image}\" already present on machine"),
-                };
-                self.say(uid, users.into_iter().next(), now, false, "Pulled", message);
+                self.tell_image(uid, users.into_iter().next(), &image, pulled, now);
             }
             (
                 Some(PodOp::StartContainer { container, attempt, linux, sandbox_id, .. }),
@@ -91,6 +92,7 @@ impl World {
                     grace: Some(pod.spec.termination_grace),
                     pid: None,
                     pre_stop: pod.spec.container(&container).and_then(|c| c.lifecycle.pre_stop.as_deref().cloned()),
+                    user: None,
                 };
                 if let Some(track) = pod.tracks.get_mut(&container) {
                     track.trouble = None;
@@ -106,8 +108,7 @@ impl World {
                     let key = (pod.spec.namespace.clone(), pod.spec.name.clone(), container.clone());
                     *self.totals.restarts.entry(key).or_default() += 1;
                 }
-                let message = format!("Started container {container} ({})", short(&id));
-                self.say(uid, Some(container), now, false, "Started", message);
+                self.tell_started(uid, container, now);
                 // It may be over already; the facts know how it ended and which image it has.
                 self.act(Action::Relist);
             }
@@ -129,9 +130,11 @@ impl World {
                 self.act(Action::Relist);
             }
             (Some(PodOp::RemoveSandboxes { ids }), _) => {
-                let in_them = |c: &ContainerFact| ids.contains(&c.sandbox_id);
-                pod.containers.retain(|c| !in_them(c));
+                let (gone, left) = pod.containers.drain(..).partition(|c| ids.contains(&c.sandbox_id));
+                let gone: Vec<ContainerFact> = gone;
+                pod.containers = left;
                 pod.sandboxes.retain(|s| !ids.contains(&s.id));
+                self.on_lost(uid, &lost::running(&gone), now);
             }
             (Some(PodOp::RemoveContainers { ids }), _) => pod.containers.retain(|c| !ids.contains(&c.id)),
             (Some(PodOp::Resize { spec, containers, .. }), _) => {
@@ -151,6 +154,7 @@ impl World {
                     }
                 }
                 pod.resize.clear();
+                pod.resize_error = None;
                 self.refresh(uid);
                 let message = format!("Resources of {} changed in place", names.join(", "));
                 self.say(uid, None, now, false, "ResizeCompleted", message);
@@ -189,6 +193,7 @@ impl World {
     fn on_failure(&mut self, uid: &PodUid, op: Option<&PodOp>, error: &OpError, now: Now) {
         let max = self.config.max_backoff;
         let Some(pod) = self.pods.get_mut(uid) else { return };
+        let mut backs_off = false;
         let container = match op {
             Some(PodOp::EnsureImage { image, pull }) => {
                 // Another policy may do without what failed.
@@ -199,6 +204,7 @@ impl World {
                         track.image.next(now.mono, now.mono, MAX_IMAGE);
                         track.retry_at = now.mono + track.image.delay();
                         track.trouble = Some(error.clone());
+                        backs_off = is_pull(&error.reason) && track.image.delay() > INITIAL;
                     }
                 }
                 users.into_iter().next()
@@ -220,7 +226,10 @@ impl World {
                 }
                 Some(container.clone())
             }
-            _ => {
+            other => {
+                if let Some(PodOp::Resize { .. }) = other {
+                    pod.resize_error = Some(error.message.clone());
+                }
                 pod.retry.next(now.mono, now.mono, Micros::secs(60).min(max));
                 pod.retry_at = now.mono + pod.retry.delay().scale(1, 5);
                 pod.trouble = Some(error.clone());
@@ -243,58 +252,13 @@ impl World {
             self.act(Action::Kill { uid: uid.clone(), cgroup });
         }
         self.act(Action::Relist);
-        if let Some(PodOp::EnsureImage { image, .. }) = op
-            && error.reason != CANCELLED
-        {
-            self.tell_of_image(uid, container, image, error, now);
-            return;
-        }
-        let event = match op.map(PodOp::name) {
-            Some("start_sandbox") => "FailedCreatePodSandBox",
-            Some("prepare") => "FailedMount",
-            Some("stop_containers" | "remove_sandboxes" | "remove_containers" | "cleanup") => "FailedKillPod",
-            Some("resize") => "ResizeError",
-            _ => "Failed",
-        };
-        // Where the event says it all, its message is the kubelet's.
-        let message = match error.reason == event {
-            true => error.message.clone(),
-            false => format!("Error: {}: {}", error.reason, error.message),
-        };
-        self.say(uid, container, now, true, event, message);
-    }
-
-    /// What the kubelet tells of an image that is not there (pkg/kubelet/images/image_manager.go, release 1.36).
-    fn tell_of_image(&mut self, uid: &PodUid, container: Option<String>, image: &str, error: &OpError, now: Now) {
-        let OpError { reason, message } = error;
-        let (event, text) = match reason.as_str() {
-            "ErrImageNeverPull" => ("ErrImageNeverPull", message.clone()),
-            "InvalidImageName" | "ImageInspectError" => ("InspectFailed", message.clone()),
-            _ => ("Failed", format!("Failed to pull image \"{image}\": {message}")),
-        };
-        self.say(uid, container.clone(), now, true, event, text);
-        self.say(uid, container.clone(), now, true, "Failed", format!("Error: {reason}"));
-        let track = container.as_ref().and_then(|name| self.pods.get(uid)?.tracks.get(name));
-        if is_pull(reason) && track.is_some_and(|track| track.image.delay() > INITIAL) {
-            self.say(uid, container, now, false, "BackOff", format!("Back-off pulling image \"{image}\""));
-        }
+        self.tell_failure(uid, container.as_ref(), op, error, backs_off, now);
     }
 }
 
 /// Whether that is the reason of a pull that failed.
 pub(crate) fn is_pull(reason: &str) -> bool {
     matches!(reason, "ErrImagePull" | "RegistryUnavailable" | "SignatureValidationFailed")
-}
-
-/// As Go prints a duration that is cut to milliseconds: `345ms`, `1.2s`, `1m2.5s`.
-fn whole_millis(time: Micros) -> String {
-    let millis = time.get() / 1_000;
-    match millis {
-        0 => "0s".to_owned(),
-        ..1_000 => format!("{millis}ms"),
-        ..60_000 => Micros::millis(millis).to_string(),
-        _ => format!("{}m{}", millis / 60_000, Micros::millis(millis % 60_000)),
-    }
 }
 
 fn short(id: &str) -> &str {

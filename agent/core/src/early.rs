@@ -108,6 +108,8 @@ mod tests {
             ours: false,
             cgroup_parent: String::new(),
             labels: BTreeMap::new(),
+            other_ips: Vec::new(),
+            no_address: false,
         };
         let container = ContainerFact {
             id: run.to_owned(),
@@ -122,6 +124,8 @@ mod tests {
             grace: None,
             pre_stop: None,
             pid,
+            pre_stop: None,
+            user: None,
         };
         Event::Runtime(RuntimeFacts {
             asked,

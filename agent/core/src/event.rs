@@ -15,6 +15,7 @@ use crate::probe::Answer;
 use crate::sample::{KernelEvent, Sample};
 use crate::security::RuntimeFeatures;
 use crate::spec::{Handler, Hook, PodSpec, PodUid, ProbeKind, Resources};
+use crate::status::PodNote;
 use crate::stop::Stop;
 use crate::units::{Bytes, Micros, MilliCpu};
 
@@ -75,6 +76,8 @@ pub enum Event {
     Remembered(Vec<Terminal>),
     /// The pods that had to go when an earlier life of the agent ended, by [`Action::Going`]; sent before the first [`Event::Pods`].
     Going(Vec<(PodUid, Micros)>),
+    /// What an earlier life of the agent wrote down by [`Action::Note`]; sent before the first [`Event::Pods`].
+    Noted(Vec<PodNote>),
     /// What the agent itself has cost since its start; sent about once a second.
     OwnCost {
         /// CPU time of the agent's process, user and kernel.
@@ -86,6 +89,13 @@ pub enum Event {
     },
     /// Time passed. Sent at the moment that [`Action::WakeAt`] asked for, or earlier.
     Tick,
+    /// An image is not there, or asked for anew: its pull begins.
+    Pulling {
+        /// For which pod.
+        uid: PodUid,
+        /// The image.
+        image: String,
+    },
     /// What was noticed of a pod while something was done for it, for people.
     Told {
         /// The pod.
@@ -142,8 +152,14 @@ pub struct SandboxFact {
     pub attempt: u32,
     /// It is up and has its network.
     pub ready: bool,
-    /// Its address, "" for none (host network).
+    /// Its address, "" for none (host network), or if it could not be found out.
     pub ip: String,
+    /// Its other addresses.
+    #[serde(default)]
+    pub other_ips: Vec<String>,
+    /// The runtime says that it has none.
+    #[serde(default)]
+    pub no_address: bool,
     /// When it was made (wall clock).
     pub created: Micros,
     /// beelet made it (it carries our annotation), so beelet may remove it.
@@ -184,6 +200,20 @@ pub struct ContainerFact {
     /// Its hook `preStop`, from our annotation.
     #[serde(default)]
     pub pre_stop: Option<Hook>,
+    /// Who its first process runs as; `None` where the runtime does not tell.
+    #[serde(default)]
+    pub user: Option<LinuxUser>,
+}
+
+/// Who a container's first process runs as.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinuxUser {
+    /// The user's id.
+    pub uid: i64,
+    /// The id of its first group.
+    pub gid: i64,
+    /// The ids of its other groups.
+    pub groups: Vec<i64>,
 }
 
 impl ContainerFact {
@@ -321,7 +351,9 @@ pub enum Action {
     WakeAt(Micros),
     /// Write down how a pod ended, so that a restarted agent does not run it again.
     Remember(Terminal),
-    /// Forget what [`Action::Remember`] wrote down: the pod is gone.
+    /// Write down what is shown of a pod, so that a restarted agent shows no change where there was none. It replaces an older one.
+    Note(PodNote),
+    /// Forget what [`Action::Remember`] and [`Action::Note`] wrote down: the pod is gone.
     Forget(PodUid),
     /// Write down by when a pod has to be gone, so that a restarted agent does not give it its time again.
     Going {
@@ -487,6 +519,11 @@ impl PodOp {
 pub enum Done {
     /// Nothing to tell.
     Ok,
+    /// Folders and volumes are there.
+    Prepared {
+        /// How often each container was run before, by the logs that are there; those without any are left out.
+        runs: Vec<(String, u32)>,
+    },
     /// The image is there.
     Image {
         /// It was pulled just now, and this is how long it took.

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::event::{Action, ContainerFact, ContainerFactState, RuntimeFacts, SandboxFact};
+use crate::lost;
 use crate::pod::{Pod, PodState};
 use crate::snapshot::ExitKind;
 use crate::spec::{PodSpec, PodUid};
@@ -61,6 +62,7 @@ impl World {
                     let mut pod = stranger(list, containers, self.config.beside, until, now);
                     let note = pod.note_deadline(now);
                     note.into_iter().for_each(|note| self.act(note));
+                    self.totals.orphans += u64::from(!self.config.beside);
                     self.pods.insert(uid.clone(), pod);
                 }
             }
@@ -89,11 +91,13 @@ impl World {
         pod.needs_facts = false;
         containers.sort_by(|a, b| (&a.name, a.attempt, &a.id).cmp(&(&b.name, b.attempt, &b.id)));
         let known_runs: Vec<String> = pod.containers.iter().map(|c| c.id.clone()).collect();
+        let mut lost = lost::running(&pod.containers);
         if !pod.foreign {
             // Somebody else may have made one with the same UID: it is not ours to adopt, and still less to remove.
             sandboxes.retain(|s| s.ours);
             containers.retain(|c| sandboxes.iter().any(|s| s.id == c.sandbox_id));
         }
+        lost.retain(|run| containers.iter().all(|c| c.id != run.id));
         pod.sandboxes = sandboxes;
         pod.containers = containers;
         pod.settle(&self.config.kubepods);
@@ -119,14 +123,14 @@ impl World {
         let mut ends = Vec::new();
         for name in names {
             let Some(latest) = pod.latest(&name).cloned() else { continue };
-            let older = pod.exit_of(&name).cloned();
+            let older = pod.last_end(&name).map(|(run, exit)| (run.to_owned(), exit.clone()));
             let Some(track) = pod.tracks.get_mut(&name) else { continue };
             let first_look = track.run.is_empty() && !known_runs.contains(&latest.id);
             if let Some(exit) = track.observe(&latest, max, now) {
                 // An end that happened before this agent looked for the first time is not news, but it is remembered.
                 ends.push((name.clone(), exit, first_look));
-            } else if let Some(older) = older {
-                track.remember_older(&older);
+            } else if let Some((run, exit)) = older {
+                track.remember_older(&run, &exit);
             }
         }
         let backing_off =
@@ -149,8 +153,10 @@ impl World {
             };
             *self.totals.exits.entry((key, kind)).or_default() += 1;
             let message = format!("Container {name} ended: {} (exit code {})", exit.reason, exit.code);
-            self.say(uid, Some(name), now, exit.code != 0 && !stopping, "Exited", message);
+            self.say(uid, Some(name.clone()), now, exit.code != 0 && !stopping, "Exited", message);
+            self.tell_back_off(uid, name, &exit, again && !stopping, now);
         }
+        self.on_lost(uid, &lost, now);
         let Some(pod) = self.pods.get_mut(uid) else { return };
         for fact in &pod.containers {
             if matches!(fact.state, ContainerFactState::Running { .. }) {

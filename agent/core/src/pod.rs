@@ -26,6 +26,7 @@ use crate::restart;
 use crate::sample::NetworkReading;
 use crate::snapshot::Phase;
 use crate::spec::{ContainerSpec, PodSpec, RestartPolicy};
+use crate::status::{PodNote, Shown};
 use crate::track::{ContainerTrack, PodMeter};
 use crate::units::{Bytes, Micros, Now};
 use crate::why::{End, Why};
@@ -192,6 +193,14 @@ pub struct Pod {
     pub until: Option<Micros>,
     /// Others go for it: it holds its share of the node before it is admitted.
     pub(crate) claims: bool,
+    /// Why a resize under way failed last.
+    pub resize_error: Option<String>,
+    /// What was shown of it last.
+    pub shown: Shown,
+    /// The state, the operation and the length of the note of a resize at that moment.
+    pub(crate) stood: Option<(&'static str, Option<OpId>, usize)>,
+    /// What was written down of that.
+    pub(crate) noted: Option<PodNote>,
     /// The last thing done or decided, for people.
     pub last_action: String,
     /// When it is to be planned again although nothing happens (monotonic).
@@ -231,15 +240,20 @@ impl Pod {
             resize: String::new(),
             until: None,
             claims: false,
+            resize_error: None,
+            shown: Shown::default(),
+            stood: None,
+            noted: None,
             last_action: String::new(),
             wake: None,
         }
     }
 
-    /// The newest sandbox that is up.
+    /// The newest sandbox that is up and has an address, if it is to have one of its own.
     #[must_use]
     pub fn ready_sandbox(&self) -> Option<&SandboxFact> {
-        self.sandboxes.iter().filter(|s| s.ready).max_by_key(|s| s.attempt)
+        let usable = |s: &&SandboxFact| s.ready && (self.spec.host_network || !s.no_address);
+        self.sandboxes.iter().filter(usable).max_by_key(|s| s.attempt)
     }
 
     /// The latest run of a container.
@@ -346,7 +360,7 @@ impl Pod {
     /// A pod whose containers must not run again gets no new sandbox for its lost one.
     fn ended_without_sandbox(&self) -> Option<Phase> {
         let ends: Vec<(&ContainerSpec, Option<i32>)> =
-            self.spec.containers.iter().map(|c| (c, self.latest(&c.name).and_then(ContainerFact::exit_code))).collect();
+            self.spec.containers.iter().map(|c| (c, self.end_code(c))).collect();
         let again = ends.iter().any(|(c, code)| match code {
             Some(code) => restart::runs_again(&self.spec, c, *code),
             None => restart::policy(&self.spec, c) != RestartPolicy::Never,
@@ -355,6 +369,12 @@ impl Pod {
             return None;
         }
         Some(if ends.iter().all(|(_, code)| *code == Some(0)) { Phase::Succeeded } else { Phase::Failed })
+    }
+
+    /// The code that a container's latest run ended with, also if the runtime forgot it since.
+    fn end_code(&self, container: &ContainerSpec) -> Option<i32> {
+        let seen = self.latest(&container.name).and_then(ContainerFact::exit_code);
+        seen.or_else(|| self.ended_unseen(container).map(|exit| exit.code))
     }
 
     fn plan_init(&self, config: &NodeConfig, index: usize, now: Now) -> Step {
@@ -377,12 +397,14 @@ impl Pod {
             Plan::Ended { ok: true } => Step::Become(PodState::Initializing { index: index + 1 }),
             Plan::Ended { ok: false } => Step::Become(self.terminating(Why::Ended { phase: Phase::Failed }, now)),
             Plan::Do(op) => Step::Do(op),
-            Plan::Wait(until) => Step::Wait(wait.map_or(until, |wait| wait.min(until))),
+            Plan::Wait(until) => {
+                self.plan_tidying().unwrap_or_else(|| Step::Wait(wait.map_or(until, |wait| wait.min(until))))
+            }
             // One that runs is started: those after it need not wait for its end.
             Plan::Nothing if restart::is_sidecar(&self.spec, container) && self.has_started(container) => {
                 Step::Become(PodState::Initializing { index: index + 1 })
             }
-            Plan::Nothing => wait.map_or(Step::Idle, Step::Wait),
+            Plan::Nothing => self.plan_tidying().unwrap_or_else(|| wait.map_or(Step::Idle, Step::Wait)),
         }
     }
 
@@ -443,7 +465,11 @@ impl Pod {
         if let Some(op) = self.plan_resize() {
             return self.after_trouble(now, || Step::Do(op));
         }
-        // The kubelet keeps one dead run of each container, for its logs.
+        self.plan_tidying().unwrap_or_else(|| wait.map_or(Step::Idle, Step::Wait))
+    }
+
+    /// The kubelet keeps one dead run of each container, for its logs.
+    fn plan_tidying(&self) -> Option<Step> {
         let old: Vec<String> = self
             .containers
             .iter()
@@ -451,17 +477,13 @@ impl Pod {
             .filter(|c| self.latest(&c.name).is_some_and(|l| c.attempt + 1 < l.attempt))
             .map(|c| c.id.clone())
             .collect();
-        if !old.is_empty() {
-            return Step::Do(PodOp::RemoveContainers { ids: old });
-        }
-        wait.map_or(Step::Idle, Step::Wait)
+        (!old.is_empty()).then(|| Step::Do(PodOp::RemoveContainers { ids: old }))
     }
 
     /// It ended, and is not run again.
     fn is_over(&self, container: &ContainerSpec) -> bool {
-        let fact = self.latest(&container.name);
-        let ended = fact.and_then(|fact| Some((fact, fact.exit_code()?)));
-        ended.is_some_and(|(fact, code)| !self.runs_again(fact, container, code))
+        let Some(fact) = self.latest(&container.name) else { return self.ended_unseen(container).is_some() };
+        fact.exit_code().is_some_and(|code| !self.runs_again(fact, container, code))
     }
 
     /// Whether a container that ended with this code is run again.
@@ -474,7 +496,10 @@ impl Pod {
     fn plan_container(&self, config: &NodeConfig, spec: &ContainerSpec, now: Now) -> Plan {
         let Some(track) = self.tracks.get(&spec.name) else { return Plan::Nothing };
         let (attempt, not_before) = match self.latest(&spec.name) {
-            None => (track.next_attempt, Micros::ZERO),
+            None => match self.ended_unseen(spec) {
+                Some(exit) => return Plan::Ended { ok: exit.code == 0 },
+                None => (track.next_attempt, Micros::ZERO),
+            },
             Some(fact) => match &fact.state {
                 ContainerFactState::Running { .. } => {
                     return self.plan_post_start(fact).map_or(Plan::Nothing, Plan::Do);
@@ -507,13 +532,15 @@ impl Pod {
         })
     }
 
+    /// Its changed resources may not be applied, for now or at all.
+    pub(crate) fn resize_waits(&self) -> bool {
+        use allocate::ResizePlan::{Deferred, Infeasible};
+        matches!(self.resize_plan, Some(Deferred { .. } | Infeasible { .. }))
+    }
+
     /// What a container is started with: as long as a resize may not be done, what it had before.
     fn linux_resources(&self, config: &NodeConfig, spec: &ContainerSpec) -> crate::event::LinuxResources {
-        let refused = matches!(
-            self.resize_plan,
-            Some(allocate::ResizePlan::Deferred { .. } | allocate::ResizePlan::Infeasible { .. })
-        );
-        let old = if refused { self.actuated() } else { None };
+        let old = if self.resize_waits() { self.actuated() } else { None };
         let pod = old.as_ref().unwrap_or(&self.spec);
         allocate::linux_resources(config, pod, pod.container(&spec.name).unwrap_or(spec))
     }
@@ -607,18 +634,18 @@ impl Pod {
         }
     }
 
-    /// The last end of each container and what it was given, as facts tell it.
+    /// The last end of a container that the runtime has, and the run's id.
     #[must_use]
-    pub fn exit_of(&self, name: &str) -> Option<&Exit> {
+    pub fn last_end(&self, name: &str) -> Option<(&str, &Exit)> {
         self.containers
             .iter()
             .filter(|c| c.name == name)
             .filter_map(|c| match &c.state {
-                ContainerFactState::Exited(exit) => Some((c.attempt, exit)),
+                ContainerFactState::Exited(exit) => Some((c, exit)),
                 _ => None,
             })
-            .max_by_key(|(attempt, _)| *attempt)
-            .map(|(_, exit)| exit)
+            .max_by_key(|(c, _)| c.attempt)
+            .map(|(c, exit)| (c.id.as_str(), exit))
     }
 }
 

@@ -5,8 +5,9 @@
 //! container what is to be asked now and when to look again, and takes the answers. The asking itself is the edge's.
 //!
 //! Terms: a *run* is one life of a container, by the runtime's id. A probe *ticks* each period from the moment the pod began to be
-//! looked after, whether it can be asked then or not. *Adopted* is a run that began more than [`MARGIN`] before the agent: what it was
-//! before is not known, so it counts as started and ready until its own probes have said something.
+//! looked after, whether it can be asked then or not. *Adopted* is a run that began more than [`MARGIN`] before the agent: it counts as
+//! what an earlier life of the agent wrote down of it ([`RunNote`]) until its own probes have said something; where nothing was
+//! written down, as started and ready.
 //!
 //! As upstream: startup has the others wait; readiness is asked at once when the run has started, the others at their next tick;
 //! after a startup probe's verdict, and after a failure of liveness, nothing more is asked until there is another run; a pod that has
@@ -130,6 +131,19 @@ pub struct News {
     pub changed: bool,
 }
 
+/// What was known of a run, for a later life of the agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunNote {
+    /// The container's name.
+    pub container: String,
+    /// The runtime's id.
+    pub run: String,
+    /// It had started.
+    pub started: bool,
+    /// It was ready.
+    pub ready: bool,
+}
+
 /// The probes of one container.
 #[derive(Clone, Debug, Default)]
 pub struct Probing {
@@ -137,9 +151,10 @@ pub struct Probing {
     run: String,
     /// When it began (monotonic).
     began: Micros,
-    adopted: bool,
-    /// When its readiness last changed by an answer (wall clock).
-    turned: Option<Micros>,
+    /// What counts as long as its own probes have said nothing: it has started, and it is ready.
+    was: (bool, bool),
+    /// What an earlier life of the agent knew of a run.
+    noted: Option<RunNote>,
     startup: Worker,
     readiness: Worker,
     liveness: Worker,
@@ -220,11 +235,15 @@ impl Probing {
         // By the age on the wall clock now, because only the age is the same on both clocks.
         let age = if started == Micros::ZERO { Micros::ZERO } else { now.wall - started };
         self.began = now.mono - age;
-        self.adopted = self.began + MARGIN < life.agent;
-        self.turned = None;
         for kind in ProbeKind::ALL {
             self.worker_mut(kind).forget_run();
         }
+        let adopted = self.began + MARGIN < life.agent;
+        self.was = self.noted.take().filter(|note| note.run == run).map_or((adopted, adopted), |note| {
+            // Who has started has done so once and for all.
+            (self.startup.verdict, self.startup.hold) = (note.started.then_some(true), note.started);
+            (note.started, note.ready)
+        });
     }
 
     /// Takes an answer. One of another run, or of a question that nobody asked, is nothing.
@@ -269,21 +288,14 @@ impl Probing {
             }
         }
         let tell = worker.tell(kind, answer, now);
-        let after = self.shown(spec);
-        if before.1 != after.1 {
-            self.turned = Some(now.wall);
-        }
-        News { tell, changed: before != after }
+        News { tell, changed: before != self.shown(spec) }
     }
 
     /// `started` and `ready` of the run, which runs.
     fn shown(&self, spec: &ContainerSpec) -> (bool, bool) {
-        let yes = |kind| {
-            let unknown = self.adopted;
-            spec.probes.get(kind).is_none() || self.worker(kind).verdict.unwrap_or(unknown)
-        };
-        let started = yes(ProbeKind::Startup);
-        (started, started && yes(ProbeKind::Readiness))
+        let yes = |kind, unknown| spec.probes.get(kind).is_none() || self.worker(kind).verdict.unwrap_or(unknown);
+        let started = yes(ProbeKind::Startup, self.was.0);
+        (started, started && yes(ProbeKind::Readiness, self.was.1))
     }
 
     /// `started` and `ready` of this run, which runs.
@@ -293,14 +305,16 @@ impl Probing {
             return self.shown(spec);
         }
         // Not looked at yet.
+        if let Some(note) = self.noted.as_ref().filter(|note| note.run == run) {
+            return (note.started, note.ready);
+        }
         let started = spec.probes.startup.is_none();
         (started, started && spec.probes.readiness.is_none())
     }
 
-    /// When its readiness was last changed by an answer (wall clock).
-    #[must_use]
-    pub fn turned(&self) -> Option<Micros> {
-        self.turned
+    /// An earlier life of the agent knew this of a run.
+    pub fn recall(&mut self, note: RunNote) {
+        self.noted = Some(note);
     }
 
     /// The probe that has failed this run, so that it must be stopped. Liveness goes before startup, as upstream.

@@ -8,14 +8,15 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::attribute::{Cause, Slowness};
 pub use crate::budget::OwnCost;
-use crate::event::{Record, Rejected, ResourceList};
+use crate::event::{LinuxUser, Record, Rejected, ResourceList};
 use crate::evict::EvictionCounts;
 use crate::health::Verdict;
 use crate::ladder::Rung;
 use crate::probe::ProbeCounts;
 use crate::sample::{CgroupReading, NetworkReading, NodeReading};
 pub use crate::score::{Scope, Score};
-use crate::spec::{PodSpec, PodUid, ProbeKind, QosClass};
+use crate::spec::{PodSpec, PodUid, ProbeKind, QosClass, Resources};
+use crate::status::PodCondition;
 pub use crate::telemetry::ExitKind;
 use crate::telemetry::{CgroupDetail, NodeDetail, PodDetail};
 use crate::units::{Bytes, Micros, MilliCpu, Now};
@@ -96,12 +97,18 @@ pub struct PodView {
     pub reason: String,
     /// `status.message`.
     pub message: String,
+    /// `status.conditions`, but for that of its health.
+    #[serde(default)]
+    pub conditions: Vec<PodCondition>,
     /// `status.qosClass`.
     pub qos: QosClass,
     /// The state's name, for people: `Running`, `Terminating`, ...
     pub state: String,
-    /// `status.podIP`, "" for none.
+    /// `status.podIP`, "" for none of its own.
     pub ip: String,
+    /// Its other addresses.
+    #[serde(default)]
+    pub other_ips: Vec<String>,
     /// When it was first seen (wall clock).
     pub since: Micros,
     /// Its cgroup, relative to the hierarchies' roots.
@@ -145,8 +152,6 @@ pub struct PodView {
     pub health: Verdict,
     /// A resize under way: `Deferred: ...`, `InProgress`; "" for none.
     pub resize: String,
-    /// The message of its condition `DisruptionTarget`; `None` where it did not have to make room.
-    pub disruption: Option<String>,
     /// The last thing done or decided, for people.
     pub last_action: String,
     /// OOM kills in this pod by container, cumulative over restarts.
@@ -173,6 +178,18 @@ pub struct ContainerView {
     pub state: ContainerState,
     /// `status.lastState`, if it ran before.
     pub last: Option<crate::event::Exit>,
+    /// The runtime's id of the run that `last` is the end of, "" for unknown.
+    #[serde(default)]
+    pub last_id: String,
+    /// Who it runs as; `None` where the runtime does not tell.
+    #[serde(default)]
+    pub user: Option<LinuxUser>,
+    /// `status.resources`: what it was given.
+    #[serde(default)]
+    pub given: Resources,
+    /// `status.allocatedResources`: what it holds of the node, and is given when that can be done.
+    #[serde(default)]
+    pub allocated: Resources,
     /// `status.restartCount`.
     pub restarts: u32,
     /// Ready (without a readiness probe: it has started).
@@ -180,9 +197,6 @@ pub struct ContainerView {
     /// It has started (without a startup probe: it runs).
     #[serde(default)]
     pub started: bool,
-    /// When a readiness probe last changed `ready` of this run (wall clock).
-    #[serde(default)]
-    pub turned: Option<Micros>,
     /// What is counted of its probes.
     #[serde(default)]
     pub probes: Vec<(ProbeKind, ProbeCounts)>,
@@ -278,6 +292,9 @@ pub struct Totals {
     pub actions: Vec<((String, bool), u64)>,
     /// Steps of the state machine that were not allowed, and changed nothing.
     pub illegal_transitions: u64,
+    /// Pods that the runtime had and nobody wanted, or ever did in this life of the agent.
+    #[serde(default)]
+    pub orphans: u64,
     /// Series of pods that are gone that were dropped, because there were too many.
     #[serde(default)]
     pub forgotten: u64,

@@ -70,6 +70,9 @@ pub struct PodSpec {
     pub labels: BTreeMap<String, String>,
     /// `metadata.annotations`.
     pub annotations: BTreeMap<String, String>,
+    /// `metadata.generation`, 0 for none.
+    #[serde(default)]
+    pub generation: i64,
     /// Where the wish comes from: a file's path, or [`API`].
     pub origin: String,
     /// What of the manifest is left out, each beginning with the field's name: for people, told with the pod.
@@ -113,6 +116,9 @@ pub struct PodSpec {
     pub security: PodSecurity,
     /// `spec.volumes`.
     pub volumes: Vec<Volume>,
+    /// `spec.readinessGates`: the conditions that it waits for before it is ready.
+    #[serde(default)]
+    pub readiness_gates: Vec<String>,
     /// `spec.initContainers`: run one after the other, each to success, before the others; sidecars ([`crate::restart`]) go on.
     pub init_containers: Vec<ContainerSpec>,
     /// `spec.containers`, at least one.
@@ -441,6 +447,7 @@ impl PodSpec {
             name: String::new(),
             labels: BTreeMap::new(),
             annotations: BTreeMap::new(),
+            generation: 0,
             origin: String::new(),
             left_out: Vec::new(),
             priority: 0,
@@ -459,6 +466,7 @@ impl PodSpec {
             host_aliases: Vec::new(),
             security: PodSecurity::default(),
             volumes: Vec::new(),
+            readiness_gates: Vec::new(),
             init_containers: Vec::new(),
             containers: Vec::new(),
         }

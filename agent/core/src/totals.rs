@@ -47,6 +47,7 @@ pub(crate) struct Counts {
     pub(crate) restarts: BTreeMap<Key, u64>,
     pub(crate) actions: BTreeMap<(String, bool), u64>,
     pub(crate) illegal_transitions: u64,
+    pub(crate) orphans: u64,
     /// Series that were dropped.
     forgotten: u64,
     /// Since when the pods of these names are gone.
@@ -181,6 +182,7 @@ impl Counts {
             restarts: self.restarts.iter().map(|(k, n)| (k.clone(), *n)).collect(),
             actions: self.actions.iter().map(|(k, n)| (k.clone(), *n)).collect(),
             illegal_transitions: self.illegal_transitions,
+            orphans: self.orphans,
             forgotten: self.forgotten,
         }
     }

@@ -42,6 +42,10 @@ pub struct ContainerTrack {
     pub exit_seen: Micros,
     /// How it ended last.
     pub last_exit: Option<Exit>,
+    /// The run that this is the end of: the runtime's id, "" for unknown.
+    pub last_id: String,
+    /// Its latest run went without an end that anybody saw, and there is no other yet.
+    lost: bool,
     /// What its latest run was given.
     pub actuated: Option<Resources>,
     /// The run that the readings are of: the runtime's id.
@@ -139,7 +143,17 @@ impl ContainerTrack {
     /// `restartCount`.
     #[must_use]
     pub fn restarts(&self) -> u32 {
-        self.next_attempt.saturating_sub(1)
+        self.next_attempt.saturating_sub(1) + u32::from(self.lost)
+    }
+
+    /// Its latest run is gone, and nobody saw how it ended. `live`: the pod goes on, so that this counts as a restart.
+    pub(crate) fn lose(&mut self, run: &str, exit: &Exit, live: bool, now: Micros) {
+        self.lost = live;
+        self.last_exit = Some(exit.clone());
+        run.clone_into(&mut self.last_id);
+        self.exit_seen = now;
+        self.image_ready = false;
+        self.out_of_use();
     }
 
     /// The latest run, as facts tell it. Returns its end if that is news.
@@ -154,6 +168,7 @@ impl ContainerTrack {
             self.burst = BurstController::default();
             self.burst_now = Micros::ZERO;
             self.oom.next_run();
+            self.lost = false;
         }
         self.next_attempt = self.next_attempt.max(fact.attempt + 1);
         if self.actuated.is_none() {
@@ -167,6 +182,7 @@ impl ContainerTrack {
         self.exit_seen = now.mono - (now.wall - exit.finished);
         self.image_ready = false;
         self.last_exit = Some(exit.clone());
+        self.last_id.clone_from(&fact.id);
         if fresh_track && fact.attempt > 0 {
             // The agent was restarted: the back-off goes on from what the restart count says.
             self.crash = Backoff::rebuilt(fact.attempt, self.exit_seen, max_backoff);
@@ -194,9 +210,10 @@ impl ContainerTrack {
     }
 
     /// An older end, for `lastState` after a restart of the agent.
-    pub fn remember_older(&mut self, exit: &Exit) {
+    pub fn remember_older(&mut self, run: &str, exit: &Exit) {
         if self.last_exit.is_none() {
             self.last_exit = Some(exit.clone());
+            run.clone_into(&mut self.last_id);
         }
     }
 

@@ -1,23 +1,22 @@
 //! The picture of the world that reports read.
 //!
-//! Problem: what a pod's phase and its containers' states *are* is a rule of its own, apart from what is to be done. Approach:
-//! [`World::snapshot`] derives everything shown from the state and the facts, so that it cannot drift from them.
+//! [`World::snapshot`] derives everything shown from the state and the facts, so that it cannot drift from them. What a pod's status
+//! says has rules of its own: [`crate::status`].
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use crate::allocate;
-use crate::done::is_pull;
-use crate::event::{ContainerFactState, OpError, ResourceList};
+use crate::event::ResourceList;
 use crate::evict::disk::Condition;
 use crate::health::Verdict;
 use crate::ladder::Rung;
 use crate::node::NodeConfig;
-use crate::pod::{Pod, PodState};
-use crate::restart;
-use crate::snapshot::{ContainerState, ContainerView, NodeView, Phase, PodView, Snapshot, Totals};
-use crate::spec::{ContainerSpec, PodSpec};
+use crate::pod::Pod;
+use crate::snapshot::{ContainerState, ContainerView, NodeView, PodView, Snapshot, Totals};
+use crate::status::{self, ContainerStatus, State};
 use crate::track::ContainerTrack;
-use crate::units::{Micros, Now};
+use crate::units::Now;
 use crate::world::World;
 
 /// Records shown in a snapshot, at most.
@@ -78,15 +77,9 @@ impl World {
 }
 
 fn pod_view(config: &NodeConfig, pod: &Pod, runtime_down: Option<&str>, now: Now) -> PodView {
-    let containers: Vec<ContainerView> = pod
-        .spec
-        .init_containers
-        .iter()
-        .map(|c| (true, c))
-        .chain(pod.spec.containers.iter().map(|c| (false, c)))
-        .map(|(init, c)| container_view(config, pod, c, init, now))
-        .collect();
-    let (phase, reason, message) = phase(pod, &containers, runtime_down);
+    let statuses = status::containers(config.max_backoff, pod, now);
+    let (phase, reason, message) = status::phase(pod, &statuses, runtime_down);
+    let containers: Vec<ContainerView> = statuses.into_iter().map(|status| container_view(pod, status)).collect();
     let memory = pod.meter.reading.and_then(|r| r.memory);
     PodView {
         spec: Arc::clone(&pod.spec),
@@ -94,9 +87,11 @@ fn pod_view(config: &NodeConfig, pod: &Pod, runtime_down: Option<&str>, now: Now
         phase,
         reason,
         message,
+        conditions: pod.shown.conditions.clone(),
         qos: pod.spec.qos(),
         state: pod.state.name().to_owned(),
         ip: pod.ready_sandbox().map(|s| s.ip.clone()).unwrap_or_default(),
+        other_ips: pod.ready_sandbox().map(|s| s.other_ips.clone()).unwrap_or_default(),
         since: pod.since,
         cgroup: pod.cgroup(config),
         oom_kills: pod.tracks.values().map(|t| t.oom.total()).sum(),
@@ -121,142 +116,40 @@ fn pod_view(config: &NodeConfig, pod: &Pod, runtime_down: Option<&str>, now: Now
         // What does not run any more is neither well nor unwell; why it ended is in its reason and records.
         health: if pod.state.is_live() { pod.health.verdict(now) } else { Verdict::default() },
         resize: pod.resize.clone(),
-        disruption: pod.disruption().map(str::to_owned),
         last_action: pod.last_action.clone(),
     }
 }
 
-/// The phase by the rules of pkg/kubelet/kubelet_pods.go (getPhase, release 1.37), with what beelet decided about the pod on top.
-fn phase(pod: &Pod, containers: &[ContainerView], runtime_down: Option<&str>) -> (Phase, String, String) {
-    match &pod.state {
-        PodState::Rejected { reason, message } => return (Phase::Failed, reason.clone(), message.clone()),
-        PodState::Terminal(end) => return (end.phase, end.reason.clone(), end.message.clone()),
-        PodState::Terminating { why, .. } | PodState::Cleaning { why } => {
-            if let Some(end) = why.end() {
-                return (end.phase, end.reason.to_owned(), end.message.to_owned());
-            }
-        }
-        _ => {}
-    }
-    let begun = |c: &ContainerView| match &c.state {
-        ContainerState::Waiting { .. } => c.last.is_some(),
-        _ => true,
-    };
-    let phase = if containers.iter().filter(|c| !c.init).any(begun) { Phase::Running } else { Phase::Pending };
-    let trouble = pod.trouble.as_ref().map(|t| format!("{}: {}", t.reason, t.message));
-    // A pod that waits for the runtime says so.
-    let down = runtime_down.filter(|_| phase == Phase::Pending).map(|why| format!("container runtime is down: {why}"));
-    (phase, String::new(), trouble.or(down).unwrap_or_default())
-}
-
-fn container_view(config: &NodeConfig, pod: &Pod, spec: &ContainerSpec, init: bool, now: Now) -> ContainerView {
+fn container_view(pod: &Pod, status: ContainerStatus<'_>) -> ContainerView {
     let fallback = ContainerTrack::default();
-    let track = pod.tracks.get(&spec.name).map_or(&fallback, AsRef::as_ref);
-    let latest = pod.latest(&spec.name);
-    let state = container_state(config, pod, spec, track, now);
-    let sidecar = restart::is_sidecar(&pod.spec, spec);
-    let shown_end = match &state {
-        ContainerState::Terminated(exit) => Some(exit.clone()),
-        _ => None,
-    };
-    let last = if shown_end.is_some() { None } else { track.last_exit.clone() };
-    let run = latest.map(|f| f.id.as_str()).unwrap_or_default();
-    let (started, ready) = match &state {
-        ContainerState::Running { .. } if init && !sidecar => (true, false),
-        ContainerState::Running { .. } => track.probes.status(spec, run),
-        ContainerState::Terminated(exit) => (false, init && !sidecar && exit.code == 0),
-        ContainerState::Waiting { .. } => (false, false),
-    };
+    let track = pod.tracks.get(&status.spec.name).map_or(&fallback, AsRef::as_ref);
     ContainerView {
-        name: spec.name.clone(),
-        id: latest.map(|f| f.id.clone()).unwrap_or_default(),
-        init,
-        sidecar,
-        image: spec.image.clone(),
-        image_id: latest.map(|f| f.image_id.clone()).unwrap_or_default(),
-        ready,
-        started,
-        turned: track.probes.turned(),
-        probes: track.probes.counts(spec).map(|(kind, counts)| (kind, counts.clone())).collect(),
-        state,
-        last,
-        restarts: track.restarts(),
+        name: status.spec.name.clone(),
+        id: status.run.map(|f| f.id.clone()).unwrap_or_default(),
+        init: status.init,
+        sidecar: status.sidecar,
+        image: status.spec.image.clone(),
+        image_id: status.run.map(|f| f.image_id.clone()).unwrap_or_default(),
+        ready: status.ready,
+        started: status.started,
+        probes: track.probes.counts(status.spec).map(|(kind, counts)| (kind, counts.clone())).collect(),
+        last_id: status.last_id.to_owned(),
+        last: status.last.map(Cow::into_owned),
+        state: match status.state {
+            State::Waiting { reason, message } => {
+                ContainerState::Waiting { reason: reason.into_owned(), message: message.into_owned() }
+            }
+            State::Running { started } => ContainerState::Running { started },
+            State::Ended(exit) => ContainerState::Terminated(exit.into_owned()),
+        },
+        restarts: status.restarts,
+        user: status.run.and_then(|f| f.user.clone()),
+        given: track.actuated.unwrap_or(status.spec.resources),
+        allocated: if pod.resize_waits() { track.actuated } else { None }.unwrap_or(status.spec.resources),
         reading: track.reading,
         detail: track.detail.clone(),
         cpu: track.model.cpu(),
         burst: track.burst_now,
         oom_kills: track.oom.total(),
-    }
-}
-
-fn container_state(
-    config: &NodeConfig,
-    pod: &Pod,
-    spec: &ContainerSpec,
-    track: &ContainerTrack,
-    now: Now,
-) -> ContainerState {
-    let waiting = |reason: &str, message: String| ContainerState::Waiting { reason: reason.to_owned(), message };
-    let over = !pod.state.is_live();
-    if let Some(fact) = pod.latest(&spec.name) {
-        if let Some(exit) = pod.early_end(fact) {
-            return ContainerState::Terminated(exit.clone());
-        }
-        match &fact.state {
-            ContainerFactState::Running { started } => return ContainerState::Running { started: *started },
-            ContainerFactState::Exited(exit) if over || !pod.runs_again(fact, spec, exit.code) => {
-                return ContainerState::Terminated(exit.clone());
-            }
-            _ => {}
-        }
-    } else if over && let Some(exit) = &track.last_exit {
-        return ContainerState::Terminated(exit.clone());
-    }
-    if let Some(trouble) = &track.trouble {
-        // The kubelet shows the error first and the back-off from the second try on.
-        if is_pull(&trouble.reason) && now.mono < track.retry_at && track.image.delay() > crate::backoff::INITIAL {
-            let (image, OpError { reason, message }) = (&spec.image, trouble);
-            let message = format!("Back-off pulling image \"{image}\": {reason}: {message}");
-            return waiting("ImagePullBackOff", message);
-        }
-        return waiting(&trouble.reason, trouble.message.clone());
-    }
-    if track.last_exit.is_some() && pod.latest(&spec.name).is_some() {
-        if now.mono < track.crash.ready_at(track.exit_seen, config.max_backoff) {
-            return waiting("CrashLoopBackOff", backoff_message(track.crash.delay(), &spec.name, &pod.spec));
-        }
-        if let Some(exit) = &track.last_exit {
-            return ContainerState::Terminated(exit.clone());
-        }
-    }
-    let initialising = !pod.spec.init_containers.is_empty() && pod.state != PodState::Running;
-    waiting(if initialising { "PodInitializing" } else { "ContainerCreating" }, String::new())
-}
-
-/// The kubelet's words (pkg/kubelet/kuberuntime/kuberuntime_manager.go, release 1.37).
-#[must_use]
-pub(crate) fn backoff_message(delay: Micros, container: &str, pod: &PodSpec) -> String {
-    let delay = go_duration(delay);
-    format!("back-off {delay} restarting failed container={container} pod={}_{}({})", pod.name, pod.namespace, pod.uid)
-}
-
-/// As Go prints a whole number of seconds: `10s`, `1m20s`, `5m0s`.
-fn go_duration(time: Micros) -> String {
-    let secs = time.0 / 1_000_000;
-    if secs < 60 { format!("{secs}s") } else { format!("{}m{}s", secs / 60, secs % 60) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a4_3b_the_back_off_is_told_in_the_kubelets_words() {
-        let mut pod = PodSpec::unknown("u1".into());
-        pod.name = "p".to_owned();
-        assert_eq!(
-            backoff_message(Micros::secs(80), "c", &pod),
-            "back-off 1m20s restarting failed container=c pod=p_default(u1)"
-        );
     }
 }

@@ -7,7 +7,7 @@
 //! Properties: the same events give the same actions (no clock, no randomness, ordered maps only); while the wishes or the
 //! facts are not known yet nothing is started and nothing is stopped; a pod of another owner is never acted on.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use crate::allocate;
@@ -26,6 +26,7 @@ use crate::sample::{KernelEvent, KernelEventKind, Sample};
 use crate::score::{Scope, Score, Scores};
 use crate::security::{self, RuntimeFeatures};
 use crate::spec::{PodSpec, PodUid};
+use crate::status::PodNote;
 use crate::totals::Counts;
 use crate::units::{Micros, Now};
 use crate::why::Why;
@@ -119,6 +120,8 @@ pub struct World {
     pub(crate) remembered: BTreeMap<PodUid, Terminal>,
     /// By when pods have to be gone that had to go when an earlier life ended (wall clock), until they are found or wanted anew.
     pub(crate) going: BTreeMap<PodUid, Micros>,
+    /// What an earlier life wrote down of pods, until the wishes are known.
+    pub(crate) noted: BTreeMap<PodUid, PodNote>,
     /// Pods of an earlier life of which only a cgroup or folders are left, until the wishes are known.
     pub(crate) leftovers: Vec<(PodUid, String)>,
     pub(crate) records: VecDeque<Record>,
@@ -145,6 +148,8 @@ pub struct World {
     pub(crate) stretched: u32,
     /// When the first event came (monotonic).
     pub(crate) born: Micros,
+    /// The event was a look at what pods use.
+    looked: bool,
     /// How often an answer to a probe changed what is shown of a container.
     pub(crate) probe_news: u64,
     /// The cgroups above the pods' as they were last asked for.
@@ -171,6 +176,7 @@ impl World {
             rejected: Vec::new(),
             remembered: BTreeMap::new(),
             going: BTreeMap::new(),
+            noted: BTreeMap::new(),
             leftovers: Vec::new(),
             records: VecDeque::new(),
             // Known signals stand at 0 from the start, so that a first eviction is an increase.
@@ -188,6 +194,7 @@ impl World {
             budget,
             stretched: budget::NONE,
             born: Micros::ZERO,
+            looked: false,
             probe_news: 0,
             tree: Vec::new(),
             next_op: 0,
@@ -242,7 +249,7 @@ impl World {
             facts: of_pods(|p| p.sandboxes.len() + p.containers.len()),
             health: of_pods(|p| p.health.size()),
             rejected: self.rejected.len(),
-            remembered: self.remembered.len(),
+            remembered: self.remembered.len() + self.noted.len(),
             leftovers: self.leftovers.len(),
             records: self.records.len(),
             series: self.totals.size(),
@@ -268,6 +275,7 @@ impl World {
             Event::Tick => Plans::Due,
             _ => Plans::All,
         };
+        self.looked = matches!(event, Event::Sample(_));
         match event {
             Event::Pods { pods, rejected } => self.on_wishes(pods, rejected, now),
             Event::Runtime(facts) => self.on_facts(facts, now),
@@ -278,9 +286,11 @@ impl World {
             Event::Kernel(event) => self.on_kernel(&event, now),
             Event::Remembered(ends) => self.remembered = ends.into_iter().map(|t| (t.uid.clone(), t)).collect(),
             Event::Going(pods) => self.going = pods.into_iter().collect(),
+            Event::Noted(notes) => self.noted = notes.into_iter().map(|note| (note.uid.clone(), note)).collect(),
             Event::OwnCost { cpu, looking, bpf } => {
                 self.on_own_cost(Spent { all: cpu + bpf.unwrap_or_default(), looking }, now);
             }
+            Event::Pulling { uid, image } => self.tell_pulling(&uid, &image, now),
             Event::Told { uid, container, reason, message } => self.say(&uid, container, now, true, &reason, message),
             Event::Probe { uid, container, run, kind, answer, took } => {
                 self.on_probe(&uid, Answered { container, run, kind, answer, took }, now);
@@ -335,6 +345,9 @@ impl World {
                 pod.next_spec = Some(spec);
             } else {
                 let mut pod = Pod::new(Arc::clone(&spec), now);
+                if let Some(note) = self.noted.remove(&spec.uid) {
+                    pod.recall(note);
+                }
                 if let Some(end) = self.remembered.get(&spec.uid) {
                     for (name, restarts, exit) in &end.exits {
                         if let Some(track) = pod.tracks.get_mut(name) {
@@ -368,9 +381,11 @@ impl World {
             let next = pod.terminating(Why::Removed, now);
             self.go(&uid, next, now);
         }
-        let notes: Vec<PodUid> = self.remembered.keys().filter(|uid| !self.pods.contains_key(*uid)).cloned().collect();
+        let notes = self.remembered.keys().chain(self.noted.keys()).filter(|uid| !self.pods.contains_key(*uid));
+        let notes: BTreeSet<PodUid> = notes.cloned().collect();
         for uid in notes {
             self.remembered.remove(&uid);
+            self.noted.remove(&uid);
             self.out.push(Action::Forget(uid));
         }
         let unwanted: Vec<PodUid> =
@@ -482,6 +497,7 @@ impl World {
             if let Some(pod) = self.pods.get_mut(uid) {
                 pod.wake = wakes.into_iter().flatten().min();
             }
+            self.show(uid, self.looked, now);
         }
         // A pod that is forgotten makes its name free for another one.
         if self.pods.len() != before {
@@ -567,7 +583,8 @@ impl World {
         if gone.as_ref().is_some_and(|pod| pod.until.is_some()) {
             self.out.push(Action::Going { uid: uid.clone(), until: None });
         }
-        if self.remembered.remove(uid).is_some() {
+        let noted = gone.as_ref().is_some_and(|pod| pod.noted.is_some());
+        if self.remembered.remove(uid).is_some() || noted {
             self.out.push(Action::Forget(uid.clone()));
         }
         if let Some(pod) = gone.filter(|p| p.wanted && !p.foreign) {
@@ -668,6 +685,9 @@ impl World {
             (_, PodState::Terminating { .. }) => lived,
             _ => false,
         };
+        let renewed = next == PodState::SandboxStarting
+            && matches!(pod.state, PodState::Initializing { .. } | PodState::Running)
+            && !pod.sandboxes.is_empty();
         pod.state = next;
         pod.retry_at = Micros::ZERO;
         let mut also = Vec::new();
@@ -687,6 +707,9 @@ impl World {
         }
         also.extend(pod.note_deadline(now));
         self.out.extend(also);
+        if renewed {
+            self.tell_new_sandbox(uid, now);
+        }
         if let Some((reason, message)) = rejected {
             self.say(uid, None, now, true, &reason, message);
         }

@@ -45,6 +45,7 @@ fn run(pod: &str, attempt: u32, state: ContainerFactState) -> ContainerFact {
         grace: None,
         pid: None,
         pre_stop: None,
+        user: None,
     }
 }
 
@@ -66,6 +67,8 @@ impl Node {
             ours: true,
             cgroup_parent: String::new(),
             labels: std::collections::BTreeMap::new(),
+            other_ips: Vec::new(),
+            no_address: false,
         };
         let dead = Exit {
             started: Micros::secs(1),

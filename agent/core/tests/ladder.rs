@@ -45,6 +45,8 @@ impl Node {
             ours: true,
             cgroup_parent: String::new(),
             labels: BTreeMap::new(),
+            other_ips: Vec::new(),
+            no_address: false,
         };
         let container = ContainerFact {
             id: "c".to_owned(),
@@ -59,6 +61,7 @@ impl Node {
             grace: None,
             pid: None,
             pre_stop: None,
+            user: None,
         };
         let asked = node.at().mono;
         let facts =

@@ -15,12 +15,18 @@ use beelet_core::snapshot::{ContainerState, Phase, PodView};
 use beelet_core::spec::{ContainerSpec, PodSpec, PodUid, ProbeKind, PullPolicy, RestartPolicy};
 use beelet_core::units::{Bytes, Micros, MilliCpu, Now};
 
+#[path = "life/admission.rs"]
+mod admission;
 #[path = "life/ends.rs"]
 mod ends;
 #[path = "life/images.rs"]
 mod images;
 #[path = "life/probes.rs"]
 mod probes;
+#[path = "life/sidecars.rs"]
+mod sidecars;
+#[path = "life/status.rs"]
+mod status;
 #[path = "life/stops.rs"]
 mod stops;
 #[path = "life/written.rs"]
@@ -41,6 +47,10 @@ struct Node {
     actions: Vec<Action>,
     /// What probes answer that do not succeed, by container.
     answers: BTreeMap<(String, ProbeKind), Answer>,
+    /// How often containers were run before, as the logs of a pod tell when it is prepared.
+    counted: Vec<(String, u32)>,
+    /// So many sandboxes come up without an address.
+    no_address: u32,
     /// How a container ends that is stopped.
     stop_code: i32,
     /// Operations of this name are begun and not ended; these are.
@@ -61,6 +71,8 @@ impl Node {
             fail: BTreeMap::new(),
             actions: Vec::new(),
             answers: BTreeMap::new(),
+            counted: Vec::new(),
+            no_address: 0,
             stop_code: 143,
             hold: None,
             held: Vec::new(),
@@ -130,6 +142,8 @@ impl Node {
     fn obey(&mut self, op: &PodOp) -> Done {
         match op {
             PodOp::StartSandbox { spec, attempt, cgroup } => {
+                let no_address = self.no_address > 0;
+                self.no_address = self.no_address.saturating_sub(1);
                 let fact = SandboxFact {
                     id: self.id(),
                     uid: spec.uid.clone(),
@@ -137,11 +151,13 @@ impl Node {
                     name: spec.name.clone(),
                     attempt: *attempt,
                     ready: true,
-                    ip: "10.0.0.1".to_owned(),
+                    ip: if no_address { String::new() } else { "10.0.0.1".to_owned() },
                     created: self.now.wall,
                     ours: true,
                     cgroup_parent: cgroup.clone(),
                     labels: BTreeMap::new(),
+                    other_ips: Vec::new(),
+                    no_address,
                 };
                 self.facts.sandboxes.push(fact.clone());
                 Done::Sandbox(fact)
@@ -162,6 +178,7 @@ impl Node {
                     grace: Some(spec.termination_grace),
                     pre_stop: spec.container(container).and_then(|c| c.lifecycle.pre_stop.as_deref().cloned()),
                     pid: None,
+                    user: None,
                 });
                 Done::Container { id, started: self.now.wall }
             }
@@ -181,7 +198,8 @@ impl Node {
                 self.facts.sandboxes.retain(|s| !ids.contains(&s.id));
                 Done::Ok
             }
-            PodOp::Prepare { .. } | PodOp::PostStart { .. } | PodOp::Cleanup { .. } | PodOp::Resize { .. } => Done::Ok,
+            PodOp::Prepare { .. } => Done::Prepared { runs: self.counted.clone() },
+            PodOp::PostStart { .. } | PodOp::Cleanup { .. } | PodOp::Resize { .. } => Done::Ok,
         }
     }
 
@@ -432,7 +450,11 @@ fn a4_16a_a_pod_that_does_not_fit_is_rejected_with_the_kubelets_words() {
     node.want(&[&big, &pod("b")]);
     let view = node.view("a");
     assert_eq!((view.phase, view.reason.as_str()), (Phase::Failed, "OutOfmemory"));
-    assert!(view.message.starts_with("Node didn't have enough resource: memory, requested: "), "{}", view.message);
+    assert!(
+        view.message.starts_with("Pod was rejected: Node didn't have enough resource: memory, requested: "),
+        "{}",
+        view.message
+    );
     assert_eq!(node.view("b").phase, Phase::Running);
 }
 
@@ -621,184 +643,6 @@ fn a6_8_a_pull_under_way_is_given_up_when_the_pod_goes() {
     }
     let out = world.step(Event::Pods { pods: Vec::new(), rejected: Vec::new() }, now);
     assert!(out.contains(&Action::Cancel { uid: "uid-a".into() }), "{out:?}");
-}
-
-/// A pod with the sidecars `proxy` and `logs`, an ordinary init container between them, and `main`.
-fn with_sidecars(policy: RestartPolicy) -> PodSpec {
-    let mut spec = pod("a");
-    spec.restart_policy = policy;
-    let one = |name: &str| ContainerSpec { name: name.to_owned(), ..spec.containers[0].clone() };
-    let always = Some(ContainerRestart { policy: RestartPolicy::Always, rules: Vec::new() });
-    let sidecar = |name: &str| ContainerSpec { restart: always.clone(), ..one(name) };
-    spec.init_containers = vec![sidecar("proxy"), one("init"), sidecar("logs")];
-    spec
-}
-
-impl Node {
-    /// The names of the containers that run.
-    fn running(&self) -> Vec<&str> {
-        let running = |c: &&ContainerFact| matches!(c.state, ContainerFactState::Running { .. });
-        self.facts.containers.iter().filter(running).map(|c| c.name.as_str()).collect()
-    }
-
-    /// What was told to stop, together by together. `names`: by id, from before.
-    fn told_to_stop(&self, names: &BTreeMap<String, String>) -> Vec<Vec<String>> {
-        let of = |action: &Action| match action {
-            Action::Pod { what: PodOp::StopContainers { stops, .. }, .. } => {
-                Some(stops.iter().filter(|stop| stop.signal).map(|stop| names[&stop.id].clone()).collect())
-            }
-            _ => None,
-        };
-        self.actions.iter().filter_map(of).collect()
-    }
-
-    fn by_id(&self) -> BTreeMap<String, String> {
-        self.facts.containers.iter().map(|c| (c.id.clone(), c.name.clone())).collect()
-    }
-}
-
-#[test]
-fn a4_5d_sidecars_start_in_their_place_and_nobody_waits_for_their_end() {
-    let mut node = ready_node();
-    node.want(&[&with_sidecars(RestartPolicy::Always)]);
-    assert_eq!(node.running(), ["proxy", "init"]);
-    assert_eq!((node.view("a").phase, node.view("a").status_word().as_str()), (Phase::Pending, "PodInitializing"));
-    // One that ends meanwhile is run again, while the other goes on.
-    node.end("proxy", 0);
-    node.run(Micros::secs(11));
-    assert_eq!(node.running(), ["init", "proxy"]);
-    node.end("init", 0);
-    assert_eq!(node.running(), ["proxy", "logs", "main"]);
-    assert_eq!(node.view("a").phase, Phase::Running);
-    // The first restart is at once, the second after the back-off.
-    node.end("logs", 1);
-    node.end("logs", 1);
-    let ready = |node: &Node| {
-        let view = node.view("a");
-        view.containers.iter().filter(|c| c.ready).map(|c| c.name.clone()).collect::<Vec<_>>()
-    };
-    assert_eq!(ready(&node), ["proxy", "init", "main"]);
-    node.run(Micros::secs(11));
-    assert_eq!((node.running(), ready(&node).len()), (vec!["proxy", "main", "logs"], 4));
-}
-
-#[test]
-fn a4_5g_sidecars_stop_after_the_others_the_last_first_and_keep_no_pod_alive() {
-    let mut node = ready_node();
-    let spec = with_sidecars(RestartPolicy::Never);
-    node.want(&[&spec]);
-    node.end("init", 0);
-    let names = node.by_id();
-    node.end("main", 0);
-    assert_eq!(node.view("a").phase, Phase::Succeeded);
-    assert_eq!(node.told_to_stop(&names), [["logs"], ["proxy"]]);
-
-    let mut node = ready_node();
-    node.want(&[&spec]);
-    node.end("init", 0);
-    let names = node.by_id();
-    node.want(&[]);
-    assert_eq!(node.told_to_stop(&names), [["main"], ["logs"], ["proxy"]]);
-    assert!(node.facts.sandboxes.is_empty());
-}
-
-#[test]
-fn a4_8b_a_containers_own_restart_policy_leads_over_the_pods() {
-    let mut node = ready_node();
-    let mut spec = pod("a");
-    spec.restart_policy = RestartPolicy::Never;
-    let rules = vec![RestartRule { within: true, codes: vec![42] }];
-    spec.containers[0].restart = Some(ContainerRestart { policy: RestartPolicy::Never, rules });
-    node.want(&[&spec]);
-    node.end("main", 42);
-    node.run(Micros::secs(11));
-    assert_eq!((node.view("a").phase, node.view("a").restarts()), (Phase::Running, 1));
-    node.end("main", 41);
-    assert_eq!(node.view("a").phase, Phase::Failed);
-}
-
-/// Why the pod was turned away; `None` if it was not.
-fn turned_away(node: &Node, name: &str) -> Option<(String, String)> {
-    let view = node.view(name);
-    (view.state == "Rejected").then(|| (view.reason.clone(), view.message.clone()))
-}
-
-#[test]
-fn a4_16i_a4_16k_a4_16l_what_the_node_cannot_do_turns_a_pod_away_before_anything_is_made() {
-    let security = NodeSecurity { app_armor: false, se_linux: false, ..NodeSecurity::default() };
-    let mut node = Node::new(NodeConfig { security, ..NodeConfig::default() });
-    node.want(&[]);
-    node.relist();
-    let (mut sysctl, mut armed, mut strict, mut unlabelled) = (pod("sysctl"), pod("armed"), pod("strict"), pod("free"));
-    sysctl.security.sysctls.insert("net.ipv4.ip_forward".to_owned(), "1".to_owned());
-    armed.containers[0].security.app_armor = Some(Profile::RuntimeDefault);
-    strict.security.groups_policy = GroupsPolicy::Strict;
-    unlabelled.containers[0].security.app_armor = Some(Profile::Unconfined);
-    node.want(&[&sysctl, &armed, &strict, &unlabelled]);
-    for (name, reason) in
-        [("sysctl", "SysctlForbidden"), ("armed", "AppArmor"), ("strict", "SupplementalGroupsPolicyNotSupported")]
-    {
-        assert_eq!(turned_away(&node, name).map(|(reason, _)| reason).as_deref(), Some(reason));
-        assert_eq!(node.view(name).phase, Phase::Failed);
-    }
-    assert_eq!(node.view("free").phase, Phase::Running);
-    assert_eq!(node.facts.sandboxes.len(), 1, "nothing was made for the others");
-}
-
-#[test]
-fn a4_16l_strict_groups_are_admitted_where_the_runtime_says_that_it_can() {
-    let mut node = ready_node();
-    node.facts.features = RuntimeFeatures { groups_policy: true, ..RuntimeFeatures::default() };
-    node.relist();
-    let mut strict = pod("strict");
-    strict.security.groups_policy = GroupsPolicy::Strict;
-    node.want(&[&strict]);
-    assert_eq!((turned_away(&node, "strict"), node.view("strict").phase), (None, Phase::Running));
-}
-
-/// The records of fields without an effect, by pod and message.
-fn left_out(node: &Node) -> Vec<(String, String)> {
-    let told = node.actions.iter().filter_map(|action| match action {
-        Action::Record(record) if record.reason == "FieldsLeftOut" => {
-            Some((record.name.clone(), record.message.clone()))
-        }
-        _ => None,
-    });
-    told.collect()
-}
-
-#[test]
-fn what_is_left_out_of_a_manifest_is_told_once_and_again_when_it_changes() {
-    let mut node = ready_node();
-    let without =
-        |fields: &[&str]| PodSpec { left_out: fields.iter().map(|f| (*f).to_owned()).collect(), ..pod("web") };
-    let name = || "default/web".to_owned();
-    node.want(&[&without(&["spec.affinity: not checked yet", "spec.subdomain: has no effect yet"])]);
-    node.want(&[&without(&["spec.affinity: not checked yet", "spec.subdomain: has no effect yet"])]);
-    let both = "spec.affinity: not checked yet; spec.subdomain: has no effect yet".to_owned();
-    assert_eq!(left_out(&node), [(name(), both.clone())]);
-    // The same UID, set by hand: the pod goes on, and the new text is told.
-    let before = node.facts.containers.clone();
-    node.want(&[&without(&["spec.affinity: not checked yet"])]);
-    assert_eq!(left_out(&node), [(name(), both), (name(), "spec.affinity: not checked yet".to_owned())]);
-    assert_eq!(node.facts.containers, before, "the pod was left alone");
-    assert_eq!(node.view("web").spec.left_out, ["spec.affinity: not checked yet"]);
-    node.want(&[&without(&[])]);
-    assert_eq!((left_out(&node).len(), node.view("web").spec.left_out.len()), (2, 0));
-}
-
-#[test]
-fn a10_13_labels_that_this_node_ignores_are_told() {
-    let security = NodeSecurity { se_linux: false, ..NodeSecurity::default() };
-    let mut node = Node::new(NodeConfig { security, ..NodeConfig::default() });
-    node.want(&[]);
-    node.relist();
-    let mut labelled = pod("labelled");
-    labelled.containers[0].security.se_linux = Some(SeLinux { level: "s0".to_owned(), ..SeLinux::default() });
-    node.want(&[&labelled]);
-    assert_eq!(node.view("labelled").phase, Phase::Running);
-    let said = "securityContext.seLinuxOptions: no effect, SELinux is not enabled on this node".to_owned();
-    assert_eq!(left_out(&node), [("default/labelled".to_owned(), said)]);
 }
 
 #[test]

@@ -58,6 +58,8 @@ impl Node {
             ours: false,
             cgroup_parent: String::new(),
             labels: std::collections::BTreeMap::new(),
+            other_ips: Vec::new(),
+            no_address: false,
         };
         let container = ContainerFact {
             id: format!("c{}", self.run),
@@ -72,6 +74,7 @@ impl Node {
             grace: None,
             pid: None,
             pre_stop: None,
+            user: None,
         };
         let facts = RuntimeFacts {
             asked: self.now().mono,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use beelet_core::event::{Done, Event, LinuxResources, OpError, PodOp};
-use beelet_core::spec::PodSpec;
+use beelet_core::spec::{PodSpec, PodUid};
 use beelet_core::units::Micros;
 use tokio::io::AsyncReadExt as _;
 use tokio::sync::mpsc;
@@ -67,7 +67,7 @@ impl CriRuntime {
 }
 
 impl PodRuntime for CriRuntime {
-    async fn perform(&self, what: &PodOp) -> Result<Done, OpError> {
+    async fn perform(&self, uid: &PodUid, what: &PodOp) -> Result<Done, OpError> {
         match what {
             PodOp::StartSandbox { spec, cgroup, attempt } => {
                 let node = self.node_now().await.map_err(|error| OpError {
@@ -86,7 +86,12 @@ impl PodRuntime for CriRuntime {
                 }
                 Ok(done)
             }
-            PodOp::EnsureImage { image, pull } => self.runtime.ensure_image(&self.puller, image, *pull).await,
+            PodOp::EnsureImage { image, pull } => {
+                let pulling = || {
+                    let _ = self.events.send(Event::Pulling { uid: uid.clone(), image: image.clone() });
+                };
+                self.runtime.ensure_image(&self.puller, image, *pull, pulling).await
+            }
             PodOp::StartContainer { spec, container, attempt, sandbox_id, pod_ip, cgroup, linux } => {
                 let attempt = *attempt;
                 let start =

@@ -1,5 +1,5 @@
-//! How pods ended, and by when those that go have to be gone, written down: one small file per pod, so that a restarted agent neither
-//! runs an evicted pod again nor gives one that goes its time again.
+//! How pods ended, by when those that go have to be gone, and what was shown of them, written down: one small file per pod, so that a
+//! restarted agent neither runs an evicted pod again nor gives one that goes its time again, and shows no change where there was none.
 //!
 //! Files are written to a temporary name and renamed, so a reader sees the old or the new one and never half of it.
 
@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use beelet_core::event::Terminal;
 use beelet_core::spec::PodUid;
+use beelet_core::status::PodNote;
 use beelet_core::units::Micros;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -92,6 +93,44 @@ impl GoingStore {
             Some(until) => self.0.write(uid, &(uid, until), false),
             None => self.0.remove(uid),
         }
+    }
+}
+
+/// The folder of what was shown of pods.
+#[derive(Clone, Debug)]
+pub struct StatusStore(Folder);
+
+impl StatusStore {
+    /// The folder below the agent's root; made if it is not there.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub fn open(root: &Path) -> Result<Self, MemoryError> {
+        Folder::open(root, "status").map(Self)
+    }
+
+    /// What earlier lives of the agent wrote down, and the files that cannot be understood.
+    ///
+    /// # Errors
+    /// If the folder cannot be read.
+    pub fn load(&self) -> Result<(Vec<PodNote>, Vec<String>), MemoryError> {
+        self.0.load()
+    }
+
+    /// Writes down what is shown of a pod, in place of what was. It need not outlive the machine: nothing runs any more then.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn remember(&self, note: &PodNote) -> Result<(), MemoryError> {
+        self.0.write(&note.uid, note, false)
+    }
+
+    /// Forgets a pod.
+    ///
+    /// # Errors
+    /// If the file cannot be removed; one that is not there is fine.
+    pub fn forget(&self, uid: &PodUid) -> Result<(), MemoryError> {
+        self.0.remove(uid)
     }
 }
 

@@ -33,5 +33,5 @@ pub use cri::CriRuntime;
 pub use executor::{Executor, Parts};
 pub use guard::Guard;
 pub use journal::{Journal, JournalError, Restore};
-pub use memory::{GoingStore, MemoryError, TerminalStore};
+pub use memory::{GoingStore, MemoryError, StatusStore, TerminalStore};
 pub use pod_ops::{PodRuntime, time_limit};

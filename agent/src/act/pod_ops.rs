@@ -25,7 +25,7 @@ const EMPTY: Duration = Duration::from_secs(5);
 pub trait PodRuntime: Send + Sync + 'static {
     /// An operation on sandboxes, images or containers: all but `Prepare`, `PostStart`, `StopContainers`,
     /// `Cleanup` and `Resize`.
-    fn perform(&self, what: &PodOp) -> impl Future<Output = Result<Done, OpError>> + Send;
+    fn perform(&self, uid: &PodUid, what: &PodOp) -> impl Future<Output = Result<Done, OpError>> + Send;
 
     /// Gives a running container other resources.
     fn update_container(&self, id: &str, linux: &LinuxResources) -> impl Future<Output = Result<(), OpError>> + Send;
@@ -117,11 +117,11 @@ impl<R: PodRuntime> Context<R> {
                     // First of all, so that a leftover is known for ours wherever the agent is killed.
                     files.mark(&spec).map_err(|e| mount_error(&e))?;
                     tree.ensure(&cgroup).map_err(|e| cgroup_error(&e))?;
-                    files.setup(&spec).map_err(|e| mount_error(&e))
+                    files.setup(&spec).map_err(|e| mount_error(&e))?;
+                    Ok(Done::Prepared { runs: files.runs(&spec) })
                 })
-                .await?;
-                self.arm(&path);
-                Ok(Done::Ok)
+                .await
+                .inspect(|_| self.arm(&path))
             }
             PodOp::Cleanup { uid: of, cgroup, keep_logs } => {
                 debug_assert_eq!(&of, uid);
@@ -144,7 +144,7 @@ impl<R: PodRuntime> Context<R> {
                 if let PodOp::StartSandbox { cgroup, .. } | PodOp::StartContainer { cgroup, .. } = &other {
                     self.arm(cgroup);
                 }
-                self.runtime.perform(&other).await
+                self.runtime.perform(uid, &other).await
             }
         }
     }

@@ -39,7 +39,7 @@ impl Fake {
 }
 
 impl PodRuntime for Fake {
-    async fn perform(&self, what: &PodOp) -> Result<Done, OpError> {
+    async fn perform(&self, _: &PodUid, what: &PodOp) -> Result<Done, OpError> {
         let PodOp::EnsureImage { image, .. } = what else {
             self.note(what.name().to_owned());
             return Ok(Done::Ok);
@@ -270,7 +270,7 @@ async fn a4_11a_a_pod_from_prepare_to_cleanup() {
     let spec = Arc::new(pod("u1", Vec::new()));
     let cgroup = PodCgroup { path: path.clone(), knobs: limits(64) };
     rig.op("u1", 1, PodOp::Prepare { spec: Arc::clone(&spec), cgroup });
-    assert_eq!(rig.result().await.2, Ok(Done::Ok));
+    assert_eq!(rig.result().await.2, Ok(Done::Prepared { runs: Vec::new() }));
     bed.tree.verify(&path, &limits(64)).unwrap();
     let container = format!("{path}/c1");
     bed.tree.create(&container).unwrap();

@@ -177,6 +177,7 @@ impl Cycle {
                 }
                 Action::Remember(end) => self.notes.take(Note::Remember(end)),
                 Action::Going { uid, until } => self.notes.take(Note::Going(uid, until)),
+                Action::Note(note) => self.notes.take(Note::Shown(note)),
                 Action::Forget(uid) => self.notes.take(Note::Forget(uid)),
                 Action::Record(record) => tell(&record),
             }

@@ -38,7 +38,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use crate::act::{
-    self, CriRuntime, Executor, GoingStore, Guard, Journal, JournalError, MemoryError, Parts, TerminalStore,
+    self, CriRuntime, Executor, GoingStore, Guard, Journal, JournalError, MemoryError, Parts, StatusStore,
+    TerminalStore,
 };
 use crate::cgroup::{Hierarchies, Tree};
 use crate::clock::Clock;
@@ -328,7 +329,13 @@ pub async fn run(
         warn!(file, "by when a pod has to be gone cannot be read; it has all its time to end");
     }
     let _ = events_to.send(Event::Going(left));
-    let notes = notes::Notes::spawn(store, going).map_err(AgentError::Thread)?;
+    let status = StatusStore::open(&options.root)?;
+    let (shown, torn) = status.load()?;
+    for file in torn {
+        debug!(file, "what was shown of a pod cannot be read");
+    }
+    let _ = events_to.send(Event::Noted(shown));
+    let notes = notes::Notes::spawn(store, going, status).map_err(AgentError::Thread)?;
 
     // What shows.
     let (published, manifests) = (Published::default(), Manifests::default());

@@ -269,6 +269,12 @@ fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
     }
 }
 
+/// The run that a log is of, by the name of its file, also if it is rotated.
+fn run_of(name: &std::ffi::OsStr) -> Option<u32> {
+    let (number, rest) = name.to_str()?.split_once('.')?;
+    (rest == "log" || rest.starts_with("log.")).then(|| number.parse::<u32>().ok())?
+}
+
 /// Removes the logs of all runs of a container before this one; `folder` is the container's.
 ///
 /// # Errors
@@ -276,16 +282,23 @@ fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
 pub fn remove_runs_before(folder: &Path, run: u32) -> io::Result<()> {
     for entry in entries(folder)?.into_iter().flatten() {
         let entry = entry?;
-        let name = entry.file_name();
-        let of = name.to_str().and_then(|name| {
-            let (number, rest) = name.split_once('.')?;
-            (rest == "log" || rest.starts_with("log.")).then(|| number.parse::<u32>().ok())?
-        });
-        if of.is_some_and(|of| of < run) {
+        if run_of(&entry.file_name()).is_some_and(|of| of < run) {
             remove(&entry.path())?;
         }
     }
     Ok(())
+}
+
+/// How often a container was run, by the logs that are there: the number of the newest and one; `folder` is the container's.
+///
+/// # Errors
+/// The folder cannot be read.
+pub fn runs(folder: &Path) -> io::Result<u32> {
+    let mut runs = 0;
+    for entry in entries(folder)?.into_iter().flatten() {
+        runs = runs.max(run_of(&entry?.file_name()).map_or(0, |run| run.saturating_add(1)));
+    }
+    Ok(runs)
 }
 
 #[cfg(test)]
@@ -303,6 +316,16 @@ mod tests {
         let mut names: Vec<String> = entries.map(|entry| entry.file_name().into_string().unwrap()).collect();
         names.sort();
         names
+    }
+
+    #[test]
+    fn a4_8k_the_logs_tell_how_often_a_container_ran() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!((runs(dir.path()).unwrap(), runs(&dir.path().join("none")).unwrap()), (0, 0));
+        for name in ["0.log", "3.log.20260101-120000.gz", "x.log", "9.txt"] {
+            fs::write(dir.path().join(name), "").unwrap();
+        }
+        assert_eq!(runs(dir.path()).unwrap(), 4);
     }
 
     #[test]

@@ -27,7 +27,7 @@ struct Fake {
 }
 
 impl PodRuntime for Fake {
-    async fn perform(&self, _: &PodOp) -> Result<Done, OpError> {
+    async fn perform(&self, _: &beelet_core::spec::PodUid, _: &PodOp) -> Result<Done, OpError> {
         Ok(Done::Ok)
     }
 

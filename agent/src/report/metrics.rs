@@ -507,6 +507,7 @@ fn totals(rows: &mut Rows, totals: &Totals) {
         rows.put(errors, &[], of(false) as f64);
     }
     rows.put("beelet_illegal_transitions_total", &[], totals.illegal_transitions as f64);
+    rows.put("beelet_orphaned_runtime_pods_total", &[], totals.orphans as f64);
 }
 
 #[cfg(test)]

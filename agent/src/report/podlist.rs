@@ -5,12 +5,12 @@
 //! too, as a failed pod whose message is the error, because that is where people look.
 //!
 //! Terms: the condition `beelet.dev/Healthy` is the verdict; its message is the evidence. `beelet.dev/AsWritten` is there, and False, of a
-//! pod that runs without a part of its manifest; its message names the fields.
+//! pod that runs without a part of its manifest; its message names the fields. All others are the core's ([`beelet_core::status`]).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use beelet_core::event::{Exit, Rejected};
+use beelet_core::event::{Exit, LinuxUser, Rejected};
 use beelet_core::health::Health;
 use beelet_core::snapshot::{ContainerState as State, ContainerView, Phase, PodView, Snapshot};
 use beelet_core::spec::{
@@ -19,7 +19,8 @@ use beelet_core::spec::{
 use beelet_core::units::Micros;
 use k8s_openapi::api::core::v1::{
     Container, ContainerPort, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting,
-    ContainerStatus, EnvVar, HostIP, Pod, PodCondition, PodIP, PodStatus, ResourceRequirements, VolumeMount,
+    ContainerStatus, ContainerUser, EnvVar, HostIP, LinuxContainerUser, Pod, PodCondition, PodIP, PodStatus,
+    ResourceRequirements, VolumeMount, VolumeMountStatus,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ListMeta, ObjectMeta, Time};
@@ -191,25 +192,36 @@ fn status(view: &PodView, host_ip: &str) -> PodStatus {
         QosClass::Burstable => "Burstable",
         QosClass::BestEffort => "BestEffort",
     };
+    let common = PodStatus {
+        phase: Some(view.phase.as_str().to_owned()),
+        reason: text(&view.reason),
+        message: text(&view.message),
+        observed_generation: generation(view.spec.generation),
+        qos_class: Some(qos.to_owned()),
+        start_time: time(view.since),
+        conditions: Some(conditions(view)),
+        ..PodStatus::default()
+    };
+    // Of one that was turned away nothing is there that could be told of.
+    if view.state == "Rejected" {
+        return common;
+    }
     let of = |init: bool| {
         let list: Vec<_> =
             view.containers.iter().filter(|c| c.init == init).map(|c| container_status(view, c)).collect();
         Some(list).filter(|l| !l.is_empty())
     };
+    // A pod in the node's network has the node's address.
+    let own = if view.ip.is_empty() && view.spec.host_network { host_ip } else { &view.ip };
+    let ips: Vec<PodIP> = text(own).into_iter().chain(view.other_ips.iter().cloned()).map(|ip| PodIP { ip }).collect();
     PodStatus {
-        phase: Some(view.phase.as_str().to_owned()),
-        reason: text(&view.reason),
-        message: text(&view.message),
-        pod_ip: text(&view.ip),
-        pod_ips: text(&view.ip).map(|ip| vec![PodIP { ip }]),
+        pod_ip: text(own),
+        pod_ips: Some(ips).filter(|ips| !ips.is_empty()),
         host_ip: text(host_ip),
         host_ips: text(host_ip).map(|ip| vec![HostIP { ip }]),
-        qos_class: Some(qos.to_owned()),
-        start_time: time(view.since),
-        conditions: Some(conditions(view)),
         container_statuses: of(false),
         init_container_statuses: of(true),
-        ..PodStatus::default()
+        ..common
     }
 }
 
@@ -223,14 +235,11 @@ fn container_status(view: &PodView, container: &ContainerView) -> ContainerStatu
         State::Running { started } => state.running = Some(ContainerStateRunning { started_at: time(*started) }),
         State::Terminated(exit) => state.terminated = Some(terminated(exit, id(&container.id))),
     }
-    let last = container.last.as_ref().map(|exit| {
-        // While it waits, the newest run is the last one.
-        let waiting = matches!(container.state, State::Waiting { .. });
-        ContainerState {
-            terminated: Some(terminated(exit, id(&container.id).filter(|_| waiting))),
-            ..ContainerState::default()
-        }
+    let last = container.last.as_ref().map(|exit| ContainerState {
+        terminated: Some(terminated(exit, id(&container.last_id))),
+        ..ContainerState::default()
     });
+    let spec = view.spec.container(&container.name);
     ContainerStatus {
         name: container.name.clone(),
         container_id: id(&container.id),
@@ -241,9 +250,31 @@ fn container_status(view: &PodView, container: &ContainerView) -> ContainerStatu
         ready: container.ready,
         started: Some(container.started),
         restart_count: i32::try_from(container.restarts).unwrap_or(i32::MAX),
-        resources: view.spec.container(&container.name).and_then(|c| resources(&c.resources)),
+        resources: resources(&container.given),
+        allocated_resources: resources(&container.allocated).and_then(|all| all.requests),
+        user: container.user.as_ref().map(user),
+        volume_mounts: spec.map(|spec| spec.mounts.iter().map(mounted).collect()).filter(|l: &Vec<_>| !l.is_empty()),
         ..ContainerStatus::default()
     }
+}
+
+fn user(of: &LinuxUser) -> ContainerUser {
+    let groups = Some(of.groups.clone()).filter(|groups| !groups.is_empty());
+    ContainerUser { linux: Some(LinuxContainerUser { uid: of.uid, gid: of.gid, supplemental_groups: groups }) }
+}
+
+fn mounted(mount: &spec::Mount) -> VolumeMountStatus {
+    VolumeMountStatus {
+        name: mount.volume.clone(),
+        mount_path: mount.path.clone(),
+        read_only: Some(true).filter(|_| mount.read_only),
+        recursive_read_only: Some("Disabled".to_owned()).filter(|_| mount.read_only),
+        ..VolumeMountStatus::default()
+    }
+}
+
+fn generation(of: i64) -> Option<i64> {
+    Some(of).filter(|&generation| generation != 0)
 }
 
 fn terminated(exit: &Exit, container_id: Option<String>) -> ContainerStateTerminated {
@@ -258,85 +289,39 @@ fn terminated(exit: &Exit, container_id: Option<String>) -> ContainerStateTermin
     }
 }
 
-/// A condition before its time is filled in: type, what holds, reason, message.
-fn condition(type_: &str, status: Option<bool>, reason: &str, message: &str, since: Micros) -> PodCondition {
-    let status = match status {
-        Some(true) => "True",
-        Some(false) => "False",
-        None => "Unknown",
-    };
-    PodCondition {
-        type_: type_.to_owned(),
-        status: status.to_owned(),
-        reason: text(reason),
-        message: text(message),
-        last_transition_time: time(since),
-        ..PodCondition::default()
-    }
-}
-
+/// Those of the core, and that of its health.
 fn conditions(view: &PodView) -> Vec<PodCondition> {
-    let over = matches!(view.phase, Phase::Succeeded | Phase::Failed);
-    let done = |c: &&ContainerView| matches!(&c.state, State::Terminated(exit) if exit.code == 0);
-    let names = |list: &[&ContainerView]| list.iter().map(|c| c.name.as_str()).collect::<Vec<_>>().join(" ");
-    let started = |c: &&ContainerView| if c.sidecar { matches!(c.state, State::Running { .. }) } else { done(c) };
-    let starting: Vec<_> = view.containers.iter().filter(|c| c.init && !started(c)).collect();
-    let unready: Vec<_> = view.containers.iter().filter(|c| (!c.init || c.sidecar) && !c.ready).collect();
-    let begun =
-        view.containers.iter().any(|c| !c.init && !matches!(c.state, State::Waiting { .. }) || c.last.is_some());
-    let sandbox = !over && (!view.ip.is_empty() || view.containers.iter().any(|c| !c.id.is_empty()));
-    let changed = view.containers.iter().filter_map(|c| match &c.state {
-        State::Running { started } => Some(*started),
-        State::Terminated(exit) => Some(exit.finished),
-        State::Waiting { .. } => c.last.as_ref().map(|exit| exit.finished),
-    });
-    let turned = view.containers.iter().filter_map(|c| c.turned);
-    let changed = changed.chain(turned).max().unwrap_or(view.since);
-
-    let initialized = starting.is_empty() || begun || view.phase == Phase::Succeeded;
-    let ready = !over && unready.is_empty() && view.phase == Phase::Running;
-    let (init_reason, init_message) = match initialized {
-        true => ("", String::new()),
-        false => ("ContainersNotInitialized", format!("containers with incomplete status: [{}]", names(&starting))),
-    };
-    let (ready_reason, ready_message) = match view.phase {
-        _ if ready => ("", String::new()),
-        Phase::Succeeded => ("PodCompleted", String::new()),
-        Phase::Failed => ("PodFailed", String::new()),
-        _ => ("ContainersNotReady", format!("containers with unready status: [{}]", names(&unready))),
-    };
+    let mut all: Vec<PodCondition> = view
+        .conditions
+        .iter()
+        .map(|c| PodCondition {
+            type_: c.kind.as_str().to_owned(),
+            status: if c.holds { "True" } else { "False" }.to_owned(),
+            reason: text(&c.reason),
+            message: text(&c.message),
+            last_transition_time: time(c.since),
+            observed_generation: generation(c.generation),
+            ..PodCondition::default()
+        })
+        .collect();
     let healthy = match view.health.state {
-        Health::Unknown => None,
-        Health::Healthy => Some(true),
-        Health::Suspect | Health::Unhealthy => Some(false),
+        Health::Unknown => "Unknown",
+        Health::Healthy => "True",
+        Health::Suspect | Health::Unhealthy => "False",
     };
-    let health_reason =
+    let reason =
         if view.health.reason.is_empty() { super::metrics::health(view.health.state) } else { &view.health.reason };
-    let evidence = view.health.evidence.join("; ");
     // What was never known did not become so: its time would be that of the boot.
     let never = view.health.state == Health::Unknown && view.health.since < view.since;
     let judged = if never { Micros::ZERO } else { view.health.since };
-    let mut all = vec![
-        condition("PodReadyToStartContainers", Some(sandbox), "", "", view.since),
-        condition("Initialized", Some(initialized), init_reason, &init_message, view.since),
-        condition("Ready", Some(ready), ready_reason, &ready_message, changed),
-        condition("ContainersReady", Some(ready), ready_reason, &ready_message, changed),
-        condition("PodScheduled", Some(true), "", "", view.since),
-        condition("beelet.dev/Healthy", healthy, health_reason, &evidence, judged),
-    ];
-    if let Some(message) = &view.disruption {
-        all.push(condition("DisruptionTarget", Some(true), "TerminationByKubelet", message, changed));
-    }
-    if !view.spec.left_out.is_empty() {
-        let message = view.spec.left_out.join("; ");
-        all.push(condition("beelet.dev/AsWritten", Some(false), "FieldsLeftOut", &message, view.since));
-    }
-    if view.resize.starts_with("InProgress") {
-        all.push(condition("PodResizeInProgress", Some(true), "", "", changed));
-    } else if !view.resize.is_empty() {
-        let (reason, message) = view.resize.split_once(": ").unwrap_or((&view.resize, ""));
-        all.push(condition("PodResizePending", Some(true), reason, message, changed));
-    }
+    all.push(PodCondition {
+        type_: "beelet.dev/Healthy".to_owned(),
+        status: healthy.to_owned(),
+        reason: text(reason),
+        message: text(&view.health.evidence.join("; ")),
+        last_transition_time: time(judged),
+        ..PodCondition::default()
+    });
     all
 }
 
@@ -344,6 +329,7 @@ fn conditions(view: &PodView) -> Vec<PodCondition> {
 mod tests {
     use super::super::samples;
     use super::*;
+    use beelet_core::status::ConditionKind;
     use serde_json::{Value, json};
 
     fn list(picture: &Snapshot, manifests: &BTreeMap<PodUid, Arc<Pod>>) -> Value {
@@ -368,6 +354,7 @@ mod tests {
         assert_eq!(container["lastState"]["terminated"]["exitCode"], 137);
         assert_eq!(container["lastState"]["terminated"]["finishedAt"], "2026-11-23T09:59:55Z");
         assert_eq!(container["containerID"], "containerd://c2");
+        assert_eq!(container["lastState"]["terminated"]["containerID"], "containerd://c2");
         assert_eq!(container["resources"]["limits"], json!({"cpu": "500m", "memory": "128Mi"}));
         assert_eq!(condition_of(leak, "Ready")["message"], "containers with unready status: [leak]");
         let healthy = condition_of(leak, "beelet.dev/Healthy");
@@ -407,64 +394,70 @@ mod tests {
     }
 
     #[test]
-    fn a4_2b_a4_2g_an_evicted_pod_says_who_disrupted_it() {
+    fn a4_2_conditions_are_written_with_their_time_and_generation() {
         let mut picture = samples::busy_node();
         let mut view = (*picture.pods[0]).clone();
-        (view.phase, view.reason, view.message) = (Phase::Failed, "Evicted".into(), "The node was low.".into());
-        view.disruption = Some(view.message.clone());
+        view.conditions.push(beelet_core::status::PodCondition {
+            kind: ConditionKind::DisruptionTarget,
+            holds: true,
+            reason: "TerminationByKubelet".to_owned(),
+            message: "The node was low.".to_owned(),
+            since: samples::WALL,
+            generation: 3,
+        });
+        view.spec = Arc::new(PodSpec { generation: 3, ..(*view.spec).clone() });
         picture.pods = vec![view.into()];
         let list = list(&picture, &BTreeMap::new());
-        let pod = &list["items"][0];
-        assert_eq!(condition_of(pod, "DisruptionTarget")["reason"], "TerminationByKubelet");
-        assert_eq!(condition_of(pod, "Ready")["reason"], "PodFailed");
-        assert_eq!(condition_of(pod, "PodReadyToStartContainers")["status"], "False");
+        let told = condition_of(&list["items"][0], "DisruptionTarget");
+        let expected = json!({
+            "type": "DisruptionTarget", "status": "True", "reason": "TerminationByKubelet", "message": "The node was low.",
+            "lastTransitionTime": "2026-11-23T10:00:00Z", "observedGeneration": 3,
+        });
+        assert_eq!(*told, expected);
+        assert_eq!(list["items"][0]["status"]["observedGeneration"], 3);
     }
 
     #[test]
-    fn a4_2a_a4_2c_a4_2k_a_pod_that_begins_says_what_it_waits_for_and_since_when() {
+    fn a4_18g_a_container_says_what_it_holds_and_who_it_runs_as() {
         let mut picture = samples::busy_node();
         let mut view = (*picture.pods[1]).clone();
-        let turned = view.since + Micros::secs(7_000_000);
-        view.containers[0].turned = Some(turned);
-        picture.pods[1] = view.clone().into();
-        let running = list(&picture, &BTreeMap::new());
-        let web = &running["items"][1];
-        assert_eq!(condition_of(web, "Initialized")["status"], "True");
-        let since = |type_: &str| condition_of(web, type_)["lastTransitionTime"].clone();
-        assert_eq!(since("Ready"), serde_json::to_value(time(turned)).unwrap());
-        assert_eq!(since("PodScheduled"), serde_json::to_value(time(view.since)).unwrap());
-
-        view.containers[0].init = true;
-        picture.pods[1] = view.into();
-        let beginning = list(&picture, &BTreeMap::new());
-        let initialized = condition_of(&beginning["items"][1], "Initialized");
-        assert_eq!(
-            (&initialized["status"], &initialized["reason"]),
-            (&json!("False"), &json!("ContainersNotInitialized"))
-        );
-        assert_eq!(initialized["message"], "containers with incomplete status: [web]");
-        assert_eq!(condition_of(&beginning["items"][1], "PodScheduled")["status"], "True");
+        let mut spec = (*view.spec).clone();
+        let mount = |path: &str, read_only| spec::Mount {
+            volume: "v".into(),
+            path: path.into(),
+            read_only,
+            ..spec::Mount::default()
+        };
+        spec.containers[0].mounts = vec![mount("/a", false), mount("/b", true)];
+        spec.host_network = true;
+        (view.spec, view.ip) = (Arc::new(spec), String::new());
+        let container = &mut view.containers[0];
+        container.user = Some(LinuxUser { uid: 1_000, gid: 2_000, groups: vec![2_000, 3_000] });
+        container.allocated.memory_request = Some(beelet_core::units::Bytes::mib(96));
+        picture.pods = vec![view.into()];
+        let list = list(&picture, &BTreeMap::new());
+        let status = &list["items"][0]["status"];
+        assert_eq!((&status["podIP"], &status["podIPs"]), (&json!("192.0.2.1"), &json!([{"ip": "192.0.2.1"}])));
+        let of = &status["containerStatuses"][0];
+        assert_eq!(of["user"], json!({"linux": {"uid": 1000, "gid": 2000, "supplementalGroups": [2000, 3000]}}));
+        let mounts = json!([
+            {"name": "v", "mountPath": "/a"},
+            {"name": "v", "mountPath": "/b", "readOnly": true, "recursiveReadOnly": "Disabled"},
+        ]);
+        assert_eq!(of["volumeMounts"], mounts);
+        assert_eq!(of["allocatedResources"], json!({"cpu": "250m", "memory": "96Mi"}));
+        assert_eq!(of["resources"]["requests"], json!({"cpu": "250m", "memory": "64Mi"}));
     }
 
     #[test]
-    fn a_pod_that_runs_without_a_part_of_its_manifest_says_so() {
+    fn a4_16_a_pod_that_was_turned_away_has_no_containers_to_tell_of() {
         let mut picture = samples::busy_node();
-        let mut view = (*picture.pods[0]).clone();
-        let left_out = vec![
-            "spec.containers[0].stdinOnce: has no effect yet".to_owned(),
-            "spec.subdomain: has no effect yet".to_owned(),
-        ];
-        view.spec = Arc::new(PodSpec { left_out, ..(*view.spec).clone() });
-        picture.pods[0] = view.into();
+        let mut view = (*picture.pods[1]).clone();
+        (view.state, view.phase) = ("Rejected".to_owned(), Phase::Failed);
+        picture.pods = vec![view.into()];
         let list = list(&picture, &BTreeMap::new());
-        let told = condition_of(&list["items"][0], "beelet.dev/AsWritten");
-        assert_eq!((told["status"].as_str(), told["reason"].as_str()), (Some("False"), Some("FieldsLeftOut")));
-        assert_eq!(
-            told["message"],
-            "spec.containers[0].stdinOnce: has no effect yet; spec.subdomain: has no effect yet"
-        );
-        let all = list["items"][1]["status"]["conditions"].as_array().unwrap();
-        assert!(all.iter().all(|c| c["type"] != "beelet.dev/AsWritten"));
+        let status = &list["items"][0]["status"];
+        assert!(status.get("containerStatuses").is_none() && status.get("podIP").is_none(), "{status}");
     }
 
     #[test]

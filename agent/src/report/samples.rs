@@ -12,6 +12,7 @@ use beelet_core::snapshot::{
     ContainerState, ContainerView, ExitKind, NodeView, OwnCost, Phase, PodView, Snapshot, Totals,
 };
 use beelet_core::spec::{ContainerSpec, PodSpec, QosClass, Resources};
+use beelet_core::status::{ConditionKind, PodCondition};
 use beelet_core::units::{Bytes, Micros, MilliCpu, Now, Ppm};
 
 use super::{Capability, MapUse, Program, SelfReport};
@@ -29,15 +30,19 @@ pub(crate) fn spec(uid: &str, name: &str, container: &str) -> PodSpec {
         containers: vec![ContainerSpec {
             image: format!("docker.io/library/{container}:1"),
             command: vec!["/serve".into()],
-            resources: Resources {
-                cpu_request: Some(MilliCpu(250)),
-                cpu_limit: Some(MilliCpu(500)),
-                memory_request: Some(Bytes::mib(64)),
-                memory_limit: Some(Bytes::mib(128)),
-            },
+            resources: resources(),
             ..ContainerSpec::unknown(container)
         }],
         ..PodSpec::unknown(uid.into())
+    }
+}
+
+fn resources() -> Resources {
+    Resources {
+        cpu_request: Some(MilliCpu(250)),
+        cpu_limit: Some(MilliCpu(500)),
+        memory_request: Some(Bytes::mib(64)),
+        memory_limit: Some(Bytes::mib(128)),
     }
 }
 
@@ -84,16 +89,30 @@ fn container(name: &str, id: &str, state: ContainerState) -> ContainerView {
         image_id: format!("sha256:{id}"),
         state,
         last: None,
+        last_id: String::new(),
+        user: None,
+        given: resources(),
+        allocated: resources(),
         restarts: 0,
         ready: true,
         started: true,
-        turned: None,
         probes: Vec::new(),
         reading: Some(reading(Micros::millis(12_500))),
         detail: None,
         cpu: Some(MilliCpu(120)),
         burst: Micros::millis(50),
         oom_kills: 0,
+    }
+}
+
+fn condition(holds: bool, reason: &str, message: &str) -> PodCondition {
+    PodCondition {
+        kind: ConditionKind::Ready,
+        holds,
+        reason: reason.into(),
+        message: message.into(),
+        since: WALL - Micros::secs(120),
+        generation: 0,
     }
 }
 
@@ -106,9 +125,11 @@ fn pod(spec: PodSpec, containers: Vec<ContainerView>) -> PodView {
         phase: Phase::Running,
         reason: String::new(),
         message: String::new(),
+        conditions: vec![condition(true, "", "")],
         qos,
         state: "Running".into(),
         ip: "10.88.0.5".into(),
+        other_ips: Vec::new(),
         since: WALL - Micros::secs(125),
         cgroup,
         containers,
@@ -133,7 +154,6 @@ fn pod(spec: PodSpec, containers: Vec<ContainerView>) -> PodView {
             since: WALL - Micros::secs(60),
         },
         resize: String::new(),
-        disruption: None,
         last_action: "started web".into(),
         oom_kills: 0,
     }
@@ -160,6 +180,8 @@ pub(crate) fn busy_node() -> Snapshot {
         reason: "OOMKilled".into(),
         message: String::new(),
     });
+    leak.containers[0].last_id = "c2".into();
+    leak.conditions = vec![condition(false, "ContainersNotReady", "containers with unready status: [leak]")];
     (leak.containers[0].restarts, leak.containers[0].oom_kills, leak.oom_kills) = (3, 3, 3);
     (leak.network, leak.network_rate, leak.listening) = (None, None, None);
     leak.rungs = vec![Rung::Throttle];
@@ -237,6 +259,7 @@ pub(crate) fn busy_node() -> Snapshot {
                 (("start_sandbox".into(), true), 2),
             ],
             illegal_transitions: 0,
+            orphans: 0,
             forgotten: 0,
         },
     }

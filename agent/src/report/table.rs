@@ -287,6 +287,7 @@ pub static METRICS: &[MetricDef] = &[
     def(Agent, Gauge, "beelet_last_step_timestamp_seconds", "seconds", &[], "When the agent last took a step, since 1970-01-01 UTC."),
     def(Agent, Gauge, "beelet_sample_interval_seconds", "seconds", &[], "The distance of samples at present."),
     def(Agent, Counter, "beelet_actions_total", "", &["action", "result"], "Actions done, by result: success, failure."),
+    def(Agent, Counter, "beelet_orphaned_runtime_pods_total", "", &[], "Pods that the runtime had and nobody wanted, found after a start: their manifests went while no agent looked."),
     def(Agent, Counter, "beelet_illegal_transitions_total", "", &[], "Events that did not fit a pod's state and changed nothing."),
     def(Agent, Gauge, "beelet_capability", "", &["name", "reason"], "1 if the kernel, the machine or the runtime can do it; else why not."),
     def(Agent, Gauge, "beelet_runtime_rpc_missing", "", &["rpc"], "A call that the container runtime does not have; always 1."),

@@ -12,7 +12,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use beelet_core::event::{CgroupKnobs, ContainerFact, ContainerFactState, Exit, RuntimeFacts, SandboxFact};
+use beelet_core::event::{CgroupKnobs, ContainerFact, ContainerFactState, Exit, LinuxUser, RuntimeFacts, SandboxFact};
 use beelet_core::security::RuntimeFeatures;
 use beelet_core::spec::{PodUid, Resources};
 use beelet_core::units::{Bytes, Micros, MilliCpu};
@@ -49,6 +49,8 @@ pub(super) struct Cache {
 struct SandboxDetails {
     attempt: u32,
     ip: String,
+    other_ips: Vec<String>,
+    no_address: bool,
     cgroup_parent: String,
 }
 
@@ -62,6 +64,8 @@ struct ContainerDetails {
     log: String,
     /// Its first process while it runs.
     pid: Option<u32>,
+    /// Who it runs as.
+    user: Option<LinuxUser>,
 }
 
 impl Runtime {
@@ -175,6 +179,8 @@ impl Runtime {
             attempt: metadata.attempt,
             ready,
             ip: if ready { details.ip } else { String::new() },
+            other_ips: if ready { details.other_ips } else { Vec::new() },
+            no_address: details.no_address,
             created: micros(listed.created_at),
             cgroup_parent: details.cgroup_parent,
             labels,
@@ -219,13 +225,18 @@ impl Runtime {
         if let Some(image) = sandbox_image_of(&info) {
             lock(&self.cache).sandbox_image = image;
         }
+        let up = status.state == i32::from(cri::PodSandboxState::SandboxReady);
+        let told = status.network.is_some();
+        let network = status.network.unwrap_or_default();
         let details = SandboxDetails {
             attempt: listed.metadata.as_ref().map_or(0, |m| m.attempt),
-            ip: status.network.unwrap_or_default().ip,
+            no_address: up && told && network.ip.is_empty(),
+            ip: network.ip,
+            other_ips: network.additional_ips.into_iter().map(|other| other.ip).filter(|ip| !ip.is_empty()).collect(),
             cgroup_parent: cgroup_parent_of(&info).unwrap_or_default(),
         };
         // One that is down gave its address back; one that comes up may not have it yet.
-        if status.state == i32::from(cri::PodSandboxState::SandboxReady) || listed.state == status.state {
+        if up || listed.state == status.state {
             lock(&self.cache).sandboxes.insert(listed.id.clone(), details.clone());
         }
         Ok(details)
@@ -263,6 +274,7 @@ impl Runtime {
             image: if image.user_specified_image.is_empty() { image.image } else { image.user_specified_image },
             image_id: if listed.image_id.is_empty() { listed.image_ref } else { listed.image_id },
             state: details.state,
+            user: details.user,
             resources,
             sandbox_id: listed.pod_sandbox_id,
             pid: details.pid,
@@ -281,7 +293,7 @@ impl Runtime {
     async fn container_details(&self, listed: &cri::Container) -> Result<ContainerDetails, RuntimeError> {
         use cri::ContainerState as Cri;
         let (id, created, listed) = (&*listed.id, listed.created_at, listed.state());
-        let plain = |state| ContainerDetails { state, reported: None, log: String::new(), pid: None };
+        let plain = |state| ContainerDetails { state, reported: None, log: String::new(), pid: None, user: None };
         match listed {
             Cri::ContainerCreated => return Ok(plain(ContainerFactState::Created)),
             Cri::ContainerUnknown => return Ok(plain(ContainerFactState::Unknown)),
@@ -311,6 +323,11 @@ impl Runtime {
         let reported = status.resources.as_ref().and_then(|resources| resources.linux.clone());
         let words = LastWords::of(&status);
         let log = status.log_path.clone();
+        let user = status.user.as_ref().and_then(|user| user.linux.as_ref()).map(|user| LinuxUser {
+            uid: user.uid,
+            gid: user.gid,
+            groups: user.supplemental_groups.clone(),
+        });
         let mut state = state_of(status);
         if let ContainerFactState::Exited(exit) = &mut state {
             let failed = exit.code != 0 && exit.reason != "ContainerCannotRun";
@@ -321,7 +338,7 @@ impl Runtime {
             exit.message += &said;
         }
         let pid = pid.filter(|_| matches!(state, ContainerFactState::Running { .. }));
-        let details = ContainerDetails { state, reported, log, pid };
+        let details = ContainerDetails { state, reported, log, pid, user };
         lock(&self.cache).containers.insert(id.to_owned(), details.clone());
         Ok(details)
     }

@@ -77,12 +77,18 @@ impl Runtime {
         Ok((Done::Sandbox(made), told))
     }
 
-    /// Sees that the image is there; a pull waits for its turn. Ends with [`Done::Image`].
+    /// Sees that the image is there; a pull waits for its turn. Ends with [`Done::Image`]. `pulling` is called when a pull begins.
     ///
     /// # Errors
     /// `InvalidImageName`, `ImageInspectError`, `ErrImageNeverPull`, `ErrImagePull`, `RegistryUnavailable`,
     /// `SignatureValidationFailed`.
-    pub async fn ensure_image(&self, puller: &Puller, image: &str, pull: PullPolicy) -> Result<Done, OpError> {
+    pub async fn ensure_image(
+        &self,
+        puller: &Puller,
+        image: &str,
+        pull: PullPolicy,
+        pulling: impl FnOnce() + Send,
+    ) -> Result<Done, OpError> {
         let fail = |reason: &str, message: String| Err(OpError { reason: reason.to_owned(), message });
         if let Some(fault) = reference::fault(image) {
             let message =
@@ -110,6 +116,7 @@ impl Runtime {
         if !puller.may_begin() {
             return fail("ErrImagePull", "pull QPS exceeded".to_owned());
         }
+        pulling();
         let began = Instant::now();
         if let Err(text) = self.pull_with_any(puller, image).await {
             // Runtimes tell these two by a word at the head of the message (k8s.io/cri-api/pkg/errors).

@@ -335,7 +335,7 @@ async fn a6_1a_a4_3d_images_are_pulled_by_policy_and_failures_have_the_kubelets_
     let fake = Fake::start();
     let runtime = client(&fake);
     let puller = Puller::new(Policy::default(), Keyring::default(), Vec::new());
-    let reason = async |image: &str, pull| match runtime.ensure_image(&puller, image, pull).await {
+    let reason = async |image: &str, pull| match runtime.ensure_image(&puller, image, pull, || ()).await {
         Ok(Done::Image { pulled }) => if pulled.is_some() { "pulled" } else { "present" }.to_owned(),
         Ok(other) => panic!("{other:?}"),
         Err(error) => format!("{}: {}", error.reason, error.message),
@@ -365,10 +365,13 @@ async fn a6_2b_pulls_beyond_the_rate_fail() {
     let runtime = client(&fake);
     let puller =
         Puller::new(Policy { burst: 1, per_second: Some(1), ..Policy::default() }, Keyring::default(), Vec::new());
-    assert!(runtime.ensure_image(&puller, "a", PullPolicy::IfNotPresent).await.is_ok());
-    let error = runtime.ensure_image(&puller, "b", PullPolicy::IfNotPresent).await.expect_err("too many");
+    assert!(runtime.ensure_image(&puller, "a", PullPolicy::IfNotPresent, || ()).await.is_ok());
+    let error = runtime.ensure_image(&puller, "b", PullPolicy::IfNotPresent, || ()).await.expect_err("too many");
     assert_eq!((error.reason.as_str(), error.message.as_str()), ("ErrImagePull", "pull QPS exceeded"));
-    assert!(runtime.ensure_image(&puller, "a", PullPolicy::IfNotPresent).await.is_ok(), "what is there is not pulled");
+    assert!(
+        runtime.ensure_image(&puller, "a", PullPolicy::IfNotPresent, || ()).await.is_ok(),
+        "what is there is not pulled"
+    );
 }
 
 #[tokio::test]
@@ -376,7 +379,7 @@ async fn a6_2c_two_pods_that_want_the_same_image_pull_it_once() {
     let fake = Fake::start();
     let runtime = client(&fake);
     let puller = Puller::new(Policy::default(), Keyring::default(), Vec::new());
-    let want = || runtime.ensure_image(&puller, "a", PullPolicy::IfNotPresent);
+    let want = || runtime.ensure_image(&puller, "a", PullPolicy::IfNotPresent, || ());
     // Both look before either pulls.
     let turn = puller.turn().await;
     let both = futures::future::join(want(), want());
@@ -399,7 +402,7 @@ async fn a6_3c_what_the_node_has_for_the_registry_is_tried_in_turn() {
     }}"#;
     std::fs::write(dir.path().join("config.json"), config).expect("a file");
     let puller = Puller::new(Policy::default(), Keyring::of_node(dir.path(), None), Vec::new());
-    let pull = async |image: &str| runtime.ensure_image(&puller, image, PullPolicy::Always).await;
+    let pull = async |image: &str| runtime.ensure_image(&puller, image, PullPolicy::Always, || ()).await;
     fake.with(|w| w.registry_user = Some("right".to_owned()));
     assert!(pull("r.example/team/a").await.is_ok());
     assert_eq!(fake.with(|w| std::mem::take(&mut w.pulled_by)), ["wrong", "right"]);

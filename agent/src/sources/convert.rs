@@ -28,7 +28,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use self::security::OfPod;
 use super::lifecycle::lifecycle;
-use super::names::{LABEL, is_dns1123_label, port_name_fault};
+use super::names::{LABEL, is_dns1123_label, label_key_fault, port_name_fault};
 use super::probe::{port_number, probes};
 use super::restart::restart;
 use crate::config::tree::{Fault, did_you_mean, join};
@@ -118,6 +118,7 @@ pub(super) fn pod(pod: &api::Pod, origin: &str, mut left_out: Vec<String>) -> Re
         name,
         labels: meta.labels.clone().unwrap_or_default(),
         annotations: annotations.clone(),
+        generation: meta.generation.unwrap_or_default(),
         origin: origin.to_owned(),
         left_out,
         priority,
@@ -144,9 +145,20 @@ pub(super) fn pod(pod: &api::Pod, origin: &str, mut left_out: Vec<String>) -> Re
         host_aliases: network::host_aliases(spec)?,
         security: security.pod(host_network, spec.host_ipc.unwrap_or_default())?,
         volumes,
+        readiness_gates: readiness_gates(spec)?,
         init_containers,
         containers,
     })
+}
+
+/// The names of conditions, which look like those of labels (pkg/apis/core/validation, `validateReadinessGates`).
+fn readiness_gates(spec: &api::PodSpec) -> Result<Vec<String>, Fault> {
+    let gates = spec.readiness_gates.as_deref().unwrap_or_default();
+    let checked = gates.iter().enumerate().map(|(at, gate)| match label_key_fault(&gate.condition_type) {
+        None => Ok(gate.condition_type.clone()),
+        Some(why) => Err(invalid(format!("spec.readinessGates[{at}].conditionType"), &gate.condition_type, why)),
+    });
+    checked.collect()
 }
 
 /// The two classes that exist without an API server (pkg/apis/scheduling/types.go).

@@ -56,6 +56,7 @@ fn samples() -> BTreeMap<&'static str, (String, String)> {
         ("apiVersion", (plain(), plain().replace("v1", "v2"))),
         ("kind", (plain(), plain().replace("Pod", "Job"))),
         ("metadata.annotations", meta("annotations: {a: b}")),
+        ("metadata.generation", meta("generation: 3")),
         ("metadata.labels", meta("labels: {a: b}")),
         ("metadata.name", meta("name: other")),
         ("metadata.namespace", meta("namespace: other")),
@@ -184,6 +185,7 @@ fn samples() -> BTreeMap<&'static str, (String, String)> {
         ("spec.tolerations", pod("", "tolerations: [{operator: Exists}]")),
         ("spec.priority", pod("", "priority: 1")),
         ("spec.priorityClassName", pod("", "priorityClassName: system-node-critical")),
+        ("spec.readinessGates.conditionType", pod("", "readinessGates: [{conditionType: a/b}]")),
         ("spec.restartPolicy", pod("", "restartPolicy: Never")),
         (
             "spec.securityContext.appArmorProfile.localhostProfile",

@@ -210,6 +210,14 @@ impl Volumes {
         Ok(())
     }
 
+    /// How often each container of the pod was run before, by its logs. A folder that cannot be read says nothing, as upstream.
+    #[must_use]
+    pub fn runs(&self, spec: &PodSpec) -> Vec<(String, u32)> {
+        let logs = paths::log_dir(&self.pod_logs, spec);
+        let of = |name: &String| files::runs(&logs.join(name)).ok().filter(|runs| *runs > 0);
+        spec.all_containers().filter_map(|c| Some((c.name.clone(), of(&c.name)?))).collect()
+    }
+
     /// Unmounts and removes the pod's folder; unless `keep_logs`, also its log folder, which the mark names, and then the mark.
     /// What is not there is removed. Blocks for a few hundred milliseconds where a mount is busy.
     ///

@@ -18,6 +18,7 @@ use beelet_core::forecast::Pace;
 use beelet_core::probe::Answer;
 use beelet_core::sample::{KernelEvent, KernelEventKind, Sample};
 use beelet_core::spec::{PodSpec, PodUid};
+use beelet_core::status::PodNote;
 use beelet_core::units::{Micros, Now};
 
 use crate::invariants::{Checker, Look, Violation};
@@ -148,6 +149,7 @@ pub struct Sim {
     runtime: Runtime,
     remembered: BTreeMap<PodUid, Terminal>,
     going: BTreeMap<PodUid, Micros>,
+    noted: BTreeMap<PodUid, PodNote>,
     wanted: (Vec<Arc<PodSpec>>, Vec<Rejected>),
     crash_soon: bool,
     checker: Checker,
@@ -187,6 +189,7 @@ impl Sim {
             runtime: Runtime::new(),
             remembered: BTreeMap::new(),
             going: BTreeMap::new(),
+            noted: BTreeMap::new(),
             wanted: (Vec::new(), Vec::new()),
             crash_soon: false,
             checker: Checker::new(&scenario.node),
@@ -415,6 +418,8 @@ impl Sim {
             ours: false,
             cgroup_parent: String::new(),
             labels: BTreeMap::new(),
+            other_ips: Vec::new(),
+            no_address: false,
         };
         self.runtime.sandboxes.insert(sandbox_id.clone(), sandbox);
         let fact = beelet_core::event::ContainerFact {
@@ -430,6 +435,7 @@ impl Sim {
             image_id: String::new(),
             state: ContainerFactState::Running { started: wall },
             resources: None,
+            user: None,
         };
         self.runtime.containers.insert(id, fact);
     }
@@ -454,6 +460,7 @@ impl Sim {
         (self.pace, self.sampled, self.looked) = (Pace::default(), self.now, Micros::ZERO);
         self.step(Event::Remembered(self.remembered.values().cloned().collect()))?;
         self.step(Event::Going(self.going.iter().map(|(uid, until)| (uid.clone(), *until)).collect()))?;
+        self.step(Event::Noted(self.noted.values().cloned().collect()))?;
         let seen = self.millis(1, 300);
         self.put(seen, Item::Wishes(self.life));
         self.relist();
@@ -557,8 +564,12 @@ impl Sim {
             Action::Remember(end) => {
                 self.remembered.insert(end.uid.clone(), end);
             }
+            Action::Note(note) => {
+                self.noted.insert(note.uid.clone(), note);
+            }
             Action::Forget(uid) => {
                 self.remembered.remove(&uid);
+                self.noted.remove(&uid);
             }
             Action::Going { uid, until } => match until {
                 Some(until) => _ = self.going.insert(uid, until),

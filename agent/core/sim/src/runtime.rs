@@ -97,6 +97,8 @@ impl Runtime {
                     ours: true,
                     cgroup_parent: cgroup.clone(),
                     labels: spec.labels.clone(),
+                    other_ips: Vec::new(),
+                    no_address: false,
                 };
                 self.sandboxes.insert(id, fact.clone());
                 Ok(Done::Sandbox(fact)).into()
@@ -135,6 +137,7 @@ impl Runtime {
                     image_id: "sha256:1".to_owned(),
                     state: ContainerFactState::Created,
                     resources: Some(linux.resources),
+                    user: None,
                 };
                 if rng.chance(10) {
                     self.containers.insert(id, fact);

@@ -2,6 +2,7 @@
 
 use beelet_core::event::Record;
 use beelet_core::spec::{Handler, Probe};
+use beelet_core::status::ConditionKind;
 
 use super::*;
 
@@ -165,8 +166,9 @@ fn a5_3_readiness_comes_and_goes_without_a_restart() {
     node.set("main", ProbeKind::Readiness, true);
     node.run(Micros::secs(2));
     assert_eq!((shown(&node), node.world.probe_news()), ((true, true), news + 1));
-    let since = node.view("a").containers[0].turned.expect("it became ready");
-    assert!(node.now.wall - since <= Micros::secs(2));
+    let view = node.view("a");
+    let ready = view.conditions.iter().find(|c| c.kind == ConditionKind::Ready).expect("a condition");
+    assert!(ready.holds && node.now.wall - ready.since <= Micros::secs(2), "{ready:?}");
     node.set("main", ProbeKind::Readiness, false);
     node.run(Micros::secs(3));
     assert_eq!(shown(&node), (true, false));
