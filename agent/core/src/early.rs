@@ -124,7 +124,6 @@ mod tests {
             grace: None,
             pre_stop: None,
             pid,
-            pre_stop: None,
             user: None,
         };
         Event::Runtime(RuntimeFacts {
