@@ -477,7 +477,7 @@ impl Pod {
             .filter(|c| self.latest(&c.name).is_some_and(|l| c.attempt + 1 < l.attempt))
             .map(|c| c.id.clone())
             .collect();
-        (!old.is_empty()).then(|| Step::Do(PodOp::RemoveContainers { ids: old }))
+        (!old.is_empty()).then_some(Step::Do(PodOp::RemoveContainers { ids: old }))
     }
 
     /// It ended, and is not run again.

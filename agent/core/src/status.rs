@@ -62,7 +62,7 @@ impl World {
     pub(crate) fn show(&mut self, uid: &PodUid, looked: bool, now: Now) {
         let Some(pod) = self.pods.get_mut(uid) else { return };
         let stands = (pod.state.name(), pod.in_flight.map(|(op, _)| op), pod.resize.len());
-        if std::mem::replace(&mut pod.stood, Some(stands)) == Some(stands) && looked {
+        if pod.stood.replace(stands) == Some(stands) && looked {
             return;
         }
         let statuses = containers(self.config.max_backoff, pod, now);
