@@ -189,8 +189,7 @@ fn disks(free: u64, pids: u64) -> Event {
 
 #[test]
 fn a4_16h_a_node_under_pressure_takes_no_pods() {
-    let mut node = NodeConfig::default();
-    node.eviction_disk = disk::Thresholds::default();
+    let mut node = NodeConfig { eviction_disk: disk::Thresholds::default(), ..NodeConfig::default() };
     node.eviction_disk.hard.insert(Signal::Pid, Threshold::Quantity(Bytes(100)));
     let after = |events: Vec<Event>, pod: PodSpec| turned_away(&world(node.clone(), events, &[pod]), "z");
     let from_api = |change: fn(&mut PodSpec)| {
@@ -248,7 +247,8 @@ fn a4_16_the_first_reason_in_the_kubelets_order_is_told() {
         ..NodeConfig::default()
     };
     // Each makes one thing right, the first first.
-    let cures: [(&str, fn(&mut PodSpec)); 7] = [
+    type Cure = fn(&mut PodSpec);
+    let cures: [(&str, Cure); 7] = [
         ("SysctlForbidden", |p| p.security.sysctls.clear()),
         ("PodOSSelectorNodeLabelDoesNotMatch", |p| p.labels.clear()),
         ("PodOSNotSupported", |p| p.placement.os.clear()),

@@ -39,7 +39,7 @@ impl TerminalStore {
     ///
     /// # Errors
     /// If the folder cannot be read.
-    pub fn load(&self) -> Result<(Vec<Terminal>, Vec<String>), MemoryError> {
+    pub fn load(&self) -> Result<Loaded<Terminal>, MemoryError> {
         let (mut ends, bad) = self.0.load()?;
         ends.sort_by(|a: &Terminal, b| a.uid.cmp(&b.uid));
         Ok((ends, bad))
@@ -79,7 +79,7 @@ impl GoingStore {
     ///
     /// # Errors
     /// If the folder cannot be read.
-    pub fn load(&self) -> Result<(Vec<(PodUid, Micros)>, Vec<String>), MemoryError> {
+    pub fn load(&self) -> Result<Loaded<(PodUid, Micros)>, MemoryError> {
         self.0.load()
     }
 
@@ -113,7 +113,7 @@ impl StatusStore {
     ///
     /// # Errors
     /// If the folder cannot be read.
-    pub fn load(&self) -> Result<(Vec<PodNote>, Vec<String>), MemoryError> {
+    pub fn load(&self) -> Result<Loaded<PodNote>, MemoryError> {
         self.0.load()
     }
 
@@ -134,6 +134,9 @@ impl StatusStore {
     }
 }
 
+/// What was written down, and the files that cannot be understood.
+pub type Loaded<T> = (Vec<T>, Vec<String>);
+
 /// A folder of small files, one of each pod.
 #[derive(Clone, Debug)]
 struct Folder {
@@ -147,7 +150,7 @@ impl Folder {
         Ok(Self { dir })
     }
 
-    fn load<T: DeserializeOwned>(&self) -> Result<(Vec<T>, Vec<String>), MemoryError> {
+    fn load<T: DeserializeOwned>(&self) -> Result<Loaded<T>, MemoryError> {
         let (mut notes, mut bad) = (Vec::new(), Vec::new());
         for entry in fs::read_dir(&self.dir).map_err(|e| at(&self.dir, e))? {
             let path = entry.map_err(|e| at(&self.dir, e))?.path();

@@ -239,9 +239,9 @@ fn while_exchanging(folder: &Path, mut given: impl FnMut(u32) -> bool) {
             let (mut yes, mut no) = (0, 0);
             while (yes < ENOUGH || no < ENOUGH || yes + no < 600) && Instant::now() < end {
                 if given(yes + no) {
-                    yes += 1
+                    yes += 1;
                 } else {
-                    no += 1
+                    no += 1;
                 }
                 std::thread::yield_now();
             }
@@ -251,7 +251,7 @@ fn while_exchanging(folder: &Path, mut given: impl FnMut(u32) -> bool) {
         racing.join().unwrap();
         let (yes, no) = tried.unwrap_or_else(|panic| resume_unwind(panic));
         assert!(yes >= ENOUGH && no >= ENOUGH, "no race took place: {yes} given, {no} refused");
-    })
+    });
 }
 
 /// CVE-2021-25741: a folder is exchanged for a link to the outside between check and mount.
@@ -296,7 +296,7 @@ fn a7_8a_cve_2021_30465_what_was_opened_is_what_is_mounted() {
         match source(&bed, &spec, "moved") {
             // A link at the place itself is taken away.
             Ok(shown) => {
-                assert_eq!((fs::read_to_string(shown.join("precious")).unwrap(), way), ("inside".to_owned(), &*place))
+                assert_eq!((fs::read_to_string(shown.join("precious")).unwrap(), way), ("inside".to_owned(), &*place));
             }
             Err(error) => assert!(error.to_string().starts_with("failed to prepare subPath"), "{error}"),
         }
@@ -542,7 +542,7 @@ fn a7_2b_what_is_in_memory_is_not_swapped_out() {
     match mount("tmpfs", &probe, "tmpfs", MountFlags::empty(), c"noswap") {
         Ok(()) => assert!(line.contains("noswap"), "{line}"),
         Err(error) => {
-            println!("SKIPPED a7_2b_what_is_in_memory_is_not_swapped_out: this kernel has no noswap: {error}")
+            println!("SKIPPED a7_2b_what_is_in_memory_is_not_swapped_out: this kernel has no noswap: {error}");
         }
     }
     bed.files.teardown(&spec.uid, false).unwrap();

@@ -40,8 +40,16 @@ fn amounts(text: &str, quantity: &Quantity) {
         assert_eq!(parse_bytes(text), Err(QuantityError::Negative(text.to_owned())));
         assert_eq!(parse_cpu(text), Err(QuantityError::Negative(text.to_owned())));
     } else {
-        assert_eq!(parse_bytes(text).map(|b| b.get()), Ok(quantity.value().unsigned_abs()), "{text:?}");
-        assert_eq!(parse_cpu(text).map(|c| c.get()), Ok(quantity.milli_value().unsigned_abs()), "{text:?}");
+        assert_eq!(
+            parse_bytes(text).map(beelet_core::units::Bytes::get),
+            Ok(quantity.value().unsigned_abs()),
+            "{text:?}"
+        );
+        assert_eq!(
+            parse_cpu(text).map(beelet_core::units::MilliCpu::get),
+            Ok(quantity.milli_value().unsigned_abs()),
+            "{text:?}"
+        );
     }
 }
 

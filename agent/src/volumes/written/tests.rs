@@ -59,7 +59,10 @@ fn set_up(files: &Volumes, spec: &PodSpec, test: &str) -> Option<()> {
             println!("SKIPPED {test}: {error}");
             None
         }
-        made => Some(made.unwrap()),
+        made => {
+            made.unwrap();
+            Some(())
+        }
     }
 }
 
