@@ -135,7 +135,7 @@ impl StatusStore {
 }
 
 /// What was written down, and the files that cannot be understood.
-pub type Loaded<T> = (Vec<T>, Vec<String>);
+pub(super) type Loaded<T> = (Vec<T>, Vec<String>);
 
 /// A folder of small files, one of each pod.
 #[derive(Clone, Debug)]
