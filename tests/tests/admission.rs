@@ -12,8 +12,8 @@ fn requires(zone: &str) -> Value {
 }
 
 #[test]
-fn a4_16d_f_labels_and_host_ports_decide_who_runs() {
-    let Some(bed) = BED.get("a4_16d_f_labels_and_host_ports_decide_who_runs") else { return };
+fn a4_16d_a4_16f_labels_and_host_ports_decide_who_runs() {
+    let Some(bed) = BED.get("a4_16d_a4_16f_labels_and_host_ports_decide_who_runs") else { return };
     let args = ["--node-labels", "zone=a"].map(str::to_owned).to_vec();
     let agent = Agent::start(&bed, &AgentOptions { args, ..AgentOptions::default() });
     let port = json!([{ "containerPort": 80, "hostPort": 18_080 }]);

@@ -187,6 +187,7 @@ fn disks(free: u64, pids: u64) -> Event {
     Event::Disks { reading, reclaimed: None }
 }
 
+/// Rows: A4.17a.
 #[test]
 fn a4_16h_a_node_under_pressure_takes_no_pods() {
     let mut node = NodeConfig { eviction_disk: disk::Thresholds::default(), ..NodeConfig::default() };
