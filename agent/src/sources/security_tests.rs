@@ -210,5 +210,5 @@ fn a3_3g_what_has_no_effect_in_the_metadata_is_told_of() {
     );
     let parsed = parse(text.as_bytes(), "f", "n").remove(0).unwrap();
     let named: Vec<&str> = parsed.spec.left_out.iter().filter_map(|text| text.split(':').next()).collect();
-    assert_eq!(named, ["metadata.generation", "metadata.deletionGracePeriodSeconds", "metadata.deletionTimestamp"]);
+    assert_eq!(named, ["metadata.deletionGracePeriodSeconds", "metadata.deletionTimestamp"]);
 }

@@ -161,6 +161,7 @@ const FIELDS: &[(&str, Verdict)] = &[
     ("spec.preemptionPolicy", NoMeaning),
     ("spec.priority", Take),
     ("spec.priorityClassName", Take),
+    ("spec.readinessGates", Group),
     ("spec.readinessGates.conditionType", Take),
     ("spec.resourceClaims", Refuse("static pods may not reference resourceclaims")),
     ("spec.restartPolicy", Take),
