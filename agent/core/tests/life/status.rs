@@ -99,6 +99,7 @@ fn a4_1c_an_end_is_shown_when_nothing_runs_any_more() {
     assert!(!node.condition("a", ConditionKind::PodReadyToStartContainers).holds);
 }
 
+/// Rows: A4.2a, A4.2b, A4.2c, A4.2d, A4.2j, A4.2k.
 #[test]
 fn a4_2_conditions_have_their_words_and_the_time_of_their_change() {
     let mut node = ready_node();
