@@ -46,7 +46,12 @@ fn a4_6_hooks_are_done_and_the_time_of_a_stop_is_kept() {
         .shell("trap '' TERM; while :; do sleep 0.1; done")
         .spec("terminationGracePeriodSeconds", json!(12))
         .write(&agent.manifests);
-    pod("limited").shell("sleep 1000").spec("activeDeadlineSeconds", json!(8)).write(&agent.manifests);
+    // It is shown as failed when nothing of it runs any more, and a shell takes its whole time.
+    pod("limited")
+        .shell("sleep 1000")
+        .spec("activeDeadlineSeconds", json!(8))
+        .spec("terminationGracePeriodSeconds", json!(2))
+        .write(&agent.manifests);
     for name in ["drained", "orphan", "hasty", "stubborn"] {
         agent.wait_running(name, secs(90));
     }
