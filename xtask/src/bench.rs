@@ -165,7 +165,7 @@ impl BenchCommand {
 }
 
 /// Cargo, in the workspace, for the host.
-fn cargo(ctx: &Ctx) -> Command {
+pub(crate) fn cargo(ctx: &Ctx) -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     ebpf::scrub(&mut cargo);
     cargo.current_dir(&ctx.root).env("CARGO_TARGET_DIR", &ctx.target);

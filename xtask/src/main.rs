@@ -17,6 +17,7 @@ mod licences;
 mod oci;
 mod run;
 mod setup;
+mod sim;
 mod test;
 mod vm;
 
@@ -43,6 +44,8 @@ enum Task {
     Run(run::RunArgs),
     /// Run all tests
     Test(test::TestArgs),
+    /// Run the core against a simulated node, from seeds, and check what must always hold
+    Sim(sim::SimArgs),
     /// Measure; the tables of docs/benchmarks.md
     #[command(subcommand)]
     Bench(bench::BenchCommand),
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
         Task::BuildEbpf => ebpf::build(&ctx).map(|object| println!("{}", object.display())),
         Task::Run(args) => args.run(&ctx),
         Task::Test(args) => args.run(&ctx),
+        Task::Sim(args) => args.run(&ctx),
         Task::Bench(command) => command.run(&ctx),
         Task::Fuzz(args) => args.run(&ctx),
         Task::Bed(command) => command.run(&ctx),

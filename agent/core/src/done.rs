@@ -164,6 +164,18 @@ impl World {
         }
     }
 
+    /// The runtime forgets with a sandbox how its containers ended: what a pod's note does not know yet is written down before.
+    pub(crate) fn write_down_ends(&mut self, uid: &PodUid) {
+        let Some(pod) = self.pods.get(uid) else { return };
+        let PodState::Terminating { why, .. } = &pod.state else { return };
+        let Some(end) = why.end().filter(|_| pod.wanted) else { return };
+        let end = pod.terminal(&end);
+        if self.remembered.get(uid) != Some(&end) {
+            self.remembered.insert(uid.clone(), end.clone());
+            self.act(Action::Remember(end));
+        }
+    }
+
     fn on_cleaned(&mut self, uid: &PodUid, kept_logs: bool, now: Now) {
         let Some(pod) = self.pods.get_mut(uid) else { return };
         // It ended, and while that was tidied away nobody wanted it any more: its logs go as well, by another turn.

@@ -110,6 +110,7 @@ mod tests {
             labels: BTreeMap::new(),
             other_ips: Vec::new(),
             no_address: false,
+            given: BTreeMap::new(),
         };
         let container = ContainerFact {
             id: run.to_owned(),

@@ -6,6 +6,7 @@
 //! Terms: *facts* are a full listing of what the runtime has (level-triggered: a lost notification costs time, never truth);
 //! an *operation* is a unit of work for one pod. At most one operation of a pod is under way, so its operations are in order.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -167,7 +168,19 @@ pub struct SandboxFact {
     /// The cgroup parent it was given, "" where the runtime does not tell.
     pub cgroup_parent: String,
     /// Labels of the pod.
-    pub labels: std::collections::BTreeMap<String, String>,
+    pub labels: BTreeMap<String, String>,
+    /// What was known of the pod's containers, by name, when it was made, from our annotation.
+    #[serde(default)]
+    pub given: BTreeMap<String, Kept>,
+}
+
+/// What a sandbox keeps of a container for the next life of the agent, which may find no run of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kept {
+    /// What it was admitted with.
+    pub resources: Resources,
+    /// The attempt of its next run. The runtime forgets runs with the sandbox that they were in.
+    pub next_attempt: u32,
 }
 
 /// A container.
@@ -413,6 +426,9 @@ pub enum PodOp {
     StartSandbox {
         /// The pod.
         spec: Arc<PodSpec>,
+        /// What it is to keep of the pod's containers.
+        #[serde(default)]
+        given: BTreeMap<String, Kept>,
         /// The pod's cgroup.
         cgroup: String,
         /// Counts the sandboxes of this pod.

@@ -9,11 +9,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::event::{Action, ContainerFact, ContainerFactState, RuntimeFacts, SandboxFact};
+use crate::event::{Action, ContainerFact, ContainerFactState, Kept, RuntimeFacts, SandboxFact};
 use crate::lost;
 use crate::pod::{Pod, PodState};
 use crate::snapshot::ExitKind;
-use crate::spec::{PodSpec, PodUid};
+use crate::spec::{ContainerSpec, PodSpec, PodUid};
 use crate::units::{Micros, Now};
 use crate::why::Why;
 use crate::world::World;
@@ -44,8 +44,8 @@ impl World {
         }
         self.facts_known = true;
         self.features = facts.features;
-        let in_runtime = |uid: &PodUid| facts.sandboxes.iter().any(|s| s.uid == *uid);
-        self.leftovers.extend(facts.leftovers.iter().filter(|(uid, _)| !in_runtime(uid)).cloned());
+        let of_others = |uid: &PodUid| facts.sandboxes.iter().any(|s| s.uid == *uid && !s.ours);
+        self.leftovers.extend(facts.leftovers.iter().filter(|(uid, _)| !of_others(uid)).cloned());
         let mut sandboxes: BTreeMap<PodUid, Vec<SandboxFact>> = BTreeMap::new();
         let mut containers: BTreeMap<PodUid, Vec<ContainerFact>> = BTreeMap::new();
         for fact in facts.sandboxes {
@@ -74,6 +74,30 @@ impl World {
         }
     }
 
+    /// What an earlier life left a cgroup or folders of: is cleaned away, unless it is wanted. A sandbox of it goes with its pod, and may
+    /// have gone since it was listed.
+    pub(crate) fn take_leftovers(&mut self, now: Now) {
+        for (uid, cgroup) in std::mem::take(&mut self.leftovers) {
+            match self.pods.get_mut(&uid) {
+                _ if self.config.beside => {}
+                None => {
+                    self.pods.insert(uid.clone(), leftover(uid, cgroup, now));
+                }
+                // It had ended; the agent was killed before all of it was removed.
+                Some(pod) if matches!(pod.state, PodState::Terminal(_)) && !cgroup.is_empty() => {
+                    let next = pod.tidying(now);
+                    self.go(&uid, next, now);
+                }
+                // Nothing of a pod is made before it is admitted.
+                Some(pod) if pod.state == PodState::Observed => {
+                    pod.let_in = true;
+                    pod.home = pod.home.take().or_else(|| Some(cgroup).filter(|path| !path.is_empty()));
+                }
+                Some(_) => {}
+            }
+        }
+    }
+
     fn on_pod_facts(
         &mut self,
         uid: &PodUid,
@@ -88,6 +112,8 @@ impl World {
             self.act(Action::Relist);
             return;
         }
+        // What was asked for earlier and comes later is older, too.
+        pod.facts_from = asked;
         pod.needs_facts = false;
         containers.sort_by(|a, b| (&a.name, a.attempt, &a.id).cmp(&(&b.name, b.attempt, &b.id)));
         let known_runs: Vec<String> = pod.containers.iter().map(|c| c.id.clone()).collect();
@@ -158,12 +184,59 @@ impl World {
         }
         self.on_lost(uid, &lost, now);
         let Some(pod) = self.pods.get_mut(uid) else { return };
+        pod.go_on_counting();
+        pod.keep_what_was_admitted();
         for fact in &pod.containers {
             if matches!(fact.state, ContainerFactState::Running { .. }) {
                 pod.health.on_running(&fact.name, now);
             }
         }
         self.count_oom_kills(uid, now.mono);
+    }
+}
+
+impl Pod {
+    /// What a new sandbox is to keep of its containers.
+    pub(crate) fn given(&self) -> BTreeMap<String, Kept> {
+        let of = |container: &ContainerSpec| {
+            let track = self.tracks.get(&container.name);
+            let resources = track.and_then(|track| track.actuated).unwrap_or(container.resources);
+            Kept { resources, next_attempt: track.map_or(0, |track| track.next_attempt) }
+        };
+        self.spec.all_containers().map(|container| (container.name.clone(), of(container))).collect()
+    }
+
+    /// Runs that the runtime has forgotten count as well: an attempt that an agent which has died asked for must not come beside
+    /// another one.
+    fn go_on_counting(&mut self) {
+        let given = self.sandboxes.iter().flat_map(|sandbox| &sandbox.given);
+        for (name, given) in given {
+            if let Some(track) = self.tracks.get_mut(name) {
+                track.next_attempt = track.next_attempt.max(given.next_attempt);
+            }
+        }
+    }
+
+    /// A wish for other resources that came while no agent looked waits as one that an agent sees: until all has been started, what was
+    /// admitted counts.
+    fn keep_what_was_admitted(&mut self) {
+        let started = |name: &str| self.tracks.get(name).is_some_and(|track| track.actuated.is_some());
+        let ended = match &self.state {
+            PodState::Terminating { why, .. } | PodState::Cleaning { why } => why.end().is_some(),
+            state => !state.is_live(),
+        };
+        if ended || self.spec.containers.iter().all(|c| started(&c.name)) {
+            return;
+        }
+        let Some(sandbox) = self.sandboxes.iter().max_by_key(|s| s.attempt) else { return };
+        let mut admitted = PodSpec::clone(&self.spec);
+        for container in admitted.containers.iter_mut().chain(&mut admitted.init_containers) {
+            container.resources =
+                sandbox.given.get(&container.name).map_or(container.resources, |given| given.resources);
+        }
+        if admitted != *self.spec {
+            self.next_spec = Some(std::mem::replace(&mut self.spec, Arc::new(admitted)));
+        }
     }
 }
 
@@ -186,7 +259,7 @@ fn stranger(
 }
 
 /// What is left of a pod that an agent was killed over: to be cleaned away.
-pub(crate) fn leftover(uid: PodUid, cgroup: String, now: Now) -> Pod {
+fn leftover(uid: PodUid, cgroup: String, now: Now) -> Pod {
     let mut pod = Pod::new(Arc::new(PodSpec::unknown(uid)), now);
     pod.wanted = false;
     pod.home = Some(cgroup).filter(|path| !path.is_empty());
@@ -207,7 +280,7 @@ fn spec_of(sandboxes: &[SandboxFact], containers: &[ContainerFact]) -> PodSpec {
     spec.termination_grace = containers.iter().filter_map(|c| c.grace).max().unwrap_or(spec.termination_grace);
     for fact in containers {
         if spec.container(&fact.name).is_none() {
-            let mut container = crate::spec::ContainerSpec::unknown(&fact.name);
+            let mut container = ContainerSpec::unknown(&fact.name);
             container.image.clone_from(&fact.image);
             container.resources = fact.resources.unwrap_or_default();
             container.lifecycle.pre_stop = fact.pre_stop.clone().map(Box::new);

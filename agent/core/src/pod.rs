@@ -102,7 +102,7 @@ impl PodState {
         match (self, next) {
             (S::Observed, S::Admitted | S::Rejected { .. } | S::Terminal(_) | S::Gone)
             | (S::Admitted, S::Preparing)
-            | (S::Rejected { .. }, S::Gone)
+            | (S::Rejected { .. }, S::Terminating { .. } | S::Gone)
             | (S::Preparing | S::Running, S::SandboxStarting)
             | (S::SandboxStarting, S::Initializing { .. })
             | (S::Initializing { .. }, S::Initializing { .. } | S::Running | S::SandboxStarting)
@@ -155,6 +155,8 @@ pub struct Pod {
     pub foreign: bool,
     /// Its state.
     pub state: PodState,
+    /// An earlier life of the agent admitted it: of those that wait to be, it comes first.
+    pub(crate) let_in: bool,
     /// Its cgroup, once that was made or found. A later wish for another QoS class does not move it.
     pub home: Option<String>,
     /// The operation under way.
@@ -221,6 +223,7 @@ impl Pod {
             wanted: true,
             foreign: false,
             state: PodState::Observed,
+            let_in: false,
             home: None,
             in_flight: None,
             doing: None,
@@ -298,7 +301,12 @@ impl Pod {
         match &self.state {
             PodState::Observed if name_taken => Step::Idle,
             // Admission is the world's: it alone knows what the other pods use.
-            PodState::Observed | PodState::Rejected { .. } | PodState::Gone => Step::Idle,
+            PodState::Observed | PodState::Gone => Step::Idle,
+            // Made at the word of an agent that has died since. When it is gone the pod is looked at anew.
+            PodState::Rejected { .. } if !self.sandboxes.is_empty() => {
+                Step::Become(self.terminating(Why::Removed, now))
+            }
+            PodState::Rejected { .. } => Step::Idle,
             PodState::Admitted => Step::Become(PodState::Preparing),
             // A pod that runs already keeps what it was given; a cut is for the resize, which looks before it.
             PodState::Preparing => self.after_trouble(now, || {
@@ -353,7 +361,8 @@ impl Pod {
         // Always the same attempt, the dead ones being gone: the runtime reserves the name, so that one which an agent that was
         // killed asked for, and which comes late, cannot stand beside ours.
         self.after_trouble(now, || {
-            Step::Do(PodOp::StartSandbox { spec: Arc::clone(&self.spec), cgroup: self.cgroup(config), attempt: 0 })
+            let (spec, cgroup) = (Arc::clone(&self.spec), self.cgroup(config));
+            Step::Do(PodOp::StartSandbox { spec, given: self.given(), cgroup, attempt: 0 })
         })
     }
 
@@ -389,6 +398,9 @@ impl Pod {
         let Some(container) = self.spec.init_containers.get(index).filter(|_| !begun) else {
             return Step::Become(PodState::Running);
         };
+        if index > 0 && self.has_lost_all() {
+            return Step::Become(PodState::Initializing { index: 0 });
+        }
         let wait = match self.plan_sidecars(config, &self.spec.init_containers[..index], now) {
             Ok(wait) => wait,
             Err(op) => return Step::Do(op),
@@ -406,6 +418,13 @@ impl Pod {
             }
             Plan::Nothing => self.plan_tidying().unwrap_or_else(|| wait.map_or(Step::Idle, Step::Wait)),
         }
+    }
+
+    /// The runtime knows of no run of any container, so the init containers are to run again (computeInitContainerActions,
+    /// pkg/kubelet/kuberuntime), if anything is to run after them.
+    fn has_lost_all(&self) -> bool {
+        self.spec.all_containers().all(|c| self.latest(&c.name).is_none())
+            && !self.spec.containers.iter().all(|c| self.is_over(c))
     }
 
     /// Keeps the sidecars among these running. `Err`: what is to be done for that; else when something may be.
@@ -439,6 +458,9 @@ impl Pod {
         }
         if let Some(op) = self.plan_stop_of_one() {
             return self.after_trouble(now, || Step::Do(op));
+        }
+        if !self.spec.init_containers.is_empty() && self.has_lost_all() {
+            return Step::Become(PodState::SandboxStarting);
         }
         let (mut all_ended, mut all_ok) = (true, true);
         let all_over = self.spec.containers.iter().all(|c| self.is_over(c));
@@ -538,9 +560,10 @@ impl Pod {
         matches!(self.resize_plan, Some(Deferred { .. } | Infeasible { .. }))
     }
 
-    /// What a container is started with: as long as a resize may not be done, what it had before.
+    /// What a container is started with: as long as a resize is not done, what it had before. Of several changes that fit together
+    /// one alone may not.
     fn linux_resources(&self, config: &NodeConfig, spec: &ContainerSpec) -> crate::event::LinuxResources {
-        let old = if self.resize_waits() { self.actuated() } else { None };
+        let old = self.resize_plan.as_ref().and_then(|_| self.actuated());
         let pod = old.as_ref().unwrap_or(&self.spec);
         allocate::linux_resources(config, pod, pod.container(&spec.name).unwrap_or(spec))
     }

@@ -460,20 +460,7 @@ impl World {
         if !self.may_plan() {
             return;
         }
-        for (uid, cgroup) in std::mem::take(&mut self.leftovers) {
-            match self.pods.get(&uid) {
-                _ if self.config.beside => {}
-                None => {
-                    self.pods.insert(uid.clone(), crate::facts::leftover(uid, cgroup, now));
-                }
-                // It had ended; the agent was killed before all of it was removed.
-                Some(pod) if matches!(pod.state, PodState::Terminal(_)) && !cgroup.is_empty() => {
-                    let next = pod.tidying(now);
-                    self.go(&uid, next, now);
-                }
-                Some(_) => {}
-            }
-        }
+        self.take_leftovers(now);
         // Those that are there have theirs since they were found.
         for uid in std::mem::take(&mut self.going).into_keys() {
             self.out.push(Action::Going { uid, until: None });
@@ -489,8 +476,9 @@ impl World {
         if !self.may_plan() {
             return;
         }
-        let uids: Vec<PodUid> =
+        let mut uids: Vec<PodUid> =
             self.pods.iter().filter(|(uid, pod)| concerned(uid, pod)).map(|(uid, _)| uid.clone()).collect();
+        uids.sort_by_key(|uid| self.pods.get(uid).is_some_and(|pod| !pod.let_in));
         let before = self.pods.len();
         for uid in &uids {
             let wakes = [self.plan_deadline(uid, now), self.plan_pod(uid, now), self.plan_probes(uid, now)];
@@ -637,6 +625,9 @@ impl World {
     }
 
     fn begin(&mut self, uid: &PodUid, what: PodOp, now: Now) {
+        if matches!(what, PodOp::RemoveSandboxes { .. }) {
+            self.write_down_ends(uid);
+        }
         let Some(pod) = self.pods.get_mut(uid) else { return };
         self.next_op += 1;
         let op = OpId(self.next_op);

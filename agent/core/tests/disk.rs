@@ -69,6 +69,7 @@ impl Node {
             labels: std::collections::BTreeMap::new(),
             other_ips: Vec::new(),
             no_address: false,
+            given: std::collections::BTreeMap::new(),
         };
         let dead = Exit {
             started: Micros::secs(1),

@@ -47,6 +47,7 @@ impl Node {
             labels: BTreeMap::new(),
             other_ips: Vec::new(),
             no_address: false,
+            given: BTreeMap::new(),
         };
         let container = ContainerFact {
             id: "c".to_owned(),

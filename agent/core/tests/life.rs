@@ -23,6 +23,8 @@ mod ends;
 mod images;
 #[path = "life/probes.rs"]
 mod probes;
+#[path = "life/restart.rs"]
+mod restart;
 #[path = "life/sidecars.rs"]
 mod sidecars;
 #[path = "life/status.rs"]
@@ -141,7 +143,7 @@ impl Node {
 
     fn obey(&mut self, op: &PodOp) -> Done {
         match op {
-            PodOp::StartSandbox { spec, attempt, cgroup } => {
+            PodOp::StartSandbox { spec, given, attempt, cgroup } => {
                 let no_address = self.no_address > 0;
                 self.no_address = self.no_address.saturating_sub(1);
                 let fact = SandboxFact {
@@ -158,6 +160,7 @@ impl Node {
                     labels: BTreeMap::new(),
                     other_ips: Vec::new(),
                     no_address,
+                    given: given.clone(),
                 };
                 self.facts.sandboxes.push(fact.clone());
                 Done::Sandbox(fact)

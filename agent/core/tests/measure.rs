@@ -60,6 +60,7 @@ impl Node {
             labels: std::collections::BTreeMap::new(),
             other_ips: Vec::new(),
             no_address: false,
+            given: std::collections::BTreeMap::new(),
         };
         let container = ContainerFact {
             id: format!("c{}", self.run),

@@ -69,12 +69,12 @@ impl CriRuntime {
 impl PodRuntime for CriRuntime {
     async fn perform(&self, uid: &PodUid, what: &PodOp) -> Result<Done, OpError> {
         match what {
-            PodOp::StartSandbox { spec, cgroup, attempt } => {
+            PodOp::StartSandbox { spec, given, cgroup, attempt } => {
                 let node = self.node_now().await.map_err(|error| OpError {
                     reason: "FailedCreatePodSandBox".to_owned(),
                     message: format!("Failed to create pod sandbox: {error}"),
                 })?;
-                let (done, told) = self.runtime.start_sandbox(&node, spec, cgroup, *attempt).await?;
+                let (done, told) = self.runtime.start_sandbox(&node, spec, given, cgroup, *attempt).await?;
                 for (reason, message) in told {
                     // Nobody listens while the agent ends.
                     let _ = self.events.send(Event::Told {

@@ -183,6 +183,11 @@ impl Runtime {
             no_address: details.no_address,
             created: micros(listed.created_at),
             cgroup_parent: details.cgroup_parent,
+            given: listed
+                .annotations
+                .get(names::GIVEN)
+                .and_then(|json| serde_json::from_str(json).ok())
+                .unwrap_or_default(),
             labels,
             id: listed.id,
         })

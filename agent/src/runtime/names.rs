@@ -30,5 +30,7 @@ pub const TERMINATION_GRACE: &str = "io.kubernetes.pod.terminationGracePeriod";
 pub const MANAGED: &str = "beelet.dev/managed";
 /// Annotation: the container's resources (`beelet_core::spec::Resources`), as JSON.
 pub const RESOURCES: &str = "beelet.dev/resources";
+/// Annotation of sandboxes: what was known of the pod's containers (`beelet_core::event::Kept` by name), as JSON.
+pub const GIVEN: &str = "beelet.dev/given";
 /// Annotation: the knobs that came of them (`beelet_core::event::CgroupKnobs`), as JSON.
 pub const KNOBS: &str = "beelet.dev/knobs";

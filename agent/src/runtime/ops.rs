@@ -4,11 +4,12 @@
 //! first whether its result is there already; names (pod UID, container name, attempt) make that certain. What is half made
 //! under the same name is removed, and the operation tried once more.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use beelet_core::dns::Told;
-use beelet_core::event::{ContainerFactState, Done, LinuxResources, OpError, Pulled, SandboxFact};
+use beelet_core::event::{ContainerFactState, Done, Kept, LinuxResources, OpError, Pulled, SandboxFact};
 use beelet_core::security::RuntimeFeatures;
 use beelet_core::spec::{PodSpec, PullPolicy};
 use beelet_core::units::{Bytes, Micros};
@@ -21,7 +22,7 @@ use super::env::Given;
 use super::error::RuntimeError;
 use super::facts::state_of;
 use super::spec_to_cri::{
-    ImageUser, NodeEnv, changed_resources, container_config, needs_image_user, resolver, sandbox_config,
+    ImageUser, NodeEnv, changed_resources, container_config, json, needs_image_user, resolver, sandbox_config,
     wants_recursive_read_only, whole_secs,
 };
 use super::{names, paths, reference};
@@ -64,6 +65,7 @@ impl Runtime {
         &self,
         node: &NodeEnv,
         spec: &PodSpec,
+        given: &BTreeMap<String, Kept>,
         cgroup: &str,
         attempt: u32,
     ) -> Result<(Done, Vec<Told>), OpError> {
@@ -72,7 +74,8 @@ impl Runtime {
             message: format!("Failed to create pod sandbox: {error}"),
         };
         let (dns, told) = resolver(node, spec).map_err(|error| failed(&error))?;
-        let config = sandbox_config(node, spec, cgroup, attempt, dns).map_err(|error| failed(&error))?;
+        let mut config = sandbox_config(node, spec, cgroup, attempt, dns).map_err(|error| failed(&error))?;
+        config.annotations.insert(names::GIVEN.to_owned(), json(given));
         let made = self.ready_sandbox(&config).await.map_err(|error| failed(&error))?;
         Ok((Done::Sandbox(made), told))
     }

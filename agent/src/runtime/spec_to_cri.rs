@@ -170,14 +170,17 @@ pub(super) fn changed_resources(linux: &LinuxResources) -> cri::LinuxContainerRe
     new
 }
 
+/// For annotations: types without maps of odd keys and without custom code, so writing them cannot fail.
+pub(super) fn json(value: &impl serde::Serialize) -> String {
+    serde_json::to_string(value).unwrap_or_default()
+}
+
 fn container_annotations(
     node: &NodeEnv,
     start: &ContainerStart<'_>,
     container: &ContainerSpec,
 ) -> HashMap<String, String> {
     let policy = if container.last_words.from_log { last_words::FROM_LOG } else { last_words::FROM_FILE };
-    // These types have no map with odd keys and no custom code, so writing them as JSON cannot fail.
-    let json = |value: serde_json::Result<String>| value.unwrap_or_default();
     let mut annotations = HashMap::from([
         (names::CONTAINER_HASH, format!("{:x}", hash(container))),
         (names::RESTART_COUNT, start.attempt.to_string()),
@@ -185,8 +188,8 @@ fn container_annotations(
         (names::TERMINATION_MESSAGE_POLICY, policy.to_owned()),
         (names::TERMINATION_GRACE, whole_secs(start.spec.termination_grace).to_string()),
         (names::MANAGED, node.instance.clone()),
-        (names::RESOURCES, json(serde_json::to_string(&start.linux.resources))),
-        (names::KNOBS, json(serde_json::to_string(&start.linux.knobs))),
+        (names::RESOURCES, json(&start.linux.resources)),
+        (names::KNOBS, json(&start.linux.knobs)),
     ]);
     if let Some(hook) = &container.lifecycle.pre_stop {
         annotations.insert(names::PRE_STOP, pre_stop::write(hook));

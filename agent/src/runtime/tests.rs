@@ -1,9 +1,10 @@
 //! The client against the fake runtime, over a real socket.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use beelet_core::content::Allocatable;
-use beelet_core::event::{CgroupKnobs, ContainerFactState, Done, LinuxResources, OpError, SandboxFact};
+use beelet_core::event::{CgroupKnobs, ContainerFactState, Done, Kept, LinuxResources, OpError, SandboxFact};
 use beelet_core::pulls::Policy;
 use beelet_core::spec::{ContainerSpec, PodSpec, PodUid, PullPolicy, Resources};
 use beelet_core::units::{Bytes, Micros, MilliCpu};
@@ -39,6 +40,10 @@ fn spec() -> PodSpec {
     PodSpec { name: "p".to_owned(), containers: vec![container], ..PodSpec::unknown(PodUid::from("u1")) }
 }
 
+fn given() -> BTreeMap<String, Kept> {
+    [("c".to_owned(), Kept { resources: linux(None).resources, next_attempt: 3 })].into()
+}
+
 fn linux(limit: Option<Bytes>) -> LinuxResources {
     LinuxResources {
         knobs: CgroupKnobs {
@@ -57,7 +62,7 @@ fn client(fake: &Fake) -> Runtime {
 }
 
 async fn sandbox(runtime: &Runtime) -> SandboxFact {
-    match runtime.start_sandbox(&node(), &spec(), "kubepods/podu1", 0).await {
+    match runtime.start_sandbox(&node(), &spec(), &given(), "kubepods/podu1", 0).await {
         Ok((Done::Sandbox(fact), _)) => fact,
         other => panic!("{other:?}"),
     }
@@ -121,6 +126,7 @@ async fn a_pod_runs_and_is_found_again() {
     let sandbox = sandbox(&runtime).await;
     assert_eq!((sandbox.ip.as_str(), sandbox.ours, sandbox.ready), ("10.0.0.7", true, true));
     assert_eq!((sandbox.cgroup_parent.as_str(), sandbox.created), ("/kubepods/podu1", Micros::secs(5)));
+    assert_eq!(sandbox.given, given());
     assert_eq!(runtime.sandbox_image(), "registry.k8s.io/pause:3.10");
     let id = container(&runtime, &sandbox.id, 0).await.expect("started");
 
@@ -181,7 +187,7 @@ async fn a_sandbox_of_somebody_else_is_left_alone() {
     let runtime = client(&fake);
     let made = sandbox(&runtime).await;
     fake.with(|w| w.sandboxes.get_mut(&made.id).expect("made").annotations.clear());
-    let error = runtime.start_sandbox(&node(), &spec(), "kubepods/podu1", 0).await.expect_err("not ours");
+    let error = runtime.start_sandbox(&node(), &spec(), &given(), "kubepods/podu1", 0).await.expect_err("not ours");
     assert!(error.message.contains("somebody else"), "{error:?}");
     assert_eq!(fake.with(|w| w.count("RemovePodSandbox")), 0);
     assert!(!runtime.facts(Micros(1)).await.expect("facts").sandboxes[0].ours);
@@ -195,7 +201,7 @@ async fn a4_12a_another_beelets_pods_are_not_ours() {
     let other = Runtime::connect(&fake.endpoint(), Duration::from_secs(5), "i2").expect("a socket's address");
     assert!(!other.facts(Micros(1)).await.expect("facts").sandboxes[0].ours);
     let node = NodeEnv { instance: "i2".to_owned(), ..node() };
-    let error = other.start_sandbox(&node, &spec(), "kubepods/podu1", 0).await.expect_err("the first one's");
+    let error = other.start_sandbox(&node, &spec(), &given(), "kubepods/podu1", 0).await.expect_err("the first one's");
     assert!(error.message.contains("somebody else"), "{error:?}");
     assert!(runtime.facts(Micros(1)).await.expect("facts").sandboxes[0].ours);
 }
@@ -323,7 +329,7 @@ async fn a_name_that_stays_taken_is_an_error() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     });
-    let error = runtime.start_sandbox(&node(), &spec(), "kubepods/podu1", 3).await.expect_err("taken");
+    let error = runtime.start_sandbox(&node(), &spec(), &given(), "kubepods/podu1", 3).await.expect_err("taken");
     thief.abort();
     assert_eq!(error.reason, "FailedCreatePodSandBox");
     assert!(error.message.contains("is reserved for"), "{error:?}");
@@ -548,7 +554,7 @@ async fn a15_4_the_logs_of_what_runs_are_known_from_their_first_byte() {
     // A listing that began before it was made does not know of it.
     let noted = runtime.noted_logs();
     let id = container(&runtime, &made.id, 0).await.expect("started");
-    let expected = std::collections::BTreeMap::from([(id.clone(), "/var/log/pods/default_p_u1/c/0.log".into())]);
+    let expected = BTreeMap::from([(id.clone(), "/var/log/pods/default_p_u1/c/0.log".into())]);
     assert_eq!(logs(), expected);
     runtime.logs_listed(&noted, &std::collections::HashMap::new(), Vec::new());
     assert_eq!(logs(), expected);
@@ -587,7 +593,8 @@ async fn a4_12g_a_container_that_is_removed_takes_its_log_and_link_along() {
     let (fake, dir) = (Fake::start(), tempfile::tempdir().expect("a folder"));
     let runtime = client(&fake);
     let node = NodeEnv { pod_logs_dir: dir.path().join("pods"), ..node() };
-    let Ok((Done::Sandbox(made), _)) = runtime.start_sandbox(&node, &spec(), "kubepods/podu1", 0).await else {
+    let Ok((Done::Sandbox(made), _)) = runtime.start_sandbox(&node, &spec(), &given(), "kubepods/podu1", 0).await
+    else {
         panic!("no sandbox")
     };
     let folder = paths::log_dir(&node.pod_logs_dir, &spec()).join("c");

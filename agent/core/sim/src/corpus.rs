@@ -90,7 +90,7 @@ impl Scene {
         kernel.limit = self.limit;
         kernel.reclaim = Some(Reclaim::default());
         for Member { spec, hot, .. } in &self.pods {
-            kernel.make_group(&spec.uid, None);
+            kernel.make_group(&spec.uid, "", None);
             for (i, container) in spec.containers.iter().enumerate() {
                 let linux = linux_resources(&self.node, spec, container);
                 let limits = (linux.knobs.memory_max, linux.resources.cpu_limit);

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use beelet_core::World;
 use beelet_core::allocate::pod_requests;
 use beelet_core::attribute::Cause;
-use beelet_core::event::{Action, ContainerFactState, Event, OpId, PodOp, ResourceList, Terminal};
+use beelet_core::event::{Action, ContainerFact, ContainerFactState, Event, OpId, PodOp, ResourceList, Terminal};
 use beelet_core::evict::{Signal, available};
 use beelet_core::node::NodeConfig;
 use beelet_core::pod::{Pod, PodState};
@@ -26,7 +26,9 @@ use crate::kernel::Kernel;
 use crate::runtime::Runtime;
 use crate::workload::Curve;
 
+mod order;
 mod probed;
+use order::Order;
 use probed::Probed;
 
 /// How long a pod may need to go beyond its grace period, while all works.
@@ -86,11 +88,10 @@ pub struct Checker {
     interval: Micros,
     /// The last thing that was done to the node.
     disturbed: Micros,
-    /// An agent has died.
-    died: bool,
     /// The CPU time of pods by the last full looks.
     used: VecDeque<(Micros, BTreeMap<PodUid, Micros>)>,
     probes: Probed,
+    order: Order,
 }
 
 impl Checker {
@@ -108,15 +109,15 @@ impl Checker {
             promised: BTreeMap::new(),
             interval: Micros::secs(1),
             disturbed: Micros::ZERO,
-            died: false,
             used: VecDeque::new(),
             probes: Probed::default(),
+            order: Order::default(),
         }
     }
 
-    /// The agent died.
-    pub fn restarted(&mut self, now: Micros) {
-        *self = Self { disturbed: now, died: true, ..Self::new(&self.node) };
+    /// The agent died; these ends are written down.
+    pub fn restarted(&mut self, now: Micros, notes: &BTreeMap<PodUid, Terminal>) {
+        *self = Self { disturbed: now, order: Order::of(notes.values()), ..Self::new(&self.node) };
     }
 
     /// The scenario did something.
@@ -144,6 +145,7 @@ impl Checker {
         self.invariant_one_operation_of_a_pod(look)?;
         invariant_foreign_pods_are_left_alone(look)?;
         self.probes.check(look)?;
+        self.order.check(look)?;
         invariant_running_containers_are_left_alone(look, &self.probes)?;
         invariant_one_live_sandbox(look)?;
         self.invariant_allocation_is_conserved(look)?;
@@ -433,9 +435,7 @@ impl Checker {
         for sandbox in runtime.sandboxes.values().filter(|s| s.ours) {
             must(wished(&sandbox.uid), name, || format!("a sandbox of {} is left", sandbox.uid))?;
         }
-        // A cgroup that an agent left when it died is nothing that the core can know of.
-        let groups = kernel.groups.keys().filter(|_| !self.died);
-        for uid in groups.chain(world.pods().keys()) {
+        for uid in kernel.groups.keys().chain(world.pods().keys()) {
             must(wished(uid), name, || format!("a cgroup or a pod {uid} is left"))?;
         }
         for uid in remembered.keys() {
@@ -465,7 +465,10 @@ impl Checker {
         let up = matches!(pod.state, PodState::Running | PodState::Initializing { .. });
         must(up, name, || format!("{uid} is {:?}, {:?}", pod.state, pod.trouble))?;
         if let PodState::Initializing { .. } = pod.state {
-            let busy = runtime.running(uid).next().is_some() || pod.tracks.values().any(|t| recent(t, &self.node, now));
+            let ended = |c: &ContainerFact| matches!(&c.state, ContainerFactState::Exited(exit) if now.wall < exit.finished + LEFT);
+            let busy = runtime.running(uid).next().is_some()
+                || pod.tracks.values().any(|t| recent(t, &self.node, now))
+                || runtime.containers.values().any(|c| c.uid == *uid && ended(c));
             return must(busy, name, || format!("{uid} is stuck in {:?}", pod.state));
         }
         for container in &pod.spec.containers {
@@ -479,13 +482,16 @@ impl Checker {
                 ContainerFactState::Exited(exit) => !restart::runs_again(&pod.spec, container, exit.code),
                 _ => false,
             });
+            // The runtime has lost it, and how it ended was not seen: it counts as killed.
+            let unseen = pod.tracks.get(&container.name).and_then(|t| t.last_exit.as_ref());
+            let lost = newest.is_none() && unseen.is_some_and(|e| !restart::runs_again(&pod.spec, container, e.code));
             let waits = pod.tracks.get(&container.name).is_some_and(|t| recent(t, &self.node, now));
             let died = newest.is_some_and(|c| match &c.state {
                 ContainerFactState::Exited(exit) => now.wall < exit.finished + LEFT,
                 ContainerFactState::Running { .. } => true,
                 _ => false,
             });
-            must(rests || waits || died, name, || format!("{} of {uid} is {newest:?}", container.name))?;
+            must(rests || lost || waits || died, name, || format!("{} of {uid} is {newest:?}", container.name))?;
         }
         Ok(())
     }
@@ -560,7 +566,10 @@ fn invariant_running_containers_are_left_alone(look: &Look<'_>, probes: &Probed)
             let really = look.kernel.procs.contains_key(&c.id);
             let harmed = touched(&c.id, &c.sandbox_id) && alive && really;
             must(!harmed, name, || format!("{} takes {} of {uid}", what.name(), c.id))?;
-            let doubled = matches!(what, PodOp::StartContainer { container, .. } if *container == c.name);
+            // One that an agent which has died told the runtime to start may have come since the last listing; the runtime
+            // refuses the same attempt.
+            let doubled = matches!(what, PodOp::StartContainer { container, attempt, .. }
+                if *container == c.name && *attempt != c.attempt);
             must(!(doubled && alive && really), name, || format!("{} of {uid} is started twice", c.name))?;
         }
     }
@@ -594,7 +603,7 @@ fn invariant_memory_max_is_above_what_is_held(look: &Look<'_>) -> Holds {
         };
         let group = look.kernel.groups.get(uid);
         if let Some(after) = group.and_then(|g| cut(g.limit, cgroup.knobs.memory_max)) {
-            let held = look.kernel.held_by(uid);
+            let held = look.kernel.kept_by(uid);
             must(after >= held, name, || format!("{} cuts {uid} to {after}, it holds {held}", what.name()))?;
         }
         for (id, _, linux) in containers {

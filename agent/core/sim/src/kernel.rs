@@ -87,6 +87,8 @@ impl Dying {
 #[derive(Clone, Debug, Default)]
 pub struct Group {
     id: u64,
+    /// Where it is, relative to the hierarchies' roots.
+    pub path: String,
     /// `memory.max`.
     pub limit: Option<Bytes>,
     /// In volumes, by containers that have ended.
@@ -192,9 +194,10 @@ impl Kernel {
     }
 
     /// Make a pod's cgroup, or change its limit.
-    pub fn make_group(&mut self, uid: &PodUid, limit: Option<Bytes>) {
+    pub fn make_group(&mut self, uid: &PodUid, path: &str, limit: Option<Bytes>) {
         let id = self.cgroup_id();
-        let group = self.groups.entry(uid.clone()).or_insert_with(|| Group { id, ..Group::default() });
+        let made = || Group { id, path: path.to_owned(), ..Group::default() };
+        let group = self.groups.entry(uid.clone()).or_insert_with(made);
         group.limit = limit;
     }
 
@@ -470,9 +473,15 @@ impl Kernel {
     /// What reclaim cannot free of a pod.
     #[must_use]
     pub fn held_by(&self, uid: &PodUid) -> Bytes {
-        let procs: Bytes = self.procs.values().filter(|p| p.uid == *uid).map(Proc::held).sum();
         let dying: Bytes = self.dying.iter().filter(|d| d.uid == *uid).map(|d| d.left(self.now)).sum();
-        procs + dying + self.groups.get(uid).map_or(Bytes::ZERO, |g| g.volumes)
+        self.kept_by(uid) + dying
+    }
+
+    /// The same without what dying processes are about to give back.
+    #[must_use]
+    pub fn kept_by(&self, uid: &PodUid) -> Bytes {
+        let procs: Bytes = self.procs.values().filter(|p| p.uid == *uid).map(Proc::held).sum();
+        procs + self.groups.get(uid).map_or(Bytes::ZERO, |g| g.volumes)
     }
 
     /// File cache of pods: read once, and hot.

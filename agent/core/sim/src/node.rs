@@ -7,12 +7,14 @@
 //!
 //! Terms: a *life* is the time from an agent's start to its end; what was meant for an earlier life is dropped.
 
+pub mod fate;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use beelet_core::World;
 use beelet_core::event::{
-    Action, ContainerFactState, Event, OpId, PodOp, Rejected, RuntimeFacts, SandboxFact, Terminal,
+    Action, ContainerFact, ContainerFactState, Event, OpId, PodOp, Rejected, RuntimeFacts, SandboxFact, Terminal,
 };
 use beelet_core::forecast::Pace;
 use beelet_core::probe::Answer;
@@ -27,11 +29,14 @@ use crate::rng::Rng;
 use crate::runtime::{Runtime, error};
 use crate::scenario::{Disturbance, Faults, Scenario};
 use crate::trace::Line;
+use fate::Fate;
 
 /// Steps kept for the report of a failure.
-const KEEP: usize = 400;
+const KEEP: usize = 2_000;
+/// Moments of them that are told.
+const TOLD: usize = 150;
 /// Virtual time starts here.
-const START: Micros = Micros::secs(1_000);
+pub const START: Micros = Micros::secs(1_000);
 /// The wall clock then.
 const WALL: u64 = 1_700_000_000_000_000;
 
@@ -60,8 +65,6 @@ pub struct Stats {
     pub time: Micros,
     /// The kernel's OOM kills.
     pub ooms: OomKills,
-    /// Pods' cgroups that are left because an agent died before it removed them.
-    pub leftovers: u64,
 }
 
 /// A run that broke an invariant.
@@ -77,10 +80,19 @@ pub struct Failure {
     pub tail: Vec<Line>,
 }
 
+impl Failure {
+    /// Which invariant, when and how, without what led to it.
+    #[must_use]
+    pub fn headline(&self) -> String {
+        format!("seed {} broke {} at {}: {}", self.seed, self.violation.invariant, self.at, self.violation.what)
+    }
+}
+
+/// The last moments, and the invariant.
 impl std::fmt::Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        writeln!(f, "seed {}: {} at {}: {}", self.seed, self.violation.invariant, self.at, self.violation.what)?;
-        f.write_str(&crate::trace::write(&self.tail))
+        f.write_str(&crate::story::tell(&self.tail, START, TOLD))?;
+        writeln!(f, "{}", self.headline())
     }
 }
 
@@ -150,8 +162,15 @@ pub struct Sim {
     remembered: BTreeMap<PodUid, Terminal>,
     going: BTreeMap<PodUid, Micros>,
     noted: BTreeMap<PodUid, PodNote>,
+    /// What an agent finds of an earlier life when it starts, until it has told.
+    leftovers: Vec<(PodUid, String)>,
     wanted: (Vec<Arc<PodSpec>>, Vec<Rejected>),
     crash_soon: bool,
+    /// Since the start or the last of the deaths.
+    acts: u64,
+    deaths: Vec<(u64, Fate)>,
+    /// Operations that can be given up, with the containers that they stop.
+    long: BTreeMap<PodUid, (OpId, Vec<String>)>,
     checker: Checker,
     tail: VecDeque<Line>,
     all: Option<Vec<Line>>,
@@ -190,8 +209,12 @@ impl Sim {
             remembered: BTreeMap::new(),
             going: BTreeMap::new(),
             noted: BTreeMap::new(),
+            leftovers: Vec::new(),
             wanted: (Vec::new(), Vec::new()),
             crash_soon: false,
+            acts: 0,
+            deaths: Vec::new(),
+            long: BTreeMap::new(),
             checker: Checker::new(&scenario.node),
             tail: VecDeque::new(),
             all: None,
@@ -261,13 +284,12 @@ impl Sim {
     fn outcome(&mut self, result: Result<(), Violation>) -> Result<Stats, Box<Failure>> {
         self.stats.time = self.now - START;
         self.stats.ooms = self.kernel.ooms;
-        let wished = |uid: &&PodUid| self.wanted.0.iter().any(|p| p.uid == **uid);
-        let left = self.kernel.groups.keys().filter(|uid| !wished(uid)).count();
-        self.stats.leftovers = u64::try_from(left).unwrap_or(u64::MAX);
-        result.map(|()| self.stats).map_err(|violation| {
-            let tail = self.tail.iter().cloned().collect();
-            Box::new(Failure { seed: self.scenario.seed, violation, at: self.now - START, tail })
-        })
+        result.map(|()| self.stats).map_err(|violation| self.failure(violation))
+    }
+
+    fn failure(&self, violation: Violation) -> Box<Failure> {
+        let tail = self.tail.iter().cloned().collect();
+        Box::new(Failure { seed: self.scenario.seed, violation, at: self.now - START, tail })
     }
 
     fn run_until(&mut self, end: Micros) -> Result<(), Violation> {
@@ -325,6 +347,7 @@ impl Sim {
         match item {
             Item::Script(i) => self.disturb(i),
             Item::Calm => {
+                self.note("nothing fails or is disturbed from now on".to_owned());
                 self.faults = Faults::default();
                 self.runtime.down_until = self.now;
                 self.checker.disturbed(self.now);
@@ -371,9 +394,17 @@ impl Sim {
         Ok(())
     }
 
+    fn note(&mut self, what: String) {
+        self.keep(Line::Note { at: self.now, what });
+    }
+
     fn disturb(&mut self, i: usize) {
         let Some((_, what)) = self.scenario.script.get(i).cloned() else { return };
         self.checker.disturbed(self.now);
+        match &what {
+            Disturbance::Want(..) => self.note("the wishes change".to_owned()),
+            what => self.note(format!("{what:?}")),
+        }
         match what {
             Disturbance::Want(pods, rejected) => {
                 self.wanted = (pods, rejected);
@@ -391,6 +422,21 @@ impl Sim {
                     sandbox.ready = false;
                 }
             }
+            Disturbance::VanishSandbox => {
+                let ours: Vec<String> =
+                    self.runtime.sandboxes.values().filter(|s| s.ours).map(|s| s.id.clone()).collect();
+                let gone = ours.get(self.rng.index(ours.len())).cloned();
+                self.lose(&PodOp::RemoveSandboxes { ids: gone.into_iter().collect() });
+            }
+            Disturbance::VanishContainer => {
+                let main = |c: &&ContainerFact| {
+                    let pods = || self.wanted.0.iter().filter(|p| p.uid == c.uid);
+                    pods().any(|p| p.containers.iter().any(|own| own.name == c.name))
+                };
+                let all: Vec<String> = self.runtime.containers.values().filter(main).map(|c| c.id.clone()).collect();
+                let gone = all.get(self.rng.index(all.len())).cloned();
+                self.lose(&PodOp::RemoveContainers { ids: gone.into_iter().collect() });
+            }
             Disturbance::KillContainer => {
                 let ids: Vec<String> = self.kernel.procs.keys().cloned().collect();
                 if let Some(id) = ids.get(self.rng.index(ids.len())) {
@@ -400,6 +446,12 @@ impl Sim {
             Disturbance::Foreign => self.foreign(),
             Disturbance::Image(there) => self.runtime.image = there,
         }
+    }
+
+    /// The runtime loses something that nobody told it to remove.
+    fn lose(&mut self, what: &PodOp) {
+        let wall = self.clock().wall;
+        self.runtime.perform(what, &mut self.kernel, wall, &mut self.rng);
     }
 
     fn foreign(&mut self) {
@@ -420,9 +472,10 @@ impl Sim {
             labels: BTreeMap::new(),
             other_ips: Vec::new(),
             no_address: false,
+            given: BTreeMap::new(),
         };
         self.runtime.sandboxes.insert(sandbox_id.clone(), sandbox);
-        let fact = beelet_core::event::ContainerFact {
+        let fact = ContainerFact {
             grace: None,
             pid: None,
             pre_stop: None,
@@ -443,11 +496,13 @@ impl Sim {
     // === the agent ===
 
     fn crash(&mut self, down: Micros) {
+        self.note("the agent dies".to_owned());
         self.life += 1;
         self.stats.crashes += 1;
         (self.world, self.twin) = (None, None);
         (self.listing, self.list_again) = (false, false);
-        self.checker.restarted(self.now);
+        self.long.clear();
+        self.checker.restarted(self.now, &self.remembered);
         self.put(down, Item::AgentStart(self.life));
     }
 
@@ -458,6 +513,7 @@ impl Sim {
         self.keep(Line::Start { config });
         self.stretch = beelet_core::budget::NONE;
         (self.pace, self.sampled, self.looked) = (Pace::default(), self.now, Micros::ZERO);
+        self.leftovers = self.kernel.groups.iter().map(|(uid, group)| (uid.clone(), group.path.clone())).collect();
         self.step(Event::Remembered(self.remembered.values().cloned().collect()))?;
         self.step(Event::Going(self.going.iter().map(|(uid, until)| (uid.clone(), *until)).collect()))?;
         self.step(Event::Noted(self.noted.values().cloned().collect()))?;
@@ -500,6 +556,9 @@ impl Sim {
         self.keep(line);
         holds?;
         for action in actions {
+            if self.dies_of(&action) {
+                return Ok(());
+            }
             self.act(action);
         }
         if std::mem::take(&mut self.crash_soon) {
@@ -529,11 +588,10 @@ impl Sim {
                 let event = Event::Probe { uid, container, run, kind, answer, took: takes };
                 self.put(takes, Item::Deliver(self.life, event));
             }
-            // Pulls are quick here, and stops end by themselves.
+            Action::Cancel { uid } => self.cancel(&uid),
             // The simulated node has memory and no disks.
             Action::Knob(_)
             | Action::Refresh(_)
-            | Action::Cancel { .. }
             | Action::LookAtDisks { .. }
             | Action::Reclaim { .. }
             | Action::ReclaimMemory { .. } => {}
@@ -596,6 +654,14 @@ impl Sim {
     fn begin(&mut self, uid: PodUid, op: OpId, what: PodOp) {
         self.stats.operations += 1;
         self.stats.resizes += u64::from(matches!(what, PodOp::Resize { .. }));
+        match &what {
+            PodOp::StopContainers { stops, .. } => {
+                let ids = stops.iter().map(|stop| stop.id.clone()).collect();
+                self.long.insert(uid.clone(), (op, ids));
+            }
+            PodOp::EnsureImage { .. } | PodOp::PostStart { .. } => _ = self.long.insert(uid.clone(), (op, Vec::new())),
+            _ => _ = self.long.remove(&uid),
+        }
         let (low, high) = match &what {
             PodOp::StartSandbox { .. } => (50, 500),
             PodOp::StartContainer { .. } | PodOp::RemoveSandboxes { .. } => (30, 300),
@@ -626,8 +692,11 @@ impl Sim {
     }
 
     fn effect(&mut self, o: Operation) {
-        if o.life != self.life && !o.survives {
-            return;
+        if o.life != self.life {
+            if !o.survives {
+                return;
+            }
+            self.note(format!("{}: {}, told by an agent that has died", o.uid, crate::story::operation(&o.what)));
         }
         let wall = self.clock().wall;
         let down = self.now < self.runtime.down_until && Runtime::is_asked_by(&o.what);
@@ -677,7 +746,8 @@ impl Sim {
             Event::RuntimeDown { reason: "connection refused".to_owned() }
         } else {
             let containers = self.runtime.containers.values().cloned().collect();
-            Event::Runtime(RuntimeFacts { asked, sandboxes, containers, ..RuntimeFacts::default() })
+            let leftovers = std::mem::take(&mut self.leftovers);
+            Event::Runtime(RuntimeFacts { asked, sandboxes, containers, leftovers, ..RuntimeFacts::default() })
         };
         let down = matches!(event, Event::RuntimeDown { .. });
         let late = self.millis(1, 20);

@@ -77,10 +77,10 @@ impl Runtime {
     pub fn perform(&mut self, op: &PodOp, kernel: &mut Kernel, wall: Micros, rng: &mut Rng) -> Outcome {
         match op {
             PodOp::Prepare { spec, cgroup } => {
-                kernel.make_group(&spec.uid, cgroup.knobs.memory_max);
+                kernel.make_group(&spec.uid, &cgroup.path, cgroup.knobs.memory_max);
                 Ok(Done::Ok).into()
             }
-            PodOp::StartSandbox { spec, cgroup, attempt } => {
+            PodOp::StartSandbox { spec, given, cgroup, attempt } => {
                 if self.sandboxes.values().any(|s| s.uid == spec.uid && s.attempt == *attempt) {
                     return Err(error("CreatePodSandboxError", "name is reserved")).into();
                 }
@@ -99,6 +99,7 @@ impl Runtime {
                     labels: spec.labels.clone(),
                     other_ips: Vec::new(),
                     no_address: false,
+                    given: given.clone(),
                 };
                 self.sandboxes.insert(id, fact.clone());
                 Ok(Done::Sandbox(fact)).into()
@@ -191,7 +192,7 @@ impl Runtime {
                 Ok(Done::Ok).into()
             }
             PodOp::Resize { spec, pod, containers, .. } => {
-                kernel.make_group(&spec.uid, pod.knobs.memory_max);
+                kernel.make_group(&spec.uid, &pod.path, pod.knobs.memory_max);
                 for (id, _, linux) in containers {
                     self.resize(id, linux, kernel);
                 }

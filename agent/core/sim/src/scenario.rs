@@ -3,6 +3,8 @@
 //! A scenario is a node, a list of [`Disturbance`]s in order of time, the rates of faults, and a time after the last disturbance in
 //! which everything must come to rest.
 
+mod more;
+
 use std::sync::Arc;
 
 use beelet_core::event::{Rejected, ResourceList};
@@ -28,6 +30,10 @@ pub enum Disturbance {
     Outage(Micros),
     /// Some sandbox loses its network.
     LoseSandbox,
+    /// The runtime loses some sandbox with all that is in it.
+    VanishSandbox,
+    /// The runtime loses some container that is no init container, whether it runs or has ended.
+    VanishContainer,
     /// Some container is killed by somebody.
     KillContainer,
     /// Somebody else starts a pod by the same runtime.
@@ -141,6 +147,10 @@ impl Scenario {
         if rng.chance(600) {
             scenario.faults.probe = rng.range(0, 400);
             ask(seed, &mut scenario.script);
+        }
+        let mut rng = Rng::new(seed, 7);
+        if rng.chance(500) {
+            more::add(&mut rng, &mut scenario);
         }
         scenario
     }

@@ -8,7 +8,7 @@
 use beelet_core::World;
 use beelet_core::event::{Action, Event};
 use beelet_core::node::NodeConfig;
-use beelet_core::units::Now;
+use beelet_core::units::{Micros, Now};
 use serde::{Deserialize, Serialize};
 
 /// A line of a trace.
@@ -28,6 +28,13 @@ pub enum Line {
         event: Event,
         /// What is to be done.
         actions: Vec<Action>,
+    },
+    /// What happened outside of the agent, for people.
+    Note {
+        /// When (monotonic).
+        at: Micros,
+        /// What.
+        what: String,
     },
 }
 
@@ -71,6 +78,7 @@ pub fn replay(lines: &[Line]) -> Result<usize, Difference> {
     for (i, line) in lines.iter().enumerate() {
         match line {
             Line::Start { config } => world = Some(World::new(config.clone())),
+            Line::Note { .. } => {}
             Line::Step { now, event, actions } => {
                 let Some(world) = &mut world else {
                     return Err(Difference { line: i + 1, what: "a step before the start".to_owned() });

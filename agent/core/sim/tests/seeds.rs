@@ -1,4 +1,4 @@
-//! A fixed range of seeds, and stored traces. More seeds: `cargo run -p beelet-sim -- FROM TO`.
+//! A fixed range of seeds, and stored traces. More seeds: `cargo xtask sim --seeds 10000`.
 
 use std::fs;
 use std::path::PathBuf;
@@ -8,15 +8,12 @@ use beelet_sim::{Scenario, Sim, run_seeds, trace};
 
 #[test]
 fn no_seed_breaks_an_invariant() {
-    let report = run_seeds(0, 400);
+    let report = run_seeds(0, 400, 2);
     println!("{report}");
     for failure in &report.failures {
-        println!(
-            "seed {}: {} at {}: {}",
-            failure.seed, failure.violation.invariant, failure.at, failure.violation.what
-        );
+        println!("{}", failure.headline());
     }
-    assert!(report.failures.is_empty(), "run `cargo run -p beelet-sim -- SEED` for the last steps");
+    assert!(report.failures.is_empty(), "`cargo xtask sim --seed SEED` tells what happened");
     let t = &report.total;
     assert!(
         t.evictions > 50 && t.soft > 20 && t.crashes > 100 && t.resizes > 20 && t.ooms.own > 100,

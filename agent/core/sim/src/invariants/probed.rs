@@ -36,6 +36,11 @@ impl Probed {
                 Answer::Error { .. } => {}
             }
         }
+        if let Event::Noted(notes) = look.event {
+            // What had started stays so over a restart of the agent.
+            let runs = notes.iter().flat_map(|note| &note.runs).filter(|run| run.started);
+            self.started.extend(runs.map(|run| run.run.clone()));
+        }
         for action in look.actions {
             let Action::Probe { uid, container, run, kind, .. } = action else { continue };
             let name = "invariant_one_question_of_a_run_and_kind";
@@ -47,7 +52,10 @@ impl Probed {
             let fine = pod.is_some_and(|p| p.running(container).is_some_and(|(id, _)| id == run))
                 && (!gated || self.started.contains(run));
             must(fine, name, || format!("{kind:?} of {container} of {uid}"))?;
-            let quiet = *kind == ProbeKind::Readiness || pod.is_some_and(|p| !is_going(&p.state));
+            // One that has to go since this very step, for another pod, was asked before.
+            let now = |a: &Action| matches!(a, Action::Going { uid: going, until: Some(_) } if going == uid);
+            let lives = pod.is_some_and(|p| !is_going(&p.state)) || look.actions.iter().any(now);
+            let quiet = *kind == ProbeKind::Readiness || lives;
             must(quiet, "invariant_a_pod_that_goes_is_asked_for_readiness_only", || format!("{kind:?} of {uid}"))?;
         }
         if self.failures.len() > 10_000 {

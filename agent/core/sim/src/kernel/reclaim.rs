@@ -256,7 +256,7 @@ mod tests {
         kernel.reclaim = Some(Reclaim::default());
         for &(name, holds, hot) in pods {
             let uid = name.into();
-            kernel.make_group(&uid, None);
+            kernel.make_group(&uid, "", None);
             kernel.start(name, &uid, "c", Curve::Idle { holds: Bytes::mib(holds) }, (None, None), 0);
             kernel.warm(name, Bytes::mib(hot));
         }
