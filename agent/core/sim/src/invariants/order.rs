@@ -35,7 +35,7 @@ impl Order {
                         .map_or(Ok(()), |pod| invariant_init_containers_come_first(pod, container))?;
                 }
                 Action::Pod { uid, what: PodOp::StartSandbox { .. }, .. } => {
-                    self.invariant_an_end_is_the_end(uid, None)?
+                    self.invariant_an_end_is_the_end(uid, None)?;
                 }
                 Action::Pod { uid, what: PodOp::StopContainers { stops, .. }, .. } => {
                     look.world.pods().get(uid).map_or(Ok(()), |pod| invariant_sidecars_go_last(look, pod, stops))?;
