@@ -1,7 +1,7 @@
 //! From a pod's spec to what the runtime is told. Pure.
 //!
 //! Property: the same spec, node and attempt give the same request; the sandbox config that goes with each container is the
-//! one that the sandbox was made with, `privileged` included.
+//! one that the sandbox was made with, `privileged` included, but for the note of what was known then ([`names::GIVEN`]).
 
 mod mounts;
 mod security;

@@ -470,7 +470,10 @@ async fn the_sandbox_config_of_a_container_is_that_of_its_sandbox() {
     container(&runtime, &made.id, 0).await.expect("started");
     fake.with(|w| {
         assert_eq!(w.sandbox_configs.len(), 2);
-        assert_eq!(w.sandbox_configs[0], w.sandbox_configs[1]);
+        // But for the note of the pod's containers, which is of the moment at which the sandbox was made.
+        let mut of_sandbox = w.sandbox_configs[0].clone();
+        assert!(of_sandbox.annotations.remove(super::names::GIVEN).is_some());
+        assert_eq!(of_sandbox, w.sandbox_configs[1]);
     });
 }
 
