@@ -37,13 +37,19 @@ impl From<&NodeConfig> for Allocatable {
     }
 }
 
-/// The content of a ConfigMap or Secret.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// The content of a ConfigMap or Secret. Its `Debug` shows the keys only.
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Object {
     /// `data`, of a Secret decoded.
     pub data: BTreeMap<String, Vec<u8>>,
     /// `binaryData` of a ConfigMap: for files, not for variables.
     pub binary: BTreeMap<String, Vec<u8>>,
+}
+
+impl fmt::Debug for Object {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.data.keys().chain(self.binary.keys())).finish()
+    }
 }
 
 /// Why there is no [`Object`].
@@ -71,13 +77,19 @@ pub type Found = Result<Object, ObjectError>;
 /// A volume's files by their clean relative paths.
 pub type Files = BTreeMap<String, File>;
 
-/// A file that is to be.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A file that is to be. Its `Debug` does not show its content.
+#[derive(Clone, PartialEq, Eq)]
 pub struct File {
     /// Its content.
     pub data: Vec<u8>,
     /// Its permissions, 0 to 0o777.
     pub mode: u32,
+}
+
+impl fmt::Debug for File {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("File").field("bytes", &self.data.len()).field("mode", &self.mode).finish()
+    }
 }
 
 /// Why a volume has no content.

@@ -128,6 +128,7 @@ impl<R: PodRuntime> Executor<R> {
             }
             Action::Refresh(spec) => {
                 let volumes = Arc::clone(&self.context.volumes);
+                volumes.becomes(&spec);
                 tokio::task::spawn_blocking(move || refresh::one(&volumes, &spec, None));
             }
             Action::Kill { uid, cgroup } => self.context.killer.kill(uid, cgroup),

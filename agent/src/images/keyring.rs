@@ -89,7 +89,12 @@ impl Keyring {
         for path in &self.files {
             match read(path) {
                 Ok(None) => {}
-                Ok(Some(entries)) => return Ok(find(&entries, repository)),
+                Ok(Some(entries)) => {
+                    if let Some(error) = trouble {
+                        tracing::warn!(%error, "the credentials of another file are used");
+                    }
+                    return Ok(find(&entries, repository));
+                }
                 Err(error) => trouble = trouble.or(Some(error)),
             }
         }
@@ -151,8 +156,9 @@ impl Auth {
 fn entries(auths: BTreeMap<String, Auth>) -> Entries {
     let mut made = Entries::new();
     for (place, auth) in auths {
-        if let Some(credentials) = auth.credentials() {
-            made.entry(entry(&place)).or_default().push(credentials);
+        match auth.credentials() {
+            Some(credentials) => made.entry(entry(&place)).or_default().push(credentials),
+            None => tracing::warn!(entry = place, "its `auth` is not a name and a password in base64; it is left out"),
         }
     }
     made

@@ -90,8 +90,9 @@ struct Response {
     cache_key_type: String,
     #[serde(default)]
     cache_duration: Option<Span>,
+    /// `null` where the program has none.
     #[serde(default)]
-    auth: BTreeMap<String, Words>,
+    auth: Option<BTreeMap<String, Words>>,
 }
 
 #[derive(Deserialize)]
@@ -133,7 +134,7 @@ impl Provider {
             _ => return Err(self.wrong("it did not return a valid cacheKeyType")),
         };
         let mut entries = Entries::new();
-        for (place, Words { username, password }) in answer.auth {
+        for (place, Words { username, password }) in answer.auth.unwrap_or_default() {
             entries.entry(entry(&place)).or_default().push(Credentials { username, password });
         }
         let found = find(&entries, repository);

@@ -47,7 +47,7 @@ fn pod(view: &PodView, manifest: Option<&Pod>, node: &str, host_ip: &str) -> Pod
     pod.metadata.name = Some(view.spec.name.clone());
     pod.metadata.namespace = Some(view.spec.namespace.clone());
     pod.metadata.uid = Some(view.spec.uid.to_string());
-    if !view.foreign && view.spec.origin != "api" {
+    if !view.foreign && view.spec.origin != beelet_core::spec::API {
         let annotations = pod.metadata.annotations.get_or_insert_default();
         annotations.entry(CONFIG_SOURCE.to_owned()).or_insert_with(|| "file".to_owned());
         annotations.insert(ORIGIN.to_owned(), view.spec.origin.clone());

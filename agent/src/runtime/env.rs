@@ -6,6 +6,7 @@
 //! all variables.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::path::Path;
 
 use beelet_core::content::{self, Allocatable, Found, ObjectError};
@@ -17,12 +18,18 @@ use super::spec_to_cri::NodeEnv;
 use super::{env_file, paths};
 use crate::volumes::Objects;
 
-/// What the variables of a container take from outside of its pod's manifest.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// What the variables of a container take from outside of its pod's manifest. Its `Debug` shows no values.
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Given {
     objects: BTreeMap<ObjectRef, Found>,
     /// By volume and path.
     files: BTreeMap<(String, String), Result<String, String>>,
+}
+
+impl fmt::Debug for Given {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.objects.keys()).entries(self.files.keys()).finish()
+    }
 }
 
 /// The objects and the files that a container's variables refer to, each as often as it is named.

@@ -110,6 +110,8 @@ impl Runtime {
             }
             (_, PullPolicy::Always) | (false, PullPolicy::IfNotPresent) => {}
         }
+        // A program that hangs holds up nobody else's turn.
+        let found = puller.credentials(image).await;
         let asked = Instant::now();
         let _turn = puller.turn().await;
         // The one before may have brought it.
@@ -121,7 +123,7 @@ impl Runtime {
         }
         pulling();
         let began = Instant::now();
-        if let Err(text) = self.pull_with_any(puller, image).await {
+        if let Err(text) = self.pull_with_any(found, image).await {
             // Runtimes tell these two by a word at the head of the message (k8s.io/cri-api/pkg/errors).
             for (reason, why) in [
                 ("RegistryUnavailable", "the registry is unavailable"),
@@ -139,8 +141,7 @@ impl Runtime {
     }
 
     /// Pulls with one set of credentials after the other, and without any where there is none. Else the runtime's words.
-    async fn pull_with_any(&self, puller: &Puller, image: &str) -> Result<(), String> {
-        let found = puller.credentials(image).await;
+    async fn pull_with_any(&self, found: Vec<Credentials>, image: &str) -> Result<(), String> {
         let auth = |credentials: Credentials| {
             let Credentials { username, password } = credentials;
             Some(cri::AuthConfig { username, password, ..cri::AuthConfig::default() })

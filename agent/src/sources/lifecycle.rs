@@ -75,6 +75,7 @@ mod tests {
         }
     }
 
+    /// Rows: A4.6a, A4.6d.
     #[test]
     fn a4_6a_hooks_are_read_whole() {
         let hook = |text: &str| made("containers", &format!("{{postStart: {text}}}")).expect(text).post_start;

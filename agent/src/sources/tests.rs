@@ -97,7 +97,7 @@ fn a6_1a_pull_policies_by_tag() {
     }
 }
 
-/// Rows: A3.3e, A3.3f, A3.3g, A4.8e, A4.10, A4.16c, A6.3a, A7.3b, A7.4b, A7.7b, A8.4.
+/// Rows: A3.3e, A3.3f, A3.3g, A4.8e, A4.10, A4.16c, A6.3a, A7.3b, A7.4b, A7.7b, A8.4, A7.9b.
 #[test]
 fn what_is_wrong_is_named_with_its_place() {
     let named = |name: &str| with("", "").replace("name: web", &format!("name: {name}"));

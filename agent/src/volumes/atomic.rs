@@ -15,7 +15,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use beelet_core::content::{File, Files};
@@ -233,11 +233,8 @@ impl Target<'_> {
     fn discard(&self, root: &OwnedFd, name: &str) -> Result<(), Error> {
         match rustix::fs::unlinkat(root, name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
-            Err(Errno::ISDIR) => {
-                // By way of the descriptor; std follows no link in it or below it.
-                let path = format!("/proc/self/fd/{}/{name}", root.as_raw_fd());
-                fs::remove_dir_all(path).map_err(|e| Error::io("remove", &self.dir.join(name), e))
-            }
+            // What a privileged container mounted in it is the node's.
+            Err(Errno::ISDIR | Errno::PERM) => super::remove::unmounted(&self.dir.join(name)),
             Err(e) => Err(self.failed("remove", name, e)),
         }
     }

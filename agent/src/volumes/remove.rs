@@ -137,18 +137,20 @@ impl Removal {
     }
 
     fn remove(&mut self, folder: &OwnedFd, name: &CStr, depth: usize) -> rustix::io::Result<()> {
-        match unlinkat(folder, name, AtFlags::empty()) {
+        let refused = match unlinkat(folder, name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => return Ok(()),
-            Err(Errno::ISDIR | Errno::PERM) => {}
+            Err(error @ (Errno::ISDIR | Errno::PERM)) => error,
             Err(error) => return Err(error),
-        }
+        };
         if depth == DEEP {
             // Its name is free, as those of an earlier pass are gone.
             let up = format!(".removed-{}", self.moved);
             self.moved += 1;
             return renameat_with(folder, name, &self.top, up, RenameFlags::NOREPLACE);
         }
-        let child = safe::open_folder_here(folder, OsStr::from_bytes(name.to_bytes()))?;
+        // A file that may not be removed says so, and not that it is no folder.
+        let child = safe::open_folder_here(folder, OsStr::from_bytes(name.to_bytes()))
+            .map_err(|error| if error == Errno::NOTDIR { refused } else { error })?;
         self.empty(&child, depth + 1)?;
         match unlinkat(folder, name, AtFlags::REMOVEDIR) {
             Err(Errno::NOENT) => Ok(()),

@@ -76,6 +76,11 @@ impl Volumes {
         self.last.all().get(uid).cloned()
     }
 
+    /// From now on the pod is this one. To be called in the order of its changes.
+    pub(crate) fn becomes(&self, spec: &Arc<PodSpec>) {
+        self.last.all().insert(spec.uid.clone(), Arc::clone(spec));
+    }
+
     /// Sees that the written volumes of a pod that is there hold what they should. Returns the names of those that changed. What cannot
     /// be had stays as it was, as does a pod without its folder.
     ///
@@ -84,9 +89,8 @@ impl Volumes {
     pub fn refresh(&self, spec: &Arc<PodSpec>) -> Result<Vec<String>, Error> {
         self.turns.with(&spec.uid, || {
             let (mut changed, mut failed) = (Vec::new(), None);
-            if let Some(last) = self.last.all().get_mut(&spec.uid) {
-                *last = Arc::clone(spec);
-            }
+            // Another one may have come while this one waited for its turn.
+            let spec = &self.last(&spec.uid).unwrap_or_else(|| Arc::clone(spec));
             for volume in &spec.volumes {
                 let VolumeKind::Written(written) = &volume.kind else { continue };
                 if !paths::volume(&self.root, &spec.uid, volume).is_dir() {
