@@ -30,6 +30,8 @@ impl World {
             let Some(pod) = self.pods.get_mut(uid) else { return };
             let ContainerFactState::Running { started } = fact.state else { continue };
             let live = pod.state.is_live();
+            // The kernel may have told how it ended before the runtime lost it.
+            let early = pod.early_end(fact).cloned();
             let newer = pod.latest(&fact.name).is_some_and(|latest| latest.attempt > fact.attempt);
             let Some(track) = pod.tracks.get_mut(&fact.name).filter(|_| !newer && !pod.foreign) else { continue };
             let message = match live {
@@ -38,13 +40,13 @@ impl World {
                 }
                 false => "The container could not be located when the pod was terminated",
             };
-            let exit = Exit {
+            let exit = early.unwrap_or_else(|| Exit {
                 started,
                 finished: now.wall,
                 code: CODE,
                 reason: REASON.to_owned(),
                 message: message.to_owned(),
-            };
+            });
             track.lose(&fact.id, &exit, live, now.mono);
             if live {
                 let restarts = track.restarts();

@@ -349,6 +349,12 @@ impl Pod {
 
     fn plan_sandbox(&self, config: &NodeConfig, now: Now) -> Step {
         let live = self.ready_sandbox();
+        // Its init containers would run again for nothing.
+        if live.is_none()
+            && let Some(phase) = self.ended_without_sandbox()
+        {
+            return Step::Become(self.terminating(Why::Ended { phase }, now));
+        }
         let dead: Vec<String> =
             self.sandboxes.iter().filter(|s| live.is_none_or(|l| l.id != s.id)).map(|s| s.id.clone()).collect();
         if !dead.is_empty() {

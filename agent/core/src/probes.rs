@@ -81,7 +81,7 @@ impl Pod {
     /// The run of a container, if it runs: its id, and when it was started (wall clock).
     #[must_use]
     pub fn running(&self, name: &str) -> Option<(&str, Micros)> {
-        let fact = self.latest(name)?;
+        let fact = self.latest(name).filter(|fact| self.early_end(fact).is_none())?;
         match fact.state {
             ContainerFactState::Running { started } => Some((&fact.id, started)),
             _ => None,

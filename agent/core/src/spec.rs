@@ -496,6 +496,7 @@ impl PodSpec {
         let bare = |pod: &Self| {
             let mut bare = pod.clone();
             bare.left_out.clear();
+            bare.generation = 0;
             bare.labels.clear();
             bare.annotations.clear();
             for container in bare.init_containers.iter_mut().chain(&mut bare.containers) {

@@ -25,6 +25,14 @@ pub(crate) fn of(pod: &Pod, containers: &[ContainerStatus<'_>], runtime_down: Op
     let phase = match by_containers(containers, has_initialised(pod)) {
         // It ended, and now goes for another reason.
         _ if pod.shown.is_over() && !pod.state.is_live() => pod.shown.phase,
+        // Its end is told once it is decided: before, it may go for another reason yet.
+        Phase::Succeeded | Phase::Failed if pod.state.is_live() && !pod.foreign => {
+            if has_initialised(pod) {
+                Phase::Running
+            } else {
+                Phase::Pending
+            }
+        }
         phase => phase,
     };
     let trouble = pod.trouble.as_ref().map(|t| format!("{}: {}", t.reason, t.message));

@@ -112,3 +112,25 @@ fn a4_7h_who_removes_a_pod_says_what_is_stopped() {
     let said = |record: &Record| record.reason == "Killing" && record.message == "Stopping container main";
     assert!(node.actions.iter().any(|a| matches!(a, Action::Record(record) if said(record))));
 }
+
+#[test]
+fn a4_5b_and_a4_15c_a_pod_that_is_over_has_no_new_sandbox_for_its_init_containers() {
+    let mut node = ready_node();
+    let spec = PodSpec { restart_policy: RestartPolicy::Never, ..with_init() };
+    node.want(&[&spec]);
+    node.end("first", 0);
+    node.run(Micros::secs(5));
+    assert_eq!(node.view("a").phase, Phase::Running);
+    // While no agent looks the machine is started anew: the sandbox is down, and the container has ended.
+    let id = node.facts.containers.iter().find(|c| c.name == "main").map(|c| c.id.clone()).expect("it runs");
+    node.end_id(&id, 255);
+    node.facts.sandboxes[0].ready = false;
+    let mut after = another(&node, &spec);
+    after.run(Micros::secs(60));
+    let begun = |a: &&Action| matches!(a, Action::Pod { what: PodOp::StartSandbox { .. }, .. });
+    assert_eq!(
+        (after.actions.iter().filter(begun).count(), starts(&after, "first"), starts(&after, "main")),
+        (0, 0, 0)
+    );
+    assert_eq!(after.view("a").phase, Phase::Failed);
+}
