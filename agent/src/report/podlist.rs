@@ -14,7 +14,7 @@ use beelet_core::event::{Exit, LinuxUser, Rejected};
 use beelet_core::health::Health;
 use beelet_core::snapshot::{ContainerState as State, ContainerView, Phase, PodView, Snapshot};
 use beelet_core::spec::{
-    self, EnvValue, PodSpec, PodUid, Propagation, QosClass, RecursiveReadOnly, RestartPolicy, SubPath, name_of,
+    self, API, EnvValue, PodSpec, PodUid, Propagation, QosClass, RecursiveReadOnly, RestartPolicy, SubPath, name_of,
 };
 use beelet_core::units::Micros;
 use k8s_openapi::api::core::v1::{
@@ -47,7 +47,7 @@ fn pod(view: &PodView, manifest: Option<&Pod>, node: &str, host_ip: &str) -> Pod
     pod.metadata.name = Some(view.spec.name.clone());
     pod.metadata.namespace = Some(view.spec.namespace.clone());
     pod.metadata.uid = Some(view.spec.uid.to_string());
-    if !view.foreign && view.spec.origin != beelet_core::spec::API {
+    if !view.foreign && view.spec.origin != API {
         let annotations = pod.metadata.annotations.get_or_insert_default();
         annotations.entry(CONFIG_SOURCE.to_owned()).or_insert_with(|| "file".to_owned());
         annotations.insert(ORIGIN.to_owned(), view.spec.origin.clone());
