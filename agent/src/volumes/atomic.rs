@@ -19,10 +19,11 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use beelet_core::content::{File, Files};
-use rustix::fs::{AtFlags, Dir, FileType, FsWord, Gid, Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, Dir, FileType, FsWord, Gid, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::Error;
+use super::safe::{self, Links};
 
 /// The link to the folder with the files.
 const DATA: &str = "..data";
@@ -30,12 +31,6 @@ const DATA: &str = "..data";
 const NEXT: &str = "..data_tmp";
 /// `f_type` of a tmpfs.
 const TMPFS: FsWord = 0x0102_1994;
-
-/// Below the folder of the descriptor, whatever links somebody has put there.
-const BENEATH: ResolveFlags = ResolveFlags::BENEATH
-    .union(ResolveFlags::NO_SYMLINKS)
-    .union(ResolveFlags::NO_MAGICLINKS)
-    .union(ResolveFlags::NO_XDEV);
 
 /// A volume to be written.
 #[derive(Clone, Copy, Debug)]
@@ -152,9 +147,8 @@ impl Target<'_> {
     /// The entries of a folder.
     fn entries(&self, root: &OwnedFd, folder: &str) -> Result<Vec<(String, FileType)>, Error> {
         let failed = |e| self.failed("list", folder, e);
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let path = if folder.is_empty() { "." } else { folder };
-        let opened = rustix::fs::openat2(root, path, flags, Mode::empty(), BENEATH).map_err(failed)?;
+        let opened = safe::open_folder_here(root, path).map_err(failed)?;
         let mut entries = Vec::new();
         for entry in Dir::read_from(&opened).map_err(failed)? {
             let entry = entry.map_err(failed)?;
@@ -197,8 +191,8 @@ impl Target<'_> {
 
     fn is_as(&self, root: &OwnedFd, path: &str, wanted: &File) -> io::Result<bool> {
         // Whoever put a pipe there must not hold the agent up.
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let opened = rustix::fs::openat2(root, path, flags, Mode::empty(), BENEATH)?;
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let opened = safe::open(root, path, Links::RefusedWithMounts, flags)?;
         let found = rustix::fs::fstat(&opened)?;
         let ours = FileType::from_raw_mode(found.st_mode) == FileType::RegularFile
             && u64::try_from(found.st_size).is_ok_and(|size| size == wanted.data.len() as u64)
@@ -242,17 +236,15 @@ impl Target<'_> {
     fn folder(&self, root: &OwnedFd, path: &str) -> Result<(), Error> {
         let failed = |e| self.failed("make the folder", path, e);
         let (above, name) = path.rsplit_once('/').unwrap_or((".", path));
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let above = rustix::fs::openat2(root, above, flags, Mode::empty(), BENEATH).map_err(failed)?;
+        let above = safe::open_folder_here(root, above).map_err(failed)?;
         rustix::fs::mkdirat(&above, name, Mode::from_raw_mode(0o700)).map_err(failed)?;
-        let made = rustix::fs::openat2(&above, name, flags, Mode::empty(), BENEATH).map_err(failed)?;
+        let made = safe::open_folder_here(&above, name).map_err(failed)?;
         self.give(&made, if self.group.is_some() { 0o2755 } else { 0o755 }).map_err(failed)
     }
 
     fn file(&self, root: &OwnedFd, path: &str, file: &File) -> Result<(), Error> {
         let failed = |e: io::Error| Error::io("write", &self.dir.join(path), e);
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-        let made = rustix::fs::openat2(root, path, flags, Mode::from_raw_mode(0o600), BENEATH);
+        let made = safe::make_file(root, path, 0o600);
         let mut made = fs::File::from(made.map_err(|e| failed(e.into()))?);
         made.write_all(&file.data).map_err(failed)?;
         self.give(&OwnedFd::from(made), self.mode(file)).map_err(|e| failed(e.into()))

@@ -28,6 +28,8 @@ pub(super) enum Links {
     Beneath,
     /// There must be none.
     Refused,
+    /// There must be none, and nothing mounted (`EXDEV`).
+    RefusedWithMounts,
 }
 
 impl Links {
@@ -36,13 +38,20 @@ impl Links {
         match self {
             Self::Beneath => beneath,
             Self::Refused => beneath | ResolveFlags::NO_SYMLINKS,
+            Self::RefusedWithMounts => beneath | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV,
         }
     }
 }
 
 /// Opens what is at `path` below `base`. With `O_PATH` nothing happens to what is opened, whatever it is.
 pub(super) fn open(base: impl AsFd, path: impl AsRef<Path>, links: Links, flags: OFlags) -> Result<OwnedFd> {
-    resolved(base.as_fd(), path.as_ref(), links.resolve(), flags)
+    resolved(base.as_fd(), path.as_ref(), links, flags, Mode::empty())
+}
+
+/// Makes the file `path` below `base`, in which nothing is a link or mounted, and opens it for writing.
+pub(super) fn make_file(base: impl AsFd, path: &str, mode: u32) -> Result<OwnedFd> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
+    resolved(base.as_fd(), path.as_ref(), Links::RefusedWithMounts, flags, Mode::from_raw_mode(mode))
 }
 
 /// Opens the folder of that name in `base`.
@@ -50,14 +59,13 @@ pub(super) fn open(base: impl AsFd, path: impl AsRef<Path>, links: Links, flags:
 /// # Errors
 /// `EXDEV` if something is mounted on it, `ENOTDIR` or `ELOOP` if it is no folder.
 pub(super) fn open_folder_here(base: impl AsFd, name: impl AsRef<Path>) -> Result<OwnedFd> {
-    let here = Links::Refused.resolve() | ResolveFlags::NO_XDEV;
-    resolved(base.as_fd(), name.as_ref(), here, OFlags::RDONLY | OFlags::DIRECTORY)
+    open(base, name, Links::RefusedWithMounts, OFlags::RDONLY | OFlags::DIRECTORY)
 }
 
-fn resolved(base: BorrowedFd<'_>, path: &Path, resolve: ResolveFlags, flags: OFlags) -> Result<OwnedFd> {
+fn resolved(base: BorrowedFd<'_>, path: &Path, links: Links, flags: OFlags, mode: Mode) -> Result<OwnedFd> {
     let mut tries = 0;
     loop {
-        match openat2(base, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve) {
+        match openat2(base, path, flags | OFlags::CLOEXEC, mode, links.resolve()) {
             Err(Errno::AGAIN | Errno::INTR) if tries < TRIES => tries += 1,
             opened => return opened,
         }
